@@ -1,0 +1,38 @@
+"""Teach Meta's MusicGen your own music: from a folder of songs to a LoRA adapter and new music.
+
+The public functions are loaded on first use, so that importing the package costs nothing:
+`prepare`, `train`, `Generator`, `generate` and `demo`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from musicgen_dreamboothing.data.prepare import prepare
+    from musicgen_dreamboothing.demo.chain import demo
+    from musicgen_dreamboothing.generation.generate import generate
+    from musicgen_dreamboothing.generation.generator import Generator
+    from musicgen_dreamboothing.training.train import train
+
+__version__ = "0.1.0"
+__all__ = ["Generator", "demo", "generate", "prepare", "train"]
+
+_HOMES = {
+    "Generator": "generation.generator",
+    "demo": "demo.chain",
+    "generate": "generation.generate",
+    "prepare": "data.prepare",
+    "train": "training.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

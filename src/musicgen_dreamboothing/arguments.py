@@ -1,0 +1,356 @@
+"""Every option once: its name, type, default and help. What an option does is not known here.
+
+The dataclasses are read by transformers' `HfArgumentParser`; the training one extends
+`Seq2SeqTrainingArguments`, so that all of its options keep their names. Files of options (JSON or
+YAML) and names from older versions are understood by `parse`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import yaml
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+from musicgen_dreamboothing.console import UserError, say
+
+DEFAULT_MODEL = "facebook/musicgen-small"
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its default and its line in `--help`."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """Which base checkpoint, and from where."""
+
+    model_name_or_path: str = option(DEFAULT_MODEL, "Base checkpoint: a Hub id or a folder.")
+    model_revision: str | None = option(None, "Branch, tag or commit of the base on the Hub.")
+    cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
+    token: str | None = option(None, "Hub token; the stored login is used without it.")
+    trust_remote_code: bool = option(False, "Run code that a Hub repository brings along.")
+    pad_token_id: int | None = option(None, "Override the checkpoint's pad id.")
+    decoder_start_token_id: int | None = option(None, "Override the checkpoint's start id.")
+
+
+@dataclass
+class DataArguments:
+    """How songs become clips, captions and tokens."""
+
+    dataset_config_name: str | None = option(None, "Configuration of the Hub dataset.")
+    train_split_name: str = option("train", "Split of a dataset to train on.")
+    eval_split_name: str | None = option(None, "Split to evaluate on; it wins over songs held out by chance.")
+    target_audio_column_name: str | None = option(
+        None, "Column of a dataset that holds the songs; by default its only audio column, or 'audio'."
+    )
+    text_column_name: str | None = option(None, "Column that holds captions; by default 'text', if there is one.")
+    instance_prompt: str | None = option(None, "Key-word that stands first in every caption, e.g. punk.")
+    max_duration_in_seconds: float = option(30.0, "Songs are cut into clips of this length.")
+    min_duration_in_seconds: float = option(5.0, "A rest or a song shorter than this is left out.")
+    preprocessing_num_workers: int = option(2, "Songs that are decoded at the same time.")
+    encode_batch_size: int = option(0, "Clips that EnCodec encodes at once; 0 chooses by the device.")
+    overwrite_cache: bool = option(False, "Prepare everything anew, edited captions included.")
+
+
+@dataclass
+class PrepareArguments(DataArguments, ModelArguments):
+    """Options of `prepare`."""
+
+    songs: str = field(
+        default="", metadata={"help": "Folder of songs, one song, Hub dataset, or saved dataset.", "positional": True}
+    )
+    output_dir: str = option("", "Where clips and tokens go (required).")
+
+
+@dataclass
+class LoraArguments:
+    """Which adapter is trained."""
+
+    use_lora: bool = option(True, "Train a LoRA adapter; false trains all weights of the decoder.")
+    lora_r: int = option(16, "Rank of the adapter.")
+    lora_alpha: int = option(16, "The update is scaled by alpha / r.")
+    lora_dropout: float = option(0.0, "Dropout before the adapter.")
+    lora_targets: str = option("all", "Adapted layers: all, attention, or a regular expression over module names.")
+    use_dora: bool = option(False, "Weight-decomposed adapter (DoRA).")
+    use_rslora: bool = option(False, "Scale by alpha / sqrt(r) (rank-stabilised LoRA).")
+    lora_init: str = option("default", "Initial values: default, gaussian or orthogonal.")
+    freeze_text_encoder: bool = option(True, "False trains the text encoder too; captions are then encoded each time.")
+
+
+@dataclass
+class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, ModelArguments):
+    """Options of `train`: ours, and all of transformers' `Seq2SeqTrainingArguments`."""
+
+    dataset_name: str | None = option(None, "Songs (folder, Hub dataset, saved dataset) or a prepared folder (required).")
+    prepared_dir: str | None = option(None, "Where clips and tokens are kept; by default OUTPUT_DIR/data.")
+    max_train_samples: int | None = option(None, "Train on the first so many clips only.")
+    max_eval_samples: int | None = option(None, "Evaluate on the first so many clips only.")
+    eval_fraction: float = option(0.1, "Share of the songs held out for evaluation; 0 holds out none.")
+    crop_seconds: float | None = option(None, "Length of the piece drawn from a song; by default that of a clip.")
+    random_crop: bool = option(True, "Begin each piece elsewhere in every epoch.")
+    caption_dropout: float = option(0.2, "Share of pieces trained without their caption (Meta: 0.3, melody 0.2).")
+    dtype: str = option("auto", "Precision of the base: auto, float32, bfloat16 or float16.")
+    restart: bool = option(False, "Discard an earlier run in OUTPUT_DIR instead of continuing it.")
+
+    # transformers' own options with the defaults that published fine-tunes of MusicGen settled on
+    num_train_epochs: float = option(4.0, "Passes over all clips; few keep what the model could do before.")
+    learning_rate: float = option(2e-4, "Peak learning rate.")
+    per_device_train_batch_size: int = option(2, "Clips in memory at once on each device.")
+    per_device_eval_batch_size: int = option(2, "The same for evaluation.")
+    gradient_accumulation_steps: int = option(8, "Batches added up before each update.")
+    adam_beta2: float = option(0.99, "Beta2 of AdamW.")
+    weight_decay: float = option(0.1, "Weight decay of AdamW.")
+    activation_checkpointing: bool | None = option(
+        True, "Compute activations again instead of keeping them: slower, smaller."
+    )
+    eval_on_start: bool = option(True, "Evaluate once before the training, to have something to compare with.")
+    eval_strategy: str = option("epoch", "When to evaluate: no, steps or epoch.")
+    save_strategy: str = option("epoch", "When to save a checkpoint: no, steps or epoch.")
+    save_total_limit: int | None = option(2, "Checkpoints kept.")
+    logging_steps: float = option(1, "Updates between two lines of the log.")
+    report_to: str | None = option("none", "Trackers: none, tensorboard, wandb, trackio or all.")
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory for batches; by default with a GPU."}
+    )
+    remove_unused_columns: bool = option(False, "Kept false: the collator reads every column.")
+
+    def __post_init__(self) -> None:
+        self._settle_precision()
+        if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = {"use_reentrant": False}
+        super().__post_init__()
+
+    def _settle_precision(self) -> None:
+        """Makes `bf16` and `fp16` choose the base's precision instead of autocast, where an adapter is trained.
+
+        Autocast would keep fp32 copies of what it casts. It stays for full fine-tunes (fp32 weights)
+        and for fp16 on a GPU, whose gradients need the loss scaler that comes with it.
+        """
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        if self.fp16 and not on_gpu:
+            say("fp16 needs a GPU; on this CPU the precision is chosen by --dtype")
+            self.fp16 = False
+        if self.use_lora and self.bf16:
+            self.dtype, self.bf16 = "bfloat16", False
+        if self.use_lora and self.fp16:
+            self.dtype = "float16"
+
+
+@dataclass
+class GenerateArguments:
+    """Options of `generate`."""
+
+    model: str = field(
+        default="", metadata={"help": "Adapter, full fine-tune or base: folder or Hub id.", "positional": True}
+    )
+    prompts: list[str] = field(
+        default_factory=list, metadata={"help": "Descriptions of the music.", "positional": True}
+    )
+    output_dir: str = option("generated", "Where the audio goes.")
+    prompts_file: str | None = option(None, "Text file with one prompt a line.")
+    seconds: float = option(10.0, "Length of each clip; the models were trained on 30 s.")
+    variations: int = option(1, "Clips of each prompt.")
+    guidance_scale: float = option(3.0, "How closely the prompt is followed; 1 switches guidance off.")
+    temperature: float = option(1.0, "Above 1 is wilder, below 1 tamer, 0 takes the likeliest.")
+    top_k: int = option(250, "Draw from the so many likeliest codes; 0 draws from all.")
+    seed: int = option(0, "With the prompt it fixes the clip.")
+    batch_size: int = option(8, "Clips made at once.")
+    format: str = option("wav", "wav, flac or ogg.")
+    dtype: str = option("auto", "auto, float32, bfloat16 or float16.")
+    base_model: str | None = option(None, "The adapter's base, if it has moved since the training.")
+    model_revision: str | None = option(None, "Branch, tag or commit of MODEL on the Hub.")
+    cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
+    token: str | None = option(None, "Hub token; the stored login is used without it.")
+
+
+@dataclass
+class DemoArguments:
+    """Options of `demo`."""
+
+    output_dir: str = option("demo", "Where everything goes.")
+    seed: int = option(0, "Of the songs, the training and the music.")
+
+
+# Names that older files carry, and what became of them.
+RENAMED: dict[str, str] = {
+    "evaluation_strategy": "eval_strategy",
+    "use_auth_token": "token",
+    "overwrite_output_dir": "restart",
+    "warmup_ratio": "warmup_steps",
+    "push_to_hub_token": "hub_token",
+    "push_to_hub_model_id": "hub_model_id",
+    "no_cuda": "use_cpu",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+RETIRED: dict[str, str] = {
+    "include_inputs_for_metrics": "include_for_metrics; evaluation here needs neither",
+    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
+    "group_by_length": "train_sampling_strategy; clips of one length need neither",
+}
+NOT_YET: dict[str, str] = {
+    "add_metadata": "captions come from text files, a text column and --instance_prompt",
+    "push_metadata_repo_id": "the described dataset is the folder of clips; upload it with `hf upload`",
+    "clap_model_name_or_path": "generated music is not scored yet",
+    "conditional_audio_column_name": "melody models are trained with the null melody",
+    "audio_separation": "remove vocals before `prepare`",
+    "audio_separation_batch_size": "remove vocals before `prepare`",
+    "full_generation_sample_text": "listen with `generate` after the training",
+    "num_samples_to_generate": "listen with `generate` after the training",
+    "add_audio_samples_to_wandb": "listen with `generate` after the training",
+    "guidance_scale": "it is an option of `generate`",
+}
+
+Arguments = TypeVar("Arguments")
+
+
+class _Parser(HfArgumentParser):
+    """Names the nearest option where one is unknown, and errs in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def parse(self, words: Sequence[str]) -> Any:
+        """One instance of the parser's dataclass."""
+        known, unknown = self.parse_known_args(list(words))
+        for word in unknown:
+            raise UserError(self._unknown(word))
+        target = self.dataclass_types[0]
+        names = {entry.name for entry in dataclasses.fields(target) if entry.init}
+        return target(**{name: value for name, value in vars(known).items() if name in names})
+
+    def _unknown(self, word: str) -> str:
+        if not word.startswith("--"):
+            return f"{word!r} belongs to no option; see {self.prog} --help"
+        name = word.split("=")[0]
+        options = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        near = difflib.get_close_matches(name, options, n=1, cutoff=0.0)
+        return f"unknown option {name}; the nearest is {near[0]} (all: {self.prog} --help)"
+
+
+def parser(target: type[Any], verb: str, about: str) -> _Parser:
+    """The parser of one verb; fields marked as positional are taken by place."""
+    made = _Parser(
+        _without_positionals(target),
+        prog=f"musicgen-dreamboothing {verb}",
+        description=about,
+        allow_abbrev=False,
+    )
+    for entry in dataclasses.fields(target):
+        if entry.metadata.get("positional"):
+            many = "list" in str(entry.type)
+            made.add_argument(entry.name, nargs="*" if many else None, help=entry.metadata["help"])  # type: ignore[arg-type]
+    made.dataclass_types = [target]
+    return made
+
+
+def _without_positionals(target: type[Any]) -> type[Any]:
+    """A look-alike of the dataclass for HfArgumentParser, which knows only `--options`."""
+    hidden = [entry.name for entry in dataclasses.fields(target) if entry.metadata.get("positional")]
+    if not hidden:
+        return target
+    kept = [
+        (entry.name, entry.type, dataclasses.field(default=entry.default, metadata=entry.metadata))
+        for entry in dataclasses.fields(target)
+        if entry.name not in hidden
+    ]
+    made = dataclasses.make_dataclass(target.__name__, kept)
+    made.__module__ = target.__module__
+    return made
+
+
+def parse(target: type[Arguments], verb: str, about: str, words: Sequence[str]) -> Arguments:
+    """Reads the words of a command line: `[FILE] [--option value ...]`, options winning over the file."""
+    made = parser(target, verb, about)
+    words = list(words)
+    if _takes_file(target) and words and not words[0].startswith("-"):
+        words = [*words_of_file(Path(words[0])), *words[1:]]
+    return made.parse(_modernise(words))  # type: ignore[no-any-return]
+
+
+def _takes_file(target: type[Any]) -> bool:
+    return not any(entry.metadata.get("positional") for entry in dataclasses.fields(target))
+
+
+def words_of_file(path: Path) -> list[str]:
+    """The options in a JSON or YAML file as the words of a command line.
+
+    Raises:
+        UserError: no such file, or it does not hold one mapping of names to values.
+    """
+    if path.suffix not in (".json", ".yaml", ".yml"):
+        raise UserError(f"{str(path)!r} is neither an option nor a .json, .yaml or .yml file of options")
+    if not path.is_file():
+        raise UserError(f"no file of options at {path}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold one mapping of option names to values")
+    return [word for name, value in values.items() for word in _words(str(name), value)]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-4 as text; here it is the number that JSON says it is."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _words(name: str, value: Any) -> Iterable[str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{name}", json.dumps(value)]
+    return [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def _modernise(words: Sequence[str]) -> list[str]:
+    """Replaces the names of older versions, saying each in one line."""
+    return [word for flag, values in _grouped(words) for word in _modern(flag, values)]
+
+
+def _grouped(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each `--option` with the words that follow it; words before the first stand under an empty name."""
+    groups: list[tuple[str, list[str]]] = [("", [])]
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            groups.append((flag, [value] if equals else []))
+        else:
+            groups[-1][1].append(word)
+    return groups
+
+
+def _modern(flag: str, values: list[str]) -> list[str]:
+    name = flag.removeprefix("--").replace("-", "_")
+    if name in RETIRED:
+        say(f"option {name} is gone; its successor is {RETIRED[name]}")
+        return []
+    if name in NOT_YET:
+        say(f"option {name} is not used by this version: {NOT_YET[name]}")
+        return []
+    if name in RENAMED:
+        say(f"option {name} is now called {RENAMED[name]}")
+        if name == "use_auth_token" and values in (["true"], ["false"], ["True"], ["False"]):
+            return []  # it used to switch the stored login on and off; a token itself stands there now
+        return [f"--{RENAMED[name]}", *values]
+    return [flag, *values] if flag else values
+

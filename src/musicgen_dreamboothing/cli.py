@@ -1,0 +1,114 @@
+"""The command line: one verb for each public function. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+
+from musicgen_dreamboothing import __version__
+from musicgen_dreamboothing.console import UserError
+
+PROGRAM = "musicgen-dreamboothing"
+ABOUT = {
+    "prepare": "Cut songs into clips, caption them and encode them to tokens.",
+    "train": "Fine-tune MusicGen on songs or a prepared folder; options may stand in a JSON or YAML file.",
+    "generate": "Make new music with an adapter, a full fine-tune or a base checkpoint.",
+    "demo": "Run the whole chain offline on material made on the spot.",
+}
+USAGE = {
+    "prepare": "prepare SONGS --output_dir DIR [--option value ...]",
+    "train": "train [FILE.json|FILE.yaml] [--option value ...]",
+    "generate": 'generate MODEL "prompt" ["prompt" ...] [--option value ...]',
+    "demo": "demo [--output_dir DIR]",
+}
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 1 for an error told in one line, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    return _guarded(lambda: _run(words[0], words[1:]))
+
+
+def _help() -> str:
+    lines = [f"{PROGRAM} {__version__}: teach MusicGen your own music", ""]
+    for verb, about in ABOUT.items():
+        lines += [f"  {USAGE[verb]}", f"      {about}"]
+    return "\n".join([*lines, "", f"All options of a verb: {PROGRAM} VERB --help"])
+
+
+def _run(verb: str, words: list[str]) -> None:
+    if verb not in ABOUT:
+        import difflib
+
+        near = difflib.get_close_matches(verb, ABOUT, n=1, cutoff=0.0)[0]
+        raise UserError(f"unknown command {verb!r}; did you mean {near}? Commands: {', '.join(ABOUT)}")
+    _quieten()
+    from musicgen_dreamboothing import arguments
+
+    target = {
+        "prepare": arguments.PrepareArguments,
+        "train": arguments.TrainArguments,
+        "generate": arguments.GenerateArguments,
+        "demo": arguments.DemoArguments,
+    }[verb]
+    options = arguments.parse(target, verb, ABOUT[verb], words)
+    import musicgen_dreamboothing
+
+    getattr(musicgen_dreamboothing, verb)(options)
+
+
+def _quieten() -> None:
+    """Keeps the libraries' notes to developers away from people who make music."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
+
+
+def _guarded(work: Callable[[], None]) -> int:
+    """Turns what a person can mend into one line; anything else keeps its traceback, for it is our fault."""
+    try:
+        work()
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on where this one was", INTERRUPTED)
+    except (OSError, ValueError, RuntimeError) as error:
+        told = _told(error)
+        if told is None:
+            raise
+        return _fail(told)
+    return 0
+
+
+def _told(error: Exception) -> str | None:
+    """One line for errors that come from the machine, not from our code; None for all others."""
+    from musicgen_dreamboothing.audio import AudioError
+
+    if isinstance(error, AudioError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.filename or 'while writing'}); free some space and run the same command again"
+    if isinstance(error, PermissionError):
+        return f"not allowed to write or read {error.filename}; choose another folder"
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return (
+            "out of memory; try --per_device_train_batch_size 1 --gradient_accumulation_steps 16, shorter clips "
+            "(--crop_seconds 15), or a smaller --model_name_or_path"
+        )
+    return None
+
+
+def _fail(text: str, code: int = 1) -> int:
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""From songs to clips, captions and tokens on disk."""

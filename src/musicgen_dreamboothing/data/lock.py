@@ -1,0 +1,29 @@
+"""One run at a time in a folder. The lock is the operating system's: a killed process leaves none behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from musicgen_dreamboothing.console import UserError
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder} is in use by another run; wait for it or choose another --output_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,124 @@
+"""`prepare`: songs to clips, captions and tokens in one folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from musicgen_dreamboothing.arguments import DataArguments, ModelArguments, PrepareArguments
+from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data import clips as clipping
+from musicgen_dreamboothing.data.clips import CLIPS, METADATA, Cutting, cut_songs, describe, update_metadata
+from musicgen_dreamboothing.data.lock import folder_lock
+from musicgen_dreamboothing.data.sources import Columns, find_songs, read_json_lines
+from musicgen_dreamboothing.data.tokens import TOKENS, tokenize_clips
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
+
+OURS = (CLIPS, TOKENS, clipping.SONGS, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder, and what this run had to do for it."""
+
+    folder: Path
+    clips: int
+    songs_cut: int
+    clips_encoded: int
+    captions_encoded: int
+
+
+def prepare(options: PrepareArguments) -> Prepared:
+    """Cuts, captions and encodes songs; a second run does only what changed.
+
+    Raises:
+        UserError: no such songs, no caption for any of them, or no song that can be used.
+    """
+    if not options.output_dir:
+        raise UserError("say where the clips go: prepare SONGS --output_dir DIR")
+    checkpoint = checkpoint_of(options)
+    result = prepare_songs(options.songs, Path(options.output_dir), options, checkpoint, token=options.token)
+    say(f"prepared in {result.folder}: edit captions in {result.folder / CLIPS / METADATA}, then")
+    say(f"  musicgen-dreamboothing train --dataset_name {result.folder} --output_dir runs/mine")
+    return result
+
+
+def checkpoint_of(options: ModelArguments) -> Checkpoint:
+    """The base checkpoint that the options name."""
+    return load_checkpoint(
+        Source(
+            options.model_name_or_path,
+            options.model_revision,
+            options.cache_dir,
+            options.token,
+            options.trust_remote_code,
+        ),
+        pad_token_id=options.pad_token_id,
+        start_token_id=options.decoder_start_token_id,
+    )
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder was made by `prepare` (or has clips and a metadata file in the same places)."""
+    return (folder / CLIPS / METADATA).is_file()
+
+
+def prepare_songs(
+    songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint, *, token: str | None = None
+) -> Prepared:
+    """Brings a prepared folder up to date with its songs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder):
+        if options.overwrite_cache:
+            _remove_ours(folder)
+        columns = Columns(
+            options.target_audio_column_name,
+            options.text_column_name,
+            options.dataset_config_name,
+            options.train_split_name,
+            options.eval_split_name,
+        )
+        found = find_songs(songs, columns, token=token)
+        if not options.instance_prompt and not any(song.caption for song in found):
+            raise UserError(
+                "no song has a caption: give the style a key-word with --instance_prompt, "
+                "a column with --text_column_name, or put a song.txt beside each song"
+            )
+        cut = _cut(folder, found, options, checkpoint)
+        encoded, captions = tokenize_clips(folder, checkpoint, batch_size=options.encode_batch_size)
+        return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
+
+
+def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint) -> Prepared:
+    """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
+    with folder_lock(folder):
+        encoded, captions = tokenize_clips(folder, checkpoint, batch_size=options.encode_batch_size)
+    return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), 0, encoded, captions)
+
+
+def _cut(folder: Path, songs: list, options: DataArguments, checkpoint: Checkpoint) -> int:  # type: ignore[type-arg]
+    cutting = Cutting(
+        checkpoint.sampling_rate,
+        checkpoint.hop_length,
+        options.max_duration_in_seconds,
+        options.min_duration_in_seconds,
+    )
+    before = {record.source: record for record in clipping.read_records(folder)}
+    fresh = [song for song in songs if song.name not in before or not before[song.name].is_done(song, cutting)]
+    records = cut_songs(folder, songs, cutting, options.preprocessing_num_workers)
+    for line in describe(records):
+        say(line)
+    if not any(record.clips for record in records):
+        raise UserError("no song could be used; the reasons stand above")
+    update_metadata(folder, songs, records, options.instance_prompt)
+    return len(fresh)
+
+
+def _remove_ours(folder: Path) -> None:
+    for name in OURS:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

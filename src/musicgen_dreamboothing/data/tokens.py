@@ -1,0 +1,262 @@
+"""Clips to tokens: EnCodec runs once for each clip, T5 once for each distinct caption.
+
+`tokens/clips` holds codes without the delay pattern, `tokens/captions` the text states; both are
+`datasets` folders. A code stays valid as long as the bytes of its clip and the codec are the same,
+so that a changed caption costs a run of T5 on that caption and nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.data.clips import CLIPS, METADATA
+from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
+from musicgen_dreamboothing.data.sources import TRAIN, read_json_lines
+from musicgen_dreamboothing.model import codec, text
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
+from musicgen_dreamboothing.model.device import best_device, release_memory
+
+TOKENS, CODES, CAPTIONS, PARTS, INFO = "tokens", "clips", "captions", "parts", "info.json"
+PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
+ENCODE_BATCH = {"cpu": 2, "cuda": 16, "mps": 2}  # clips of 30 s; EnCodec wants about 0.5 GB for each
+
+CODE_FEATURES = datasets.Features(
+    {
+        "digest": datasets.Value("string"),
+        "codes": datasets.List(datasets.List(datasets.Value("uint16"))),  # [K, T]
+    }
+)
+CAPTION_FEATURES = datasets.Features(
+    {
+        "text": datasets.Value("string"),
+        "states": datasets.List(datasets.List(datasets.Value("float16"))),  # [L, D]
+    }
+)
+CLIP_COLUMNS = ("file_name", "source", "split", "start", "seconds", "text")
+
+
+def tokenize_clips(folder: Path, checkpoint: Checkpoint, *, batch_size: int = 0) -> tuple[int, int]:
+    """Brings `tokens/` up to date with `clips/`.
+
+    Args:
+        folder: the prepared folder.
+        checkpoint: the base whose codec and text encoder are used.
+        batch_size: clips encoded at once; 0 chooses by the device.
+
+    Returns:
+        How many clips and how many captions had to be encoded.
+    """
+    rows = clip_rows(folder)
+    tokens = folder / TOKENS
+    origin = _origin(checkpoint)
+    if _read_info(tokens) != origin:
+        shutil.rmtree(tokens, ignore_errors=True)
+    tokens.mkdir(parents=True, exist_ok=True)
+    write_json(tokens / INFO, origin)
+    encoded = _update_codes(folder, rows, checkpoint, batch_size)
+    captioned = _update_captions(tokens, [row["text"] for row in rows], checkpoint)
+    return encoded, captioned
+
+
+def clip_rows(folder: Path) -> list[dict[str, Any]]:
+    """The clips listed in the metadata whose file exists, with the digest of each file."""
+    clips = folder / CLIPS
+    rows = [row for row in read_json_lines(clips / METADATA) if (clips / str(row.get("file_name"))).is_file()]
+    return [_clip_row(row, clips) for row in rows]
+
+
+def _clip_row(row: dict[str, Any], clips: Path) -> dict[str, Any]:
+    """Fills in what a person who wrote the metadata by hand may have left out."""
+    name = row["file_name"]
+    usual = {"source": name, "split": TRAIN, "start": 0.0, "seconds": 0.0, "text": ""}
+    return {**{key: row.get(key) or value for key, value in usual.items()}, "file_name": name, "digest": digest(clips / name)}
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the tokens depend on besides the clips."""
+    weights = sorted(Path(checkpoint.name).glob("*.safetensors")) if checkpoint.is_local else []
+    return {
+        "model": checkpoint.name,
+        "revision": checkpoint.revision,
+        "weights": [f"{path.name} {path.stat().st_size}" for path in weights],
+        "sampling_rate": checkpoint.sampling_rate,
+        "frame_rate": checkpoint.frame_rate,
+        "codebooks": checkpoint.codebooks,
+        "audio_channels": checkpoint.audio_channels,
+    }
+
+
+def _read_info(tokens: Path) -> dict[str, Any] | None:
+    path = tokens / INFO
+    return read_json(path) if path.exists() else None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file that we wrote."""
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _update_codes(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int) -> int:
+    tokens = folder / TOKENS
+    if _is_current(tokens / CODES, rows):
+        return 0
+    known = _known_codes(tokens)
+    missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
+    if missing:
+        _encode_missing(folder, missing, checkpoint, batch_size)
+        known = _known_codes(tokens)
+    _assemble(tokens, rows, known)
+    shutil.rmtree(tokens / PARTS, ignore_errors=True)
+    return len(missing)
+
+
+def _is_current(codes: Path, rows: list[dict[str, Any]]) -> bool:
+    if not codes.exists():
+        return False
+    stored = datasets.load_from_disk(str(codes)).select_columns([*CLIP_COLUMNS, "digest"])
+    return stored.to_list() == [{key: row[key] for key in (*CLIP_COLUMNS, "digest")} for row in rows]
+
+
+def _known_codes(tokens: Path) -> dict[str, tuple[datasets.Dataset, int]]:
+    """Where the codes of each digest stand: in the finished table or in the parts of a run that was cut short."""
+    tables = [tokens / CODES, *sorted((tokens / PARTS).glob("[0-9]*"))]
+    known = {}
+    for path in tables:
+        if (path / "state.json").exists():
+            table = datasets.load_from_disk(str(path)).select_columns(["digest", "codes"])
+            known.update({found: (table, index) for index, found in enumerate(table["digest"])})
+    return known
+
+
+def _assemble(
+    tokens: Path, rows: list[dict[str, Any]], known: dict[str, tuple[datasets.Dataset, int]]
+) -> None:
+    """Writes the table of all clips in the order of the metadata."""
+
+    def examples() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            table, index = known[row["digest"]]
+            yield {**{key: row[key] for key in (*CLIP_COLUMNS, "digest")}, "codes": table[index]["codes"]}
+
+    columns = {key: datasets.Value("float64" if key in ("start", "seconds") else "string") for key in CLIP_COLUMNS}
+    _save(examples(), datasets.Features({**columns, **CODE_FEATURES}), tokens / CODES)
+
+
+def _save(examples: Iterator[dict[str, Any]], features: datasets.Features, folder: Path) -> None:
+    """Writes rows as a folder for `load_from_disk`, in one move and with one batch of rows in memory."""
+    fresh = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    scratch = folder.with_name(f"{folder.name}.arrow")
+    with datasets.arrow_writer.ArrowWriter(path=str(scratch), features=features) as writer:
+        for example in examples:
+            writer.write(example)
+        writer.finalize()
+    table = datasets.Dataset.from_file(str(scratch))
+    with _quiet_bars():
+        table.save_to_disk(str(fresh))
+    replace_folder(fresh, folder)
+    scratch.unlink()
+
+
+class _quiet_bars:
+    """Hides the progress bars of `datasets` for tables that are written in a moment."""
+
+    def __enter__(self) -> None:
+        self._were_shown = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *_: object) -> None:
+        if self._were_shown:
+            datasets.enable_progress_bars()
+
+
+def _encode_missing(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int) -> None:
+    """Runs EnCodec over the clips and keeps the codes in parts; the codec leaves memory at the end."""
+    device = best_device()
+    batch_size = batch_size or ENCODE_BATCH.get(device.type, 2)
+    model = load_codec(checkpoint, device)
+    parts = folder / TOKENS / PARTS
+    parts.mkdir(exist_ok=True)
+    seconds = sum(row["seconds"] for row in rows)
+    pending: list[dict[str, Any]] = []
+    with tqdm(total=round(seconds, 1), unit="s of audio", desc="encoding") as bar:
+        for batch in _equal_length_batches(folder / CLIPS, rows, checkpoint, batch_size):
+            waves = torch.from_numpy(np.stack([wave for _, wave in batch]))
+            codes = codec.encode(model, waves, checkpoint).cpu().numpy().astype(np.uint16)
+            pending += [{"digest": row["digest"], "codes": code} for (row, _), code in zip(batch, codes, strict=True)]
+            bar.update(len(batch) * waves.shape[-1] / checkpoint.sampling_rate)
+            if len(pending) >= PART_CLIPS:
+                pending = _save_part(parts, pending)
+    if pending:
+        _save_part(parts, pending)
+    del model
+    release_memory()
+
+
+def _save_part(parts: Path, pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    number = max((int(path.name) for path in parts.glob("[0-9]*") if path.name.isdigit()), default=-1) + 1
+    _save(iter(pending), CODE_FEATURES, parts / f"{number:06d}")
+    return []
+
+
+def _equal_length_batches(
+    clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, batch_size: int
+) -> Iterator[list[tuple[dict[str, Any], np.ndarray]]]:
+    """Clips with their waves, `[C, S]` at the codec's rate: padding would change the codes of the shorter ones."""
+    ordered = sorted(rows, key=lambda row: (-row["seconds"], row["file_name"]))
+    waves = ((row, _wave(clips / row["file_name"], checkpoint)) for row in ordered)
+    for _, group in groupby(waves, key=lambda pair: pair[1].shape[-1]):
+        batch: list[tuple[dict[str, Any], np.ndarray]] = []
+        for pair in group:
+            batch.append(pair)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _wave(path: Path, checkpoint: Checkpoint) -> np.ndarray:
+    """A clip as the codec wants it: its rate, the model's channels, whole frames."""
+    wave = audio.to_channels(audio.decode(path, checkpoint.sampling_rate), checkpoint.audio_channels)
+    return np.pad(wave, ((0, 0), (0, -wave.shape[1] % checkpoint.hop_length)))
+
+
+def _update_captions(tokens: Path, captions: list[str], checkpoint: Checkpoint) -> int:
+    """Encodes captions that are new and drops those that nobody uses."""
+    folder = tokens / CAPTIONS
+    wanted = list(dict.fromkeys(captions))
+    table = datasets.load_from_disk(str(folder)) if folder.exists() else None
+    known = {caption: index for index, caption in enumerate(table["text"])} if table is not None else {}
+    missing = [caption for caption in wanted if caption not in known]
+    if not missing and len(known) == len(wanted):
+        return 0
+    fresh = dict(_encode_captions(missing, checkpoint)) if missing else {}
+
+    def examples() -> Iterator[dict[str, Any]]:
+        for caption in wanted:
+            states = fresh[caption] if caption in fresh else table[known[caption]]["states"]  # type: ignore[index]
+            yield {"text": caption, "states": states}
+
+    _save(examples(), CAPTION_FEATURES, folder)
+    return len(missing)
+
+
+def _encode_captions(captions: list[str], checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    encoder = load_text_encoder(checkpoint, best_device())
+    pairs = text.encode_captions(load_tokenizer(checkpoint), encoder, captions)
+    yield from tqdm(pairs, total=len(captions), unit="caption", desc="captions")
+    del encoder
+    release_memory()

@@ -1,0 +1,111 @@
+"""`generate`: prompts to audio files."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.arguments import GenerateArguments
+from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.generation.decoding import Sampling
+from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, GeneratedClip, Generator
+
+MAX_SLUG = 40
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` made: the files in the order of the prompts, and the speed as audio time by wall time."""
+
+    files: list[Path]
+    speed: float
+
+
+def generate(options: GenerateArguments) -> Generation:
+    """Generates clips for every prompt and writes them to `output_dir`.
+
+    Raises:
+        UserError: no prompt, an unknown format, no such model, or an adapter that does nothing.
+    """
+    prompts = _prompts(options)
+    suffix = _suffix(options.format)
+    folder = Path(options.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = Generator(
+        options.model,
+        base_model=options.base_model,
+        revision=options.model_revision,
+        cache_dir=options.cache_dir,
+        token=options.token,
+        dtype=options.dtype,
+    )
+    say(_describe(generator, options.model))
+    _warn(generator, prompts, options.seconds)
+    started = time.perf_counter()
+    files: dict[tuple[str, int], Path] = {}
+    for clip in generator.generate(
+        prompts,
+        seconds=options.seconds,
+        variations=options.variations,
+        seed=options.seed,
+        sampling=Sampling(options.guidance_scale, options.temperature, options.top_k),
+        batch_size=options.batch_size,
+    ):
+        path = folder / _file_name(clip, prompts, suffix)
+        audio.write(path, clip.wave, clip.sampling_rate)
+        files[clip.prompt, clip.variation] = path
+    elapsed = time.perf_counter() - started
+    made = options.seconds * len(files)
+    say(f"{plural(len(files), 'clip')} of {options.seconds:g} s in {elapsed:.1f} s: {made / elapsed:.2f}x real time")
+    for path in sorted(files.values()):
+        say(f"  {path}")
+    return Generation(sorted(files.values()), made / elapsed)
+
+
+def _prompts(options: GenerateArguments) -> list[str]:
+    """Prompts of the command line, then those of the file: one a line, empty lines left out."""
+    prompts = list(options.prompts)
+    if options.prompts_file is not None:
+        path = Path(options.prompts_file)
+        if not path.is_file():
+            raise UserError(f"no file of prompts at {path}; it holds one prompt a line")
+        prompts += [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise UserError('no prompt; write it behind the model: generate MODEL "fast punk with loud guitars"')
+    return list(dict.fromkeys(prompts))
+
+
+def _suffix(name: str) -> str:
+    suffix = "." + name.lower().lstrip(".")
+    if suffix not in audio.WRITTEN_SUFFIXES:
+        possible = ", ".join(sorted(known.lstrip(".") for known in audio.WRITTEN_SUFFIXES))
+        raise UserError(f"--format {name!r} can't be written; it takes {possible}")
+    return suffix
+
+
+def _describe(generator: Generator, model: str) -> str:
+    """One or two lines on what was loaded; the last thing a person wonders about is whether the adapter works."""
+    base = generator.checkpoint
+    channels = "stereo" if base.audio_channels == 2 else "mono"
+    family = "melody" if base.is_melody else "text"
+    where = f"on {generator.device} in {str(generator.dtype).removeprefix('torch.')}"
+    facts = f"{family} model, {channels}, {base.sampling_rate} Hz, {where}"
+    if generator.active_layers is None:
+        return f"loaded {model}: {facts}"
+    active, total = generator.active_layers
+    return f"loaded {base.name}: {facts}\nadapter {model}: active in {active} of {total} layers"
+
+
+def _warn(generator: Generator, prompts: list[str], seconds: float) -> None:
+    for prompt in generator.cut_prompts(prompts):
+        say(f"prompt of {len(prompt)} characters is cut to what the text encoder reads: {prompt[:60]!r}…")
+    if seconds > TRAINED_SECONDS:
+        say(f"note: {seconds:g} s is longer than the {TRAINED_SECONDS:g} s the models were trained on")
+
+
+def _file_name(clip: GeneratedClip, prompts: list[str], suffix: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", clip.prompt.lower()).strip("-")[:MAX_SLUG].strip("-") or "prompt"
+    return f"{prompts.index(clip.prompt):02d}_{slug}_{clip.variation}{suffix}"

@@ -1,0 +1,168 @@
+"""LoRA adapters on the language model: where they sit, how they compute, and whether they do anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import load_peft_weights
+from torch import nn
+from torch.nn import functional
+
+from musicgen_dreamboothing.console import UserError
+
+ATTENTION = r"decoder\.model\.decoder\.layers\.\d+\.(self_attn|encoder_attn)\.(q_proj|k_proj|v_proj|out_proj)"
+FEED_FORWARD = r"decoder\.model\.decoder\.layers\.\d+\.(fc1|fc2)"
+HEADS = r"decoder\.lm_heads\.\d+"
+EMBEDDINGS = r"decoder\.model\.decoder\.embed_tokens\.\d+"
+PROJECTIONS = r"(audio_)?enc_to_dec_proj"
+TEXT_ENCODER = r"text_encoder\..*\.(q|k|v|o|wi|wi_0|wi_1|wo)"
+PRESETS = {
+    "all": (ATTENTION, FEED_FORWARD, HEADS, EMBEDDINGS, PROJECTIONS),
+    "attention": (ATTENTION,),
+}
+INITIALISATIONS = ("default", "gaussian", "orthogonal")
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What PEFT's `LoraConfig` is made of.
+
+    Attributes:
+        targets: `all`, `attention`, or a regular expression over full module names.
+        init: one of `INITIALISATIONS`; those that change the base weights are left out, because
+            the saved adapter would not fit the published base any more.
+    """
+
+    r: int = 16
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: str = "all"
+    use_dora: bool = False
+    use_rslora: bool = False
+    init: str = "default"
+
+
+def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: bool = False) -> PeftModel:
+    """Wraps the language model with a fresh adapter: fp32 weights, arithmetic in the base's precision.
+
+    Raises:
+        UserError: the targets match no module, or the initialisation is unknown.
+    """
+    if settings.init not in INITIALISATIONS:
+        raise UserError(f"--lora_init {settings.init!r} is unknown; it takes {', '.join(INITIALISATIONS)}")
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=target_pattern(settings.targets, with_text_encoder=with_text_encoder),
+        use_dora=settings.use_dora,
+        use_rslora=settings.use_rslora,
+        init_lora_weights=True if settings.init == "default" else settings.init,  # type: ignore[arg-type]
+    )
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:  # PEFT: "Target modules ... not found"
+        raise UserError(
+            f"--lora_targets {settings.targets!r} matches no module; it takes {', '.join(PRESETS)}, or a "
+            f"regular expression over names such as decoder.model.decoder.layers.0.self_attn.q_proj"
+        ) from error
+    compute_in_base_precision(wrapped)
+    return wrapped
+
+
+def target_pattern(targets: str, *, with_text_encoder: bool = False) -> str:
+    """The regular expression of a preset; any other text is taken as one."""
+    if targets not in PRESETS:
+        return targets
+    parts = PRESETS[targets] + ((TEXT_ENCODER,) if with_text_encoder else ())
+    return "|".join(f"({part})" for part in parts)
+
+
+class _CastLinear(nn.Linear):
+    """Keeps its weight in fp32 for the optimizer and multiplies in the input's precision."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight.to(x.dtype))
+
+
+def compute_in_base_precision(model: nn.Module) -> None:
+    """Stops PEFT from making an fp32 copy of every input of every adapted layer.
+
+    With a 16-bit base those copies are a fifth of the peak memory. The weights stay fp32. DoRA
+    normalises the merged weight and is left as PEFT computes it.
+    """
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer) or any(layer.use_dora.values()):
+            continue
+        layer.cast_input_dtype_enabled = False
+        for linear in [*layer.lora_A.values(), *layer.lora_B.values()]:
+            if type(linear) is nn.Linear:
+                linear.__class__ = _CastLinear
+
+
+def adapter_config(name: str, **arguments: Any) -> PeftConfig | None:
+    """The configuration of the adapter in a folder or on the Hub, or None where there is none."""
+    if Path(name).is_dir() and not (Path(name) / "adapter_config.json").exists():
+        return None
+    try:
+        return PeftConfig.from_pretrained(name, **arguments)
+    except (ValueError, OSError, HfHubHTTPError, HFValidationError):
+        return None
+
+
+def trains_text_encoder(name: str, **arguments: Any) -> bool:
+    """Whether an adapter holds weights for the text encoder."""
+    return any(".text_encoder." in key for key in load_peft_weights(name, device="cpu", **arguments))
+
+
+def load_adapter(model: nn.Module, name: str, **arguments: Any) -> PeftModel:
+    """Puts a saved adapter on its base and proves that it does something.
+
+    Raises:
+        UserError: its weights do not fit, none matched, or all of them are zero.
+    """
+    misfit = f"the adapter {name} does not fit {model.config._name_or_path}: "
+    try:
+        wrapped = PeftModel.from_pretrained(model, name, **arguments)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            misfit + "its weights have other names or sizes. It names its base in adapter_config.json; "
+            "give that one with --base_model"
+        ) from error
+    saved = set(load_peft_weights(name, device="cpu", **arguments))
+    matched = saved & set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    if not matched:
+        raise UserError(misfit + f"none of its {len(saved)} weights has a place there")
+    if not is_active(wrapped):
+        raise UserError(f"the adapter {name} changes nothing: all its updates are zero. Was it trained?")
+    return wrapped
+
+
+def is_active(model: nn.Module) -> bool:
+    """Whether any adapted layer's update B·A differs from zero."""
+    return any(_updates(layer) for layer in model.modules() if isinstance(layer, LoraLayer))
+
+
+def count_active(model: nn.Module) -> tuple[int, int]:
+    """How many adapted layers have an update that is not zero, and how many there are."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    return sum(_updates(layer) for layer in layers), len(layers)
+
+
+def _updates(layer: LoraLayer) -> bool:
+    pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
+    pairs += [(layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A]
+    return any(bool(a.any()) and bool(b.any()) for a, b in pairs)
+
+
+def merge(model: PeftModel) -> nn.Module:
+    """The base with the adapter's updates added to its weights, and the adapter gone."""
+    return model.merge_and_unload()

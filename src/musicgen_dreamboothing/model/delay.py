@@ -1,0 +1,55 @@
+"""The delay pattern: how K parallel codebooks become one sequence (Copet et al. 2023, section 2.2).
+
+With four codebooks and five frames, `.` being the pad token::
+
+    step        0  1  2  3  4  5  6  7
+    codebook 0  a0 a1 a2 a3 a4 .  .  .
+    codebook 1  .  b0 b1 b2 b3 b4 .  .
+    codebook 2  .  .  c0 c1 c2 c3 c4 .
+    codebook 3  .  .  .  d0 d1 d2 d3 d4
+
+Stereo checkpoints interleave the codebooks of left and right, and both sides of a pair share a delay.
+"""
+
+from __future__ import annotations
+
+import torch
+
+IGNORED = -100  # label of a position that carries no loss, as in torch.nn.functional.cross_entropy
+
+
+def delays(codebooks: int, audio_channels: int) -> tuple[int, ...]:
+    """Delay of each codebook in frames: `0 1 2 3` for mono, `0 0 1 1 2 2 3 3` for stereo."""
+    if codebooks % audio_channels:
+        raise ValueError(f"{codebooks} codebooks can't be shared by {audio_channels} channels")
+    return tuple(codebook // audio_channels for codebook in range(codebooks))
+
+
+def apply_delay(codes: torch.Tensor, delay: tuple[int, ...], fill: int) -> torch.Tensor:
+    """Shifts codebook k right by its delay: `[..., K, T]` -> `[..., K, T + max(delay)]`, `fill` elsewhere."""
+    frames = codes.shape[-1]
+    delayed = codes.new_full((*codes.shape[:-1], frames + max(delay)), fill)
+    for codebook, shift in enumerate(delay):
+        delayed[..., codebook, shift : shift + frames] = codes[..., codebook, :]
+    return delayed
+
+
+def undo_delay(delayed: torch.Tensor, delay: tuple[int, ...]) -> torch.Tensor:
+    """The inverse of `apply_delay`: `[..., K, S]` -> `[..., K, S - max(delay)]`."""
+    frames = delayed.shape[-1] - max(delay)
+    rows = [delayed[..., codebook, shift : shift + frames] for codebook, shift in enumerate(delay)]
+    return torch.stack(rows, dim=-2)
+
+
+def training_steps(codes: torch.Tensor, delay: tuple[int, ...], start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and labels of teacher forcing: `[K, T]` -> two of `[K, T]`.
+
+    Only the first T steps are kept, as audiocraft does (`keep_only_valid_steps` in its
+    `models/lm.py`): codebook k's last k frames carry no loss. A crop of something longer is
+    therefore taken `max(delay)` frames longer, and then nothing is lost.
+    """
+    frames = codes.shape[-1]
+    labels = apply_delay(codes, delay, IGNORED)[..., :frames]
+    targets = labels.masked_fill(labels == IGNORED, start)
+    inputs = torch.cat([torch.full_like(targets[..., :1], start), targets[..., :-1]], dim=-1)
+    return inputs, labels

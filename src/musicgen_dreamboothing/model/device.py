@@ -1,0 +1,66 @@
+"""Where to compute and in which precision."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import torch
+
+from musicgen_dreamboothing.console import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def best_device() -> torch.device:
+    """CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
+
+    On a CPU without bf16 units (AMX, AVX512-BF16) bf16 arithmetic is emulated and slower than fp32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    features = torch.cpu.get_capabilities()
+    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+
+
+def parse_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`, or one of float32, bfloat16, float16."""
+    if name == "auto":
+        return best_dtype(device)
+    if name not in DTYPES:
+        raise UserError(f"--dtype {name!r} is unknown; it takes auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def release_memory() -> None:
+    """Gives the memory of dropped modules back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reset_peak_memory() -> None:
+    """Starts a new measurement of `peak_memory` on a GPU; a process's peak on a CPU can't be reset."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> tuple[float, str]:
+    """Peak memory in GB and what it is the peak of: the GPU's allocator, or this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9, "GPU memory"
+    if sys.platform == "win32":
+        return 0.0, "not measured on Windows"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, "memory of the process"

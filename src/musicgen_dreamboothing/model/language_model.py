@@ -1,0 +1,240 @@
+"""The codebook language model without the encoders it does not need.
+
+`load_language_model` gives transformers' own MusicGen class with two changes: parts that a stage
+does not use (EnCodec always, T5 when text states are cached) are placeholders without weights, and
+`forward` returns the summed cross-entropy of every clip and codebook instead of logits, which is
+what an exact loss over any split of a batch is made of. Parameter names are transformers' own, so
+an adapter trained here fits the original class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint as recompute
+from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint, quiet_loading
+from musicgen_dreamboothing.model.delay import IGNORED
+
+
+@dataclass
+class CodebookLoss(ModelOutput):
+    """Summed cross-entropy in nats and number of valid positions, both `[B, K]`."""
+
+    nll: torch.Tensor | None = None
+    count: torch.Tensor | None = None
+
+
+@dataclass
+class Conditioning:
+    """What the language model hears of a caption.
+
+    Attributes:
+        states: text family `[B, L, D]`; melody family `[B, C + L, D]`, chroma before text.
+        mask: text family `[B, L]`, 1 where a state may be attended to.
+        lengths: melody family `[B]`, number of text states of each clip.
+    """
+
+    states: torch.Tensor
+    mask: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+
+
+class Absent(PreTrainedModel):
+    """Stands where an encoder would be: knows its configuration and holds no weights."""
+
+    config_class = None
+    main_input_name = "input_ids"
+
+    def get_output_embeddings(self) -> None:
+        """None, as of any encoder."""
+
+    def get_input_embeddings(self) -> None:
+        """None: there is nothing to embed with."""
+
+
+class _CodebookLM:
+    """What both families share; `condition` and `hidden_states` are the family's own."""
+
+    main_input_name = "codes"
+    # Weights of the encoders in the checkpoint's files are not wanted, and their absence is no fault.
+    _keys_to_ignore_on_load_unexpected = (r"^text_encoder\.", r"^audio_encoder\.")
+
+    config: Any
+    decoder: Any
+    text_encoder: Any
+    enc_to_dec_proj: nn.Module
+
+    def forward(
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor,
+        text_mask: torch.Tensor,
+        keep_caption: torch.Tensor,
+        text_states: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+    ) -> CodebookLoss:
+        """The loss of delayed codes under teacher forcing.
+
+        Args:
+            codes: inputs of each step `[B, K, S]`, delayed and shifted (`delay.training_steps`).
+            labels: target of each step `[B, K, S]`, -100 where there is none.
+            text_mask: 1 for the tokens of a caption `[B, L]`.
+            keep_caption: False where the caption is dropped for the null condition `[B]`.
+            text_states: cached states of the text encoder `[B, L, D_text]`; or
+            input_ids: tokens of the captions `[B, L]`, encoded here.
+        """
+        if text_states is None:
+            text_states = self.text_encoder(input_ids=input_ids, attention_mask=text_mask).last_hidden_state
+        hidden = self.hidden_states(codes, self.condition(text_states, text_mask, keep_caption))
+        columns = [
+            _summed_cross_entropy(hidden, head, labels[:, codebook])
+            for codebook, head in enumerate(self.decoder.lm_heads)
+        ]
+        return CodebookLoss(nll=torch.stack(columns, dim=1), count=(labels != IGNORED).sum(-1))
+
+    def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
+        raise TypeError("a family's class defines this")
+
+    def hidden_states(
+        self, codes: torch.Tensor, conditioning: Conditioning, cache: Cache | None = None
+    ) -> torch.Tensor:
+        raise TypeError("a family's class defines this")
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`[B, S, D]` -> `[B, K, S, V]`."""
+        return torch.stack([head(hidden) for head in self.decoder.lm_heads], dim=1)
+
+    def _project(self, text_states: torch.Tensor) -> torch.Tensor:
+        text_states = text_states.to(self.decoder.dtype)
+        same_width = self.config.text_encoder.hidden_size == self.config.decoder.hidden_size
+        return text_states if same_width else self.enc_to_dec_proj(text_states)
+
+
+class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
+    """The text family: captions are attended to by cross-attention."""
+
+    def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
+        """The null condition is an all-zero mask, as in transformers' guided `generate`."""
+        mask = text_mask * keep_caption[:, None].to(text_mask.dtype)
+        states = self._project(text_states)
+        return Conditioning(states * mask[..., None].to(states.dtype), mask=mask)
+
+    def hidden_states(
+        self, codes: torch.Tensor, conditioning: Conditioning, cache: Cache | None = None
+    ) -> torch.Tensor:
+        """Codes `[B, K, S]` -> `[B, S, D]`."""
+        return self.decoder.model(
+            input_ids=codes.reshape(-1, codes.shape[-1]),
+            encoder_hidden_states=conditioning.states,
+            encoder_attention_mask=conditioning.mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+
+class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
+    """The melody family: chroma and text stand before the codes; here the chroma is the null melody."""
+
+    def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
+        """The null condition zeroes the text states and keeps their places, as transformers' guided `generate`."""
+        states = self._project(text_states)
+        keep = text_mask * keep_caption[:, None].to(text_mask.dtype)
+        states = states * keep[..., None].to(states.dtype)
+        chroma = self._null_chroma().expand(states.shape[0], -1, -1)
+        return Conditioning(torch.cat([chroma, states], dim=1), lengths=text_mask.sum(-1))
+
+    def _null_chroma(self) -> torch.Tensor:
+        """The prefix of a clip without a melody, `[1, C, D]`: chroma class 0 in every frame."""
+        chroma = torch.zeros(1, 1, self.config.num_chroma, device=self.device, dtype=self.decoder.dtype)
+        chroma[..., 0] = 1
+        if self.config.num_chroma != self.config.decoder.hidden_size:
+            chroma = self.audio_enc_to_dec_proj(chroma)
+        return chroma.expand(-1, self.config.chroma_length, -1)
+
+    def hidden_states(
+        self, codes: torch.Tensor, conditioning: Conditioning, cache: Cache | None = None
+    ) -> torch.Tensor:
+        """Codes `[B, K, S]` -> `[B, S, D]`, the prefix left out."""
+        embedded = sum(table(codes[:, k]) for k, table in enumerate(self.decoder.model.decoder.embed_tokens))
+        if cache is not None and cache.get_seq_length() > 0:
+            return self._decode(embedded, cache)
+        longest = conditioning.states.shape[1] - self.config.chroma_length
+        return self._decode_ragged(conditioning, embedded, longest, cache)
+
+    def _decode_ragged(
+        self, conditioning: Conditioning, embedded: torch.Tensor, longest: int, cache: Cache | None
+    ) -> torch.Tensor:
+        """Puts the codes right behind each clip's own text and the padding at the very end.
+
+        Padding between text and codes would move the codes' positions, and a clip's loss would
+        depend on the captions it is batched with.
+        """
+        steps, device = embedded.shape[1], embedded.device
+        sequence = torch.cat([conditioning.states, embedded], dim=1)
+        starts = self.config.chroma_length + conditioning.lengths[:, None]
+        place = torch.arange(sequence.shape[1], device=device)[None]
+        gap = (longest - conditioning.lengths)[:, None]
+        origin = (place + gap * (place >= starts)).clamp(max=sequence.shape[1] - 1)
+        hidden = self._decode(_take(sequence, origin), cache)
+        return _take(hidden, starts + torch.arange(steps, device=device)[None])
+
+    def _decode(self, embedded: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+        return self.decoder.model(
+            inputs_embeds=embedded, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
+
+
+def _take(sequence: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Rows of `[B, S, D]` by their places `[B, P]` -> `[B, P, D]`."""
+    return sequence.gather(1, places[..., None].expand(-1, -1, sequence.shape[-1]))
+
+
+def _summed_cross_entropy(hidden: torch.Tensor, head: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """`[B, S, D]` and `[B, S]` -> `[B]`. Logits are computed again in the backward pass instead of kept."""
+
+    def summed(hidden: torch.Tensor) -> torch.Tensor:
+        logits = head(hidden).float()
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return losses.view(labels.shape).sum(-1)
+
+    if not torch.is_grad_enabled():
+        return summed(hidden)
+    return recompute(summed, hidden, use_reentrant=False)
+
+
+def load_language_model(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, with_text_encoder: bool = False
+) -> TextLM | MelodyLM:
+    """Loads the language model and, if wanted, the text encoder; the codec never.
+
+    Dropout is set to 0: audiocraft trained these models without, transformers' configurations say 0.1.
+    """
+    config = checkpoint.config
+    config.decoder.dropout = config.decoder.attention_dropout = config.decoder.activation_dropout = 0.0
+    model_class = MelodyLM if config.model_type == MELODY else TextLM
+    parts = {"audio_encoder": Absent(config.audio_encoder)}
+    if not with_text_encoder:
+        parts["text_encoder"] = Absent(config.text_encoder)
+    with quiet_loading():
+        model, report = model_class.from_pretrained(
+            checkpoint.name,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            **parts,
+            **checkpoint.source.arguments(),
+        )
+    if report["missing_keys"]:
+        raise UserError(f"{checkpoint.name} lacks weights of its decoder: {sorted(report['missing_keys'])[:3]}")
+    return model.to(device).eval()

@@ -1,0 +1,1 @@
+"""What others get to see: the model card and the Hub."""

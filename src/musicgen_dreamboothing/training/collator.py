@@ -1,0 +1,44 @@
+"""Pieces to a batch: padded on the right, where nothing is heard and nothing is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from musicgen_dreamboothing.model.delay import IGNORED
+from musicgen_dreamboothing.model.text import pad_states
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes the arguments of the language model's `forward`.
+
+    Attributes:
+        pad_token_id: stands behind the end of a shorter piece.
+        tokenize: turns captions into ids and mask where the text encoder is trained; with None the
+            cached text states are used.
+    """
+
+    pad_token_id: int
+    tokenize: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def __call__(self, pieces: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = {
+            "codes": _pad([piece["codes"] for piece in pieces], self.pad_token_id),
+            "labels": _pad([piece["labels"] for piece in pieces], IGNORED),
+            "keep_caption": torch.tensor([piece["keep_caption"] for piece in pieces]),
+        }
+        if self.tokenize is None:
+            batch["text_states"], batch["text_mask"] = pad_states([piece["text_states"] for piece in pieces])
+        else:
+            batch["input_ids"], batch["text_mask"] = self.tokenize([piece["caption"] for piece in pieces])
+        return batch
+
+
+def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+    """`[K, T]` of several lengths -> `[B, K, T]`."""
+    return pad_sequence([row.T for row in rows], batch_first=True, padding_value=value).transpose(1, 2)

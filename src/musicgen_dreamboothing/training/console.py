@@ -1,0 +1,32 @@
+"""What a person sees during a training: one bar and one short line for each update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.trainer_callback import ProgressCallback
+
+
+class ProgressLines(ProgressCallback):
+    """transformers' progress bar, with lines that can be read instead of dictionaries."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and (line := line_of(logs or {})):
+            self.training_bar.write(line)
+
+
+def line_of(logs: dict[str, Any]) -> str:
+    """One line for the logs of a training step or an evaluation; empty for anything else."""
+    prefix = "eval_" if "eval_loss" in logs else ""
+    if f"{prefix}loss" not in logs:
+        return ""
+    codebooks = [value for key, value in logs.items() if key.startswith(f"{prefix}ce_q")]
+    parts = [
+        f"epoch {float(logs.get('epoch', 0)):.2f}",
+        "held-out" if prefix else "training",
+        f"loss {float(logs[prefix + 'loss']):.4f}",
+        "(codebooks " + " ".join(f"{float(value):.3f}" for value in codebooks) + ")",
+    ]
+    if "learning_rate" in logs:
+        parts.append(f"lr {float(logs['learning_rate']):.2e}")
+    return "  ".join(parts)

@@ -1,0 +1,187 @@
+"""Tokens to training pieces: a crop of a song, delayed, with its caption or the null condition.
+
+Every draw depends on nothing but the seed, the epoch and the clip. So a run can be killed, taken up
+again, or split over processes, and every piece stays the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.sources import EVAL
+from musicgen_dreamboothing.data.tokens import CAPTIONS, CODES, TOKENS
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.delay import training_steps
+
+MIN_SONGS_TO_SPLIT = 3  # of fewer songs none is held out: too much would be lost
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pieces are drawn from clips; the defaults draw each clip as it is, for evaluation."""
+
+    crop_frames: int | None = None
+    random_crop: bool = False
+    caption_dropout: float = 0.0
+    seed: int = 0
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """Pieces of clips, one for each clip and epoch.
+
+    The index of clip i in epoch e is `e * len(self) + i`, as `EpochSampler` gives it.
+
+    A piece may begin in one clip and end in the next one of the same song: clips are cut where the
+    clock says, and the music goes on. It takes the caption of the clip that its middle lies in.
+    """
+
+    def __init__(self, clips: datasets.Dataset, captions: datasets.Dataset, checkpoint: Checkpoint, drawing: Drawing):
+        self.clips = clips.with_format("numpy")
+        self.captions = captions.with_format("numpy")
+        self.checkpoint = checkpoint
+        self.drawing = drawing
+        self._caption_rows = {caption: row for row, caption in enumerate(captions["text"])}
+        self._passages = _passages(clips, checkpoint.frame_rate)
+        self._longest = max((round(s * checkpoint.frame_rate) for s in clips["seconds"]), default=0)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, clip = divmod(index, len(self))
+        rng = np.random.default_rng([self.drawing.seed, epoch, clip])
+        codes = torch.from_numpy(self._draw_codes(clip, rng).astype(np.int64))
+        inputs, labels = training_steps(codes, self.checkpoint.delay, self.checkpoint.start_token_id)
+        caption = str(self.clips[clip]["text"])
+        return {
+            "codes": inputs,
+            "labels": labels,
+            "caption": caption,
+            "text_states": self.captions[self._caption_rows[caption]]["states"],
+            "keep_caption": bool(rng.random() >= self.drawing.caption_dropout),
+        }
+
+    def _draw_codes(self, clip: int, rng: np.random.Generator) -> np.ndarray:
+        """Codes `[K, T]` of one piece. It is taken `max(delay)` frames longer, which the delay pattern eats."""
+        passage, begin, length = self._passages[clip]
+        if self.drawing.crop_frames is None and not self.drawing.random_crop:
+            return self._codes_of(clip)
+        wanted = min((self.drawing.crop_frames or self._longest) + max(self.checkpoint.delay), passage.frames)
+        if self.drawing.random_crop:
+            begin = int(rng.integers(begin - wanted // 2, begin - wanted // 2 + length))
+        begin = min(max(begin, 0), passage.frames - wanted)
+        return self._cut(passage, begin, begin + wanted)
+
+    def _cut(self, passage: _Passage, begin: int, end: int) -> np.ndarray:
+        parts = [
+            self._codes_of(clip)[:, max(begin - start, 0) : end - start]
+            for clip, start, length in passage.clips
+            if start < end and start + length > begin
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def _codes_of(self, clip: int) -> np.ndarray:
+        return np.asarray(self.clips[clip]["codes"])
+
+
+@dataclass
+class _Passage:
+    """Clips that follow each other in a song without a gap: `(row, first frame, frames)`."""
+
+    clips: list[tuple[int, int, int]]
+    frames: int = 0
+
+
+def _passages(clips: datasets.Dataset, frame_rate: float) -> list[tuple[_Passage, int, int]]:
+    """For each clip: its passage, where it begins there, and its length, in frames."""
+    columns = clips.select_columns(["source", "start", "seconds"])
+    rows = sorted(enumerate(columns.to_list()), key=lambda pair: (pair[1]["source"], pair[1]["start"]))
+    places: dict[int, tuple[_Passage, int, int]] = {}
+    passage, last = _Passage([]), None
+    for row, clip in rows:
+        follows = last is not None and clip["source"] == last[0] and abs(clip["start"] - last[1]) * frame_rate < 1
+        if not follows:
+            passage = _Passage([])
+        length = round(clip["seconds"] * frame_rate)
+        passage.clips.append((row, passage.frames, length))
+        places[row] = (passage, passage.frames, length)
+        passage.frames += length
+        last = (clip["source"], clip["start"] + clip["seconds"])
+    return [places[row] for row in range(len(clips))]
+
+
+class EpochSampler(Sampler[int]):
+    """A fresh order in every epoch, fixed by the seed, with the epoch told in the index.
+
+    `epoch` is set by the trainer. Samplers that are told through `set_epoch` miss the call when a
+    resumed epoch skips its first batches.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return iter((self.epoch * self.length + order).tolist())
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The token tables: clips to train on, clips held out, and the text states of all captions."""
+
+    train: datasets.Dataset
+    held_out: datasets.Dataset
+    captions: datasets.Dataset
+
+    @property
+    def held_out_songs(self) -> list[str]:
+        return sorted(set(self.held_out["source"]))
+
+
+def load_tables(folder: Path, *, eval_fraction: float, seed: int) -> Tables:
+    """Reads a prepared folder and holds out songs, never single clips of a song.
+
+    An explicit evaluation split wins. Else `eval_fraction` of the songs are held out, at least one,
+    chosen by a hash of seed and name: adding a song does not move the others.
+
+    Raises:
+        UserError: nothing is left to train on.
+    """
+    clips = datasets.load_from_disk(str(folder / TOKENS / CODES))
+    captions = datasets.load_from_disk(str(folder / TOKENS / CAPTIONS))
+    in_eval_split = [split == EVAL for split in clips["split"]]
+    if any(in_eval_split):
+        held_out = in_eval_split
+    else:
+        songs = _held_out_songs(set(clips["source"]), eval_fraction, seed)
+        held_out = [source in songs for source in clips["source"]]
+    if all(held_out):
+        raise UserError(f"{folder} has no clip to train on: all {len(clips)} are for evaluation")
+    rows = range(len(clips))
+    return Tables(
+        clips.select([row for row in rows if not held_out[row]]),
+        clips.select([row for row in rows if held_out[row]]),
+        captions,
+    )
+
+
+def _held_out_songs(songs: set[str], fraction: float, seed: int) -> set[str]:
+    if fraction <= 0 or len(songs) < MIN_SONGS_TO_SPLIT:
+        return set()
+    ordered = sorted(songs, key=lambda song: hashlib.sha256(f"{seed} {song}".encode()).hexdigest())
+    return set(ordered[: max(1, round(fraction * len(songs)))])

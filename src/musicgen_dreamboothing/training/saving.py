@@ -1,0 +1,102 @@
+"""The result of a run as files: the adapter or the model, the processor and the card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.files import write_json
+from musicgen_dreamboothing.model.adapter import is_active
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, quiet_loading, save_processor
+from musicgen_dreamboothing.sharing.card import CardFacts, write_card
+from musicgen_dreamboothing.training.dataset import Tables
+from musicgen_dreamboothing.training.record import changed_options
+from musicgen_dreamboothing.training.trainer import CodebookTrainer
+
+
+def save_run(
+    trainer: CodebookTrainer,
+    folder: Path,
+    checkpoint: Checkpoint,
+    tables: Tables,
+    options: TrainArguments,
+    metrics: dict[str, float],
+    licence: str | None,
+) -> None:
+    """Writes everything that plain transformers and PEFT need, into a side folder first.
+
+    Raises:
+        UserError: the weights are not finite, or the adapter changes nothing.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    _check_weights(model)
+    if not trainer.is_world_process_zero():
+        return
+    staging = folder / ".saving"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    if isinstance(model, PeftModel):
+        model.save_pretrained(staging, save_embedding_layers=False)
+        _name_base(staging / "adapter_config.json", checkpoint)
+        (staging / "README.md").unlink(missing_ok=True)  # PEFT's; ours is next
+    else:
+        _save_whole(model, staging, checkpoint)
+    save_processor(checkpoint, staging)
+    write_card(staging, _facts(folder, tables, options, metrics), checkpoint, licence)
+    for path in staging.iterdir():
+        os.replace(path, folder / path.name)
+    staging.rmdir()
+
+
+def _check_weights(model: torch.nn.Module) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
+        raise UserError("the training diverged: weights are not finite; try a lower --learning_rate or --dtype float32")
+    if isinstance(model, PeftModel) and not is_active(model):
+        raise UserError("the adapter learned nothing: all its updates are zero; train for more updates")
+
+
+def _name_base(path: Path, checkpoint: Checkpoint) -> None:
+    """Names the base so that it is found again, and by transformers' own class instead of ours."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = str(Path(checkpoint.name).resolve()) if checkpoint.is_local else checkpoint.name
+    config["revision"] = checkpoint.revision
+    family = "musicgen_melody" if checkpoint.is_melody else "musicgen"
+    config["auto_mapping"] = {
+        "base_model_class": checkpoint.model_class.__name__,
+        "parent_library": f"transformers.models.{family}.modeling_{family}",
+    }
+    write_json(path, config)
+
+
+def _save_whole(model: torch.nn.Module, folder: Path, checkpoint: Checkpoint) -> None:
+    """A full fine-tune with the encoders it was trained without, as one checkpoint."""
+    with quiet_loading():
+        whole = checkpoint.model_class.from_pretrained(
+            checkpoint.name, dtype=torch.float32, **checkpoint.source.arguments()
+        )
+    unexpected = whole.load_state_dict(model.state_dict(), strict=False).unexpected_keys
+    if unexpected:
+        raise RuntimeError(f"trained weights without a place in {type(whole).__name__}: {unexpected[:3]}")
+    whole.save_pretrained(folder)
+
+
+def _facts(folder: Path, tables: Tables, options: TrainArguments, metrics: dict[str, float]) -> CardFacts:
+    return CardFacts(
+        name=options.hub_model_id or folder.resolve().name,
+        is_adapter=options.use_lora,
+        instance_prompt=options.instance_prompt,
+        captions=list(dict.fromkeys(tables.train["text"])),
+        songs=len(set(tables.train["source"])),
+        minutes=sum(tables.train["seconds"]) / 60,
+        held_out_songs=len(tables.held_out_songs),
+        metrics=metrics,
+        options=changed_options(options),
+    )

@@ -1,0 +1,282 @@
+"""`train`: songs or tokens in, a fine-tuned model out."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import IntervalStrategy, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.lock import folder_lock
+from musicgen_dreamboothing.data.prepare import checkpoint_of, is_prepared, prepare_songs, refresh
+from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
+from musicgen_dreamboothing.model.device import parse_dtype, peak_memory, reset_peak_memory
+from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.text import tokenize
+from musicgen_dreamboothing.sharing.hub import open_repository, upload
+from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
+from musicgen_dreamboothing.training.collator import Collator
+from musicgen_dreamboothing.training.console import ProgressLines
+from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, Tables, load_tables
+from musicgen_dreamboothing.training.record import RunRecord, check_same_run, read_record, telling_options
+from musicgen_dreamboothing.training.saving import save_run
+from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        folder: holds the adapter (or the model), processor, card and `run.json`.
+        metrics: the last evaluation on held-out songs, empty where none were held out.
+        summary: runtime, speed and peak memory, as in `run.json`.
+    """
+
+    folder: Path
+    metrics: dict[str, float]
+    summary: dict[str, Any]
+
+
+def train(options: TrainArguments) -> TrainResult:
+    """Fine-tunes a base checkpoint; the same call again continues a run that was cut short.
+
+    Raises:
+        UserError: anything that a person can mend, before hours are spent where possible.
+    """
+    _check(options)
+    checkpoint = checkpoint_of(options)
+    repository = _open_repository(options)
+    folder = Path(str(options.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        finished = _settle_earlier_run(folder, options, checkpoint)
+        result = finished or _run(options, checkpoint, folder)
+        if repository is not None and PartialState().is_main_process:
+            say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
+    return result
+
+
+def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> TrainResult:
+    tables = load_tables(_prepared_folder(options, checkpoint), eval_fraction=options.eval_fraction, seed=options.seed)
+    tables = _limit(tables, options)
+    _announce(tables, options)
+    set_seed(options.seed)
+    reset_peak_memory()
+    trainer = _trainer(options, checkpoint, tables)
+    record = RunRecord(telling_options(options), checkpoint.name, checkpoint.revision)
+    if trainer.is_world_process_zero():
+        record.write(folder)
+    resume = last_checkpoint(folder)
+    if resume is not None:
+        say(f"continuing from {resume}")
+    started = time.perf_counter()
+    outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    metrics = _last_evaluation(trainer)
+    summary = _summary(trainer, outcome.metrics, tables, checkpoint, time.perf_counter() - started)
+    licence = licence_of(checkpoint)
+    save_run(trainer, folder, checkpoint, tables, options, metrics, licence)
+    if trainer.is_world_process_zero():
+        record.finished, record.summary = True, summary | metrics
+        record.write(folder)
+        _tell(folder, trainer, summary, metrics, licence_notice(checkpoint.name, licence), options)
+    PartialState().wait_for_everyone()
+    return TrainResult(folder, metrics, summary)
+
+
+def _check(options: TrainArguments) -> None:
+    """What can be known to fail fails before anything is loaded."""
+    if not options.dataset_name:
+        raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
+    if not options.output_dir:
+        raise UserError("say where the result goes: --output_dir DIR")
+    if not 0 <= options.caption_dropout <= 1:
+        raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
+    for tracker in options.report_to or []:
+        if tracker in ("wandb", "tensorboard", "trackio") and importlib.util.find_spec(tracker) is None:
+            raise UserError(f"--report_to {tracker} needs: pip install 'musicgen-dreamboothing[{tracker}]'")
+    if options.n_gpu > 1:
+        say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
+        options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
+
+
+def _lock(folder: Path) -> AbstractContextManager[None]:
+    return folder_lock(folder) if PartialState().is_main_process else nullcontext()
+
+
+def _open_repository(options: TrainArguments) -> str | None:
+    """The Hub repository to push to, made now. The Trainer itself must not push: it would upload the songs."""
+    if not options.push_to_hub:
+        return None
+    options.push_to_hub = False
+    name = options.hub_model_id or Path(str(options.output_dir)).resolve().name
+    if not PartialState().is_main_process:
+        return name
+    return open_repository(name, token=options.hub_token or options.token, private=options.hub_private_repo)
+
+
+def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Checkpoint) -> TrainResult | None:
+    """Discards, continues or hands back what an earlier run left in the folder."""
+    earlier = read_record(folder)
+    if options.restart:
+        if PartialState().is_main_process:
+            discard_checkpoints(folder)
+        PartialState().wait_for_everyone()
+        return None
+    if earlier is None:
+        if last_checkpoint(folder) is not None:
+            raise UserError(f"{folder} holds checkpoints of something else; choose another --output_dir")
+        return None
+    check_same_run(earlier, options, folder)
+    if not earlier.finished:
+        return None
+    say(f"{folder} holds this run already, finished; --restart true trains it anew")
+    metrics = {key: value for key, value in earlier.summary.items() if key.startswith("eval_")}
+    return TrainResult(folder, metrics, earlier.summary)
+
+
+def _prepared_folder(options: TrainArguments, checkpoint: Checkpoint) -> Path:
+    """The folder with tokens, brought up to date by the main process."""
+    songs = Path(str(options.dataset_name)).expanduser()
+    prepared = songs if is_prepared(songs) else Path(options.prepared_dir or f"{options.output_dir}/data")
+    if PartialState().is_main_process:
+        if prepared == songs:
+            refresh(prepared, options, checkpoint)
+        else:
+            prepare_songs(str(options.dataset_name), prepared, options, checkpoint, token=options.token)
+    PartialState().wait_for_everyone()
+    return prepared
+
+
+def _limit(tables: Tables, options: TrainArguments) -> Tables:
+    """The first clips only, where that was asked for."""
+    train_rows = range(min(len(tables.train), options.max_train_samples or len(tables.train)))
+    eval_rows = range(min(len(tables.held_out), options.max_eval_samples or len(tables.held_out)))
+    return Tables(tables.train.select(train_rows), tables.held_out.select(eval_rows), tables.captions)
+
+
+def _announce(tables: Tables, options: TrainArguments) -> None:
+    minutes = sum(tables.train["seconds"]) / 60
+    say(f"training on {plural(len(tables.train), 'clip')}, {minutes:.1f} minutes")
+    if held := tables.held_out_songs:
+        names = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
+        say(f"evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'song')} held out: {names}")
+    elif options.eval_strategy != IntervalStrategy.NO:
+        say("no song is held out: there are too few; --eval_split_name or a folder of more songs allows evaluation")
+
+
+def _trainer(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> CodebookTrainer:
+    model = _model(options, checkpoint)
+    frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
+    seed = options.data_seed or options.seed
+    drawing = Drawing(frames, options.random_crop, options.caption_dropout, seed)
+    train_set = ClipDataset(tables.train, tables.captions, checkpoint, drawing)
+    eval_set = ClipDataset(tables.held_out, tables.captions, checkpoint, Drawing()) if len(tables.held_out) else None
+    if eval_set is None:
+        options.eval_strategy, options.eval_on_start, options.load_best_model_at_end = IntervalStrategy.NO, False, False
+    options.label_names = ["labels"]
+    trainer = CodebookTrainer(
+        model,
+        options,
+        data_collator=_collator(options, checkpoint),
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+    )
+    for plain in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(plain)
+    trainer.add_callback(PrinterCallback if options.disable_tqdm else ProgressLines)
+    return trainer
+
+
+def _model(options: TrainArguments, checkpoint: Checkpoint) -> Any:
+    """The language model with what is to be trained made trainable."""
+    device = options.device
+    # All weights of a full fine-tune are the optimizer's, which needs fp32.
+    dtype = parse_dtype(options.dtype, device) if options.use_lora else torch.float32
+    with_text = not options.freeze_text_encoder
+    model = load_language_model(checkpoint, dtype, device, with_text_encoder=with_text)
+    if not options.use_lora:
+        return model
+    settings = LoraSettings(
+        options.lora_r,
+        options.lora_alpha,
+        options.lora_dropout,
+        options.lora_targets,
+        options.use_dora,
+        options.use_rslora,
+        options.lora_init,
+    )
+    wrapped = add_adapter(model, settings, with_text_encoder=with_text)
+    trainable, total = wrapped.get_nb_trainable_parameters()
+    say(f"adapter of {trainable / 1e6:.2f} M weights on a base of {total / 1e6:.0f} M in {str(dtype)[6:]}")
+    return wrapped
+
+
+def _collator(options: TrainArguments, checkpoint: Checkpoint) -> Collator:
+    if options.freeze_text_encoder:
+        return Collator(checkpoint.pad_token_id)
+    tokenizer = load_tokenizer(checkpoint)
+    return Collator(checkpoint.pad_token_id, lambda captions: tokenize(tokenizer, captions))
+
+
+def _last_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
+    """The newest evaluation in the log; made now where the strategy left none at the end."""
+    if trainer.eval_dataset is None:
+        return {}
+    evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
+    if evaluations and evaluations[-1]["step"] == trainer.state.global_step:
+        logs = evaluations[-1]
+    else:
+        logs = trainer.evaluate()
+    return {key: float(value) for key, value in logs.items() if key.startswith(("eval_loss", "eval_ppl", "eval_ce"))}
+
+
+def _summary(
+    trainer: CodebookTrainer, metrics: dict[str, float], tables: Tables, checkpoint: Checkpoint, seconds: float
+) -> dict[str, Any]:
+    gigabytes, kind = peak_memory()
+    first = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line][:1]
+    heard = trainer.audio_seconds(checkpoint)
+    return {
+        "updates": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "train_loss": metrics.get("train_loss"),
+        "seconds": round(seconds, 1),
+        "audio_seconds": round(heard, 1),
+        "x_real_time": round(heard / seconds, 2),
+        "peak_gb": round(gigabytes, 2),
+        "peak_of": kind,
+        "loss_before": first[0] if first else None,
+        "clips": len(tables.train),
+    }
+
+
+def _tell(
+    folder: Path,
+    trainer: CodebookTrainer,
+    summary: dict[str, Any],
+    metrics: dict[str, float],
+    notice: str,
+    options: TrainArguments,
+) -> None:
+    """The end of a run in a few lines: what it took, what it brought, where it is, what comes next."""
+    say(
+        f"{summary['updates']} updates in {summary['seconds']:.0f} s, {summary['x_real_time']:.1f}x real time, "
+        f"peak {summary['peak_of']} {summary['peak_gb']:.2f} GB"
+    )
+    if metrics and summary["loss_before"] is not None:
+        say(f"held-out loss {summary['loss_before']:.4f} before, {metrics['eval_loss']:.4f} after")
+    say(f"saved in {folder}")
+    say(notice)
+    prompt = options.instance_prompt or "your prompt"
+    say(f'listen:  musicgen-dreamboothing generate {folder} "{prompt}" --output_dir {folder}/generated')

@@ -1,0 +1,157 @@
+"""transformers' Trainer, with the loss of the paper per-codebook metrics, and resumption after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Sampler
+from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.delay import IGNORED
+from musicgen_dreamboothing.training.dataset import EpochSampler
+
+
+class CodebookTrainer(Trainer):
+    """Trains the language models of `model.language_model`.
+
+    The loss is the mean over codebooks of the mean cross-entropy over that codebook's valid steps, as
+    in audiocraft's `solvers/musicgen.py`. Both means run over the whole batch of an update, whatever
+    it is split into: micro-batches, accumulation steps, processes.
+    """
+
+    # Trainer divides by the number of accumulation steps unless told that the loss is already whole.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, compute_metrics=evaluation_metrics, **kwargs)
+        self._sampler = EpochSampler(len(self.train_dataset), self.args.data_seed or self.args.seed)  # type: ignore[arg-type]
+        self._train_sums: torch.Tensor | None = None  # [2, K]: nll and count since the last line of the log
+        self._frames = 0  # of audio that this process was trained on since its start
+        self.add_callback(_EpochTeller(self._sampler))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self._sampler
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
+        """Valid steps of each codebook `[K]` in the whole batch of an update, over all processes."""
+        if not batch_samples:
+            return None
+        counts = sum((batch["labels"] != IGNORED).sum((0, 2)) for batch in batch_samples)
+        return self.accelerator.reduce(torch.as_tensor(counts).to(device), reduction="sum")
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """The share of this micro-batch in the loss of the update, times the number of processes.
+
+        The gradients of the processes are averaged afterwards, which undoes that factor.
+        """
+        outputs = model(**inputs)
+        counts = outputs.count.sum(0) if num_items_in_batch is None else num_items_in_batch
+        loss = (outputs.nll.sum(0) / counts.clamp(min=1)).mean() * self.accelerator.num_processes
+        if model.training:
+            self._frames += inputs["labels"].shape[0] * inputs["labels"].shape[-1]
+            sums = torch.stack([outputs.nll.detach().sum(0), outputs.count.sum(0)])
+            self._train_sums = sums if self._train_sums is None else self._train_sums + sums
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Sums and counts `[B, K]` of each clip, from which `evaluation_metrics` makes exact means."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**self._prepare_inputs(inputs))
+        return None, outputs.nll, outputs.count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds cross-entropy and perplexity of each codebook to the training lines."""
+        if "loss" in logs and self._train_sums is not None:
+            nll, count = self.accelerator.reduce(self._train_sums, reduction="sum").cpu()
+            logs |= {key: value for key, value in codebook_metrics(nll, count).items() if key != "loss"}
+            self._train_sums = None
+        super().log(logs, start_time)
+
+    def audio_seconds(self, checkpoint: Checkpoint) -> float:
+        """Seconds of audio that all processes were trained on since their start."""
+        return self._frames * self.accelerator.num_processes / checkpoint.frame_rate
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Saves weights only: no pickled arguments, and not PEFT's guess at embeddings, which takes T5's for ours."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or str(self.args.output_dir)
+        os.makedirs(folder, exist_ok=True)
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            self.model.save_pretrained(folder)
+
+
+class _EpochTeller(TrainerCallback):
+    """Tells the sampler which epoch begins; a resumed one begins in its middle."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.epoch = int(state.epoch or 0)
+
+
+def codebook_metrics(nll: torch.Tensor, count: torch.Tensor) -> dict[str, float]:
+    """Mean cross-entropy (nats) and perplexity, for all and for each codebook, named as audiocraft names them.
+
+    Args:
+        nll: summed cross-entropy of each codebook `[K]`.
+        count: number of valid steps of each codebook `[K]`.
+    """
+    means = (nll.double() / count.clamp(min=1)).tolist()
+    mean = sum(means) / len(means)
+    metrics = {"loss": mean, "ppl": math.exp(mean)}
+    for number, value in enumerate(means, start=1):
+        metrics |= {f"ce_q{number}": value, f"ppl_q{number}": math.exp(value)}
+    return metrics
+
+
+def evaluation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Metrics of held-out clips from their sums and counts, both `[N, K]`."""
+    nll, count = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
+    return codebook_metrics(nll.double().sum(0), count.sum(0))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run; one that a kill tore is passed over."""
+    whole = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
+    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the file that transformers writes last is there, to its end."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints of an earlier run."""
+    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(path)
