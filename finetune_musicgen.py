@@ -1,4 +1,4 @@
-"""Fine-tune MusicGen: `python finetune_musicgen.py --help`, or with a file of options: `... example_configs/punk.json`."""
+"""Fine-tune MusicGen: `python finetune_musicgen.py example_configs/punk.json`, or see `--help`."""
 
 import sys
 

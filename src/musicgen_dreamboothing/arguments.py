@@ -93,7 +93,9 @@ class LoraArguments:
 class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, ModelArguments):
     """Options of `train`: ours, and all of transformers' `Seq2SeqTrainingArguments`."""
 
-    dataset_name: str | None = option(None, "Songs (folder, Hub dataset, saved dataset) or a prepared folder (required).")
+    dataset_name: str | None = option(
+        None, "Songs (folder, Hub dataset, saved dataset) or a prepared folder (required)."
+    )
     prepared_dir: str | None = option(None, "Where clips and tokens are kept; by default OUTPUT_DIR/data.")
     max_train_samples: int | None = option(None, "Train on the first so many clips only.")
     max_eval_samples: int | None = option(None, "Evaluate on the first so many clips only.")
@@ -121,6 +123,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     save_total_limit: int | None = option(2, "Checkpoints kept.")
     logging_steps: float = option(1, "Updates between two lines of the log.")
     report_to: str | None = option("none", "Trackers: none, tensorboard, wandb, trackio or all.")
+    disable_tqdm: bool | None = option(False, "Show lines only, without a bar.")
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory for batches; by default with a GPU."}
     )
@@ -251,7 +254,7 @@ def parser(target: type[Any], verb: str, about: str) -> _Parser:
     for entry in dataclasses.fields(target):
         if entry.metadata.get("positional"):
             many = "list" in str(entry.type)
-            made.add_argument(entry.name, nargs="*" if many else None, help=entry.metadata["help"])  # type: ignore[arg-type]
+            made.add_argument(entry.name, nargs="*" if many else None, help=entry.metadata["help"])
     made.dataclass_types = [target]
     return made
 
@@ -277,7 +280,7 @@ def parse(target: type[Arguments], verb: str, about: str, words: Sequence[str]) 
     words = list(words)
     if _takes_file(target) and words and not words[0].startswith("-"):
         words = [*words_of_file(Path(words[0])), *words[1:]]
-    return made.parse(_modernise(words))  # type: ignore[no-any-return]
+    return made.parse(_modernise(words))
 
 
 def _takes_file(target: type[Any]) -> bool:
@@ -353,4 +356,3 @@ def _modern(flag: str, values: list[str]) -> list[str]:
             return []  # it used to switch the stored login on and off; a token itself stands there now
         return [f"--{RENAMED[name]}", *values]
     return [flag, *values] if flag else values
-

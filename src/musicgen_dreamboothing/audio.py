@@ -314,6 +314,10 @@ def _to_float(samples: NDArray[Any]) -> Wave:
     return samples.astype(np.float32)
 
 
+_LEFT = frozenset({"FL", "BL", "FLC", "SL", "TFL", "TBL", "DL", "WL", "SDL", "TSL", "BFL", "SSL", "TTL"})
+_RIGHT = frozenset({"FR", "BR", "FRC", "SR", "TFR", "TBR", "DR", "WR", "SDR", "TSR", "BFR", "SSR", "TTR"})
+
+
 def _down_mix(wave: Wave, names: list[str]) -> Wave:
     """`[C > 2, n]` -> `[2, n]` after ITU-R BS.775, with libav's channel names (FL, FC, LFE, SR...).
 
@@ -332,10 +336,6 @@ def _sides(name: str) -> tuple[float, float]:
     weight = 1.0 if name in ("FL", "FR") else 0.5**0.5
     left, right = name in _LEFT, name in _RIGHT
     return (0.0 if right else weight), (0.0 if left else weight)
-
-
-_LEFT = frozenset({"FL", "BL", "FLC", "SL", "TFL", "TBL", "DL", "WL", "SDL", "TSL", "BFL", "SSL", "TTL"})
-_RIGHT = frozenset({"FR", "BR", "FRC", "SR", "TFR", "TBR", "DR", "WR", "SDR", "TSR", "BFR", "SSR", "TTR"})
 
 
 def _same_channels(pieces: Iterable[_Piece]) -> Iterator[_Piece]:

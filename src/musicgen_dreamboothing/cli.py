@@ -59,7 +59,7 @@ def _run(verb: str, words: list[str]) -> None:
         "generate": arguments.GenerateArguments,
         "demo": arguments.DemoArguments,
     }[verb]
-    options = arguments.parse(target, verb, ABOUT[verb], words)
+    options: object = arguments.parse(target, verb, ABOUT[verb], words)
     import musicgen_dreamboothing
 
     getattr(musicgen_dreamboothing, verb)(options)

@@ -118,9 +118,7 @@ def read_records(folder: Path) -> list[SongRecord]:
     return list(records.values())
 
 
-def _in_parallel(
-    work: Callable[[Song], SongRecord], songs: list[Song], workers: int
-) -> Iterator[SongRecord]:
+def _in_parallel(work: Callable[[Song], SongRecord], songs: list[Song], workers: int) -> Iterator[SongRecord]:
     """Results in the order of the songs, under a progress bar; Ctrl-C drops what has not begun."""
     pool = ThreadPoolExecutor(max(1, workers))
     try:

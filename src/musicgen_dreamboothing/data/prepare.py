@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from musicgen_dreamboothing.arguments import DataArguments, ModelArguments, PrepareArguments
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data import clips as clipping
 from musicgen_dreamboothing.data.clips import CLIPS, METADATA, Cutting, cut_songs, describe, update_metadata
 from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.data.sources import Columns, find_songs, read_json_lines
+from musicgen_dreamboothing.data.sources import Columns, Song, find_songs, read_json_lines
 from musicgen_dreamboothing.data.tokens import TOKENS, tokenize_clips
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
 
@@ -72,14 +72,7 @@ def prepare_songs(
     with folder_lock(folder):
         if options.overwrite_cache:
             _remove_ours(folder)
-        columns = Columns(
-            options.target_audio_column_name,
-            options.text_column_name,
-            options.dataset_config_name,
-            options.train_split_name,
-            options.eval_split_name,
-        )
-        found = find_songs(songs, columns, token=token)
+        found = find_songs(songs, _columns(options), token=token)
         if not options.instance_prompt and not any(song.caption for song in found):
             raise UserError(
                 "no song has a caption: give the style a key-word with --instance_prompt, "
@@ -90,6 +83,20 @@ def prepare_songs(
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
 
 
+def _columns(options: DataArguments) -> Columns:
+    eval_split = options.eval_split_name
+    if eval_split == options.train_split_name:
+        say(f"--eval_split_name {eval_split} is the training split; songs are held out of it instead")
+        eval_split = None
+    return Columns(
+        options.target_audio_column_name,
+        options.text_column_name,
+        options.dataset_config_name,
+        options.train_split_name,
+        eval_split,
+    )
+
+
 def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
     with folder_lock(folder):
@@ -97,7 +104,7 @@ def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint) -> Pre
     return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), 0, encoded, captions)
 
 
-def _cut(folder: Path, songs: list, options: DataArguments, checkpoint: Checkpoint) -> int:  # type: ignore[type-arg]
+def _cut(folder: Path, songs: list[Song], options: DataArguments, checkpoint: Checkpoint) -> int:
     cutting = Cutting(
         checkpoint.sampling_rate,
         checkpoint.hop_length,

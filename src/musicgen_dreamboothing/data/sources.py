@@ -128,7 +128,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise UserError(f"{path} line {number} is not JSON ({error.msg}); mend the line and run again") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} must be an object such as {{\"file_name\": ..., \"text\": ...}}")
+            raise UserError(f'{path} line {number} must be an object such as {{"file_name": ..., "text": ...}}')
         rows.append(row)
     return rows
 
@@ -149,7 +149,11 @@ def _songs_of_hub_folder(name: str, columns: Columns, token: str | None, cache_d
     """A Hub dataset of plain audio files. `datasets` itself reads these only with torchcodec and FFmpeg installed."""
     wanted = [f"*{suffix}" for suffix in (*AUDIO_SUFFIXES, *(s.upper() for s in AUDIO_SUFFIXES), ".txt")]
     folder = snapshot_download(
-        name, repo_type="dataset", token=token, cache_dir=cache_dir, allow_patterns=[*wanted, *METADATA_FILES, "*/metadata.*"]
+        name,
+        repo_type="dataset",
+        token=token,
+        cache_dir=cache_dir,
+        allow_patterns=[*wanted, *METADATA_FILES, "*/metadata.*"],
     )
     return _songs_of_folder(Path(folder), columns)
 
@@ -214,4 +218,3 @@ def _existing(column: str, columns: Sequence[str], name: str) -> str:
     if column not in columns:
         raise UserError(f"no column {column!r} in {name}; it has {', '.join(columns)}")
     return column
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,11 @@ def _clip_row(row: dict[str, Any], clips: Path) -> dict[str, Any]:
     """Fills in what a person who wrote the metadata by hand may have left out."""
     name = row["file_name"]
     usual = {"source": name, "split": TRAIN, "start": 0.0, "seconds": 0.0, "text": ""}
-    return {**{key: row.get(key) or value for key, value in usual.items()}, "file_name": name, "digest": digest(clips / name)}
+    return {
+        **{key: row.get(key) or value for key, value in usual.items()},
+        "file_name": name,
+        "digest": digest(clips / name),
+    }
 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -140,9 +145,7 @@ def _known_codes(tokens: Path) -> dict[str, tuple[datasets.Dataset, int]]:
     return known
 
 
-def _assemble(
-    tokens: Path, rows: list[dict[str, Any]], known: dict[str, tuple[datasets.Dataset, int]]
-) -> None:
+def _assemble(tokens: Path, rows: list[dict[str, Any]], known: dict[str, tuple[datasets.Dataset, int]]) -> None:
     """Writes the table of all clips in the order of the metadata."""
 
     def examples() -> Iterator[dict[str, Any]]:
@@ -170,15 +173,15 @@ def _save(examples: Iterator[dict[str, Any]], features: datasets.Features, folde
     scratch.unlink()
 
 
-class _quiet_bars:
+@contextmanager
+def _quiet_bars() -> Iterator[None]:
     """Hides the progress bars of `datasets` for tables that are written in a moment."""
-
-    def __enter__(self) -> None:
-        self._were_shown = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        if self._were_shown:
+    were_shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
             datasets.enable_progress_bars()
 
 

@@ -49,9 +49,7 @@ MELODY_PROCESSOR = {
 }
 
 
-def write_tiny_checkpoint(
-    folder: Path, *, family: str = TEXT, audio_channels: int = 1, seed: int = 0
-) -> Path:
+def write_tiny_checkpoint(folder: Path, *, family: str = TEXT, audio_channels: int = 1, seed: int = 0) -> Path:
     """Writes a checkpoint with `save_pretrained` (under 2 MB) and returns its folder.
 
     Args:

@@ -174,4 +174,6 @@ def _adapter_base(source: Source, base: str, revision: str | None) -> Checkpoint
     try:
         return load_checkpoint(replace(source, name=base, revision=revision))
     except UserError as error:
-        raise UserError(f"the adapter {source.name} needs its base: {error}; or name the base with --base_model") from error
+        raise UserError(
+            f"the adapter {source.name} needs its base: {error}; or name the base with --base_model"
+        ) from error

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from musicgen_dreamboothing.console import UserError
 
@@ -65,7 +66,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
         target_modules=target_pattern(settings.targets, with_text_encoder=with_text_encoder),
         use_dora=settings.use_dora,
         use_rslora=settings.use_rslora,
-        init_lora_weights=True if settings.init == "default" else settings.init,  # type: ignore[arg-type]
+        init_lora_weights=True if settings.init == "default" else settings.init,
     )
     try:
         wrapped = get_peft_model(model, config)
@@ -123,13 +124,13 @@ def trains_text_encoder(name: str, **arguments: Any) -> bool:
     return any(".text_encoder." in key for key in load_peft_weights(name, device="cpu", **arguments))
 
 
-def load_adapter(model: nn.Module, name: str, **arguments: Any) -> PeftModel:
+def load_adapter(model: PreTrainedModel, name: str, **arguments: Any) -> PeftModel:
     """Puts a saved adapter on its base and proves that it does something.
 
     Raises:
         UserError: its weights do not fit, none matched, or all of them are zero.
     """
-    misfit = f"the adapter {name} does not fit {model.config._name_or_path}: "
+    misfit = f"the adapter {name} does not fit {model.name_or_path}: "
     try:
         wrapped = PeftModel.from_pretrained(model, name, **arguments)
     except (RuntimeError, ValueError) as error:

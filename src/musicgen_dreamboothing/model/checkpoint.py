@@ -136,6 +136,9 @@ def load_checkpoint(
     decoder = config.decoder
     pad = _first(pad_token_id, decoder.pad_token_id, decoder.vocab_size)
     start = _first(start_token_id, getattr(decoder, "decoder_start_token_id", None), decoder.bos_token_id, pad)
+    for name, value in (("pad_token_id", pad), ("decoder_start_token_id", start)):
+        if not 0 <= value <= decoder.vocab_size:
+            raise UserError(f"--{name} {value} lies outside the checkpoint's codes; it takes 0 to {decoder.vocab_size}")
     # The forward pass of plain MusicGen reads both from the configuration, and a file written by
     # transformers 5 may lack them.
     decoder.pad_token_id, decoder.decoder_start_token_id = pad, start
@@ -172,7 +175,9 @@ def load_text_encoder(checkpoint: Checkpoint, device: torch.device) -> T5Encoder
 
 def load_codec(checkpoint: Checkpoint, device: torch.device) -> EncodecModel:
     """EnCodec alone, in fp32. On Apple's MPS its quantiser errs, so there it stays on the CPU."""
-    return _load_part(EncodecModel, "audio_encoder", checkpoint, torch.device("cpu") if device.type == "mps" else device)
+    return _load_part(
+        EncodecModel, "audio_encoder", checkpoint, torch.device("cpu") if device.type == "mps" else device
+    )
 
 
 @contextmanager

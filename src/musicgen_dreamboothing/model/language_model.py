@@ -39,13 +39,13 @@ class Conditioning:
 
     Attributes:
         states: text family `[B, L, D]`; melody family `[B, C + L, D]`, chroma before text.
-        mask: text family `[B, L]`, 1 where a state may be attended to.
-        lengths: melody family `[B]`, number of text states of each clip.
+        mask: 1 where a text state may be attended to `[B, L]`.
+        lengths: number of text states of each clip, padding left out `[B]`.
     """
 
     states: torch.Tensor
-    mask: torch.Tensor | None = None
-    lengths: torch.Tensor | None = None
+    mask: torch.Tensor
+    lengths: torch.Tensor
 
 
 class Absent(PreTrainedModel):
@@ -126,7 +126,7 @@ class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
         """The null condition is an all-zero mask, as in transformers' guided `generate`."""
         mask = text_mask * keep_caption[:, None].to(text_mask.dtype)
         states = self._project(text_states)
-        return Conditioning(states * mask[..., None].to(states.dtype), mask=mask)
+        return Conditioning(states * mask[..., None].to(states.dtype), mask, text_mask.sum(-1))
 
     def hidden_states(
         self, codes: torch.Tensor, conditioning: Conditioning, cache: Cache | None = None
@@ -150,7 +150,7 @@ class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
         keep = text_mask * keep_caption[:, None].to(text_mask.dtype)
         states = states * keep[..., None].to(states.dtype)
         chroma = self._null_chroma().expand(states.shape[0], -1, -1)
-        return Conditioning(torch.cat([chroma, states], dim=1), lengths=text_mask.sum(-1))
+        return Conditioning(torch.cat([chroma, states], dim=1), keep, text_mask.sum(-1))
 
     def _null_chroma(self) -> torch.Tensor:
         """The prefix of a clip without a melody, `[1, C, D]`: chroma class 0 in every frame."""

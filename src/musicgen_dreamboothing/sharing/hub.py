@@ -47,5 +47,7 @@ def upload(folder: Path, name: str, *, token: str | None) -> str:
         )
     except (HfHubHTTPError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the upload to {name} failed ({reason}); the run is whole in {folder}: train again to retry") from error
+        raise UserError(
+            f"the upload to {name} failed ({reason}); the run is whole in {folder}: train again to retry"
+        ) from error
     return str(commit.repo_url)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from musicgen_dreamboothing.console import say
 
-class ProgressLines(ProgressCallback):
+
+class BarAndLines(ProgressCallback):
     """transformers' progress bar, with lines that can be read instead of dictionaries."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and (line := line_of(logs or {})):
+        if self.training_bar is not None and (line := line_of(logs or {})):
             self.training_bar.write(line)
+
+
+class Lines(TrainerCallback):
+    """The lines alone, for logs that are kept in files."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if line := line_of(logs or {}):
+            say(line)
 
 
 def line_of(logs: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.training.collator import Collator
-from musicgen_dreamboothing.training.console import ProgressLines
+from musicgen_dreamboothing.training.console import BarAndLines, Lines
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, Tables, load_tables
 from musicgen_dreamboothing.training.record import RunRecord, check_same_run, read_record, telling_options
 from musicgen_dreamboothing.training.saving import save_run
@@ -194,7 +194,7 @@ def _trainer(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) ->
     )
     for plain in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(plain)
-    trainer.add_callback(PrinterCallback if options.disable_tqdm else ProgressLines)
+    trainer.add_callback(Lines if options.disable_tqdm else BarAndLines)
     return trainer
 
 

@@ -34,7 +34,7 @@ class CodebookTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, compute_metrics=evaluation_metrics, **kwargs)
-        self._sampler = EpochSampler(len(self.train_dataset), self.args.data_seed or self.args.seed)  # type: ignore[arg-type]
+        self._sampler = EpochSampler(len(self.train_dataset), self.args.data_seed or self.args.seed)
         self._train_sums: torch.Tensor | None = None  # [2, K]: nll and count since the last line of the log
         self._frames = 0  # of audio that this process was trained on since its start
         self.add_callback(_EpochTeller(self._sampler))

@@ -1,0 +1,144 @@
+"""What many tests share: tiny checkpoints, songs, a prepared folder, and ways to run the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Nothing here may reach a network; a test that needs a Hub brings its own (tests/hub.py).
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import torch
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.cli import main
+from musicgen_dreamboothing.demo.checkpoint import SAMPLING_RATE, write_tiny_checkpoint
+from musicgen_dreamboothing.model.checkpoint import MELODY, TEXT, Checkpoint, Source, load_checkpoint
+
+torch.set_num_threads(2)
+
+KINDS = {
+    "text": (TEXT, 1),
+    "text-stereo": (TEXT, 2),
+    "melody": (MELODY, 1),
+    "melody-stereo": (MELODY, 2),
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a tiny random checkpoint of one of `KINDS`, made once."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def folder(kind: str) -> Path:
+        family, channels = KINDS[kind]
+        path = root / kind
+        return path if path.exists() else write_tiny_checkpoint(path, family=family, audio_channels=channels)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoints: Callable[[str], Path]) -> Path:
+    """The tiny text checkpoint, mono."""
+    return checkpoints("text")
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    return load_checkpoint(Source(str(folder)))
+
+
+def tone_song(seconds: float, seed: int, channels: int = 1, rate: int = SAMPLING_RATE) -> np.ndarray:
+    """A cheap song: a few tones that change every half second, over noise. `[C, S]`, peak below 1."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * rate)) / rate
+    notes = rng.choice([110.0, 147.0, 220.0, 330.0, 494.0, 880.0], size=(channels, int(seconds * 2) + 1))
+    pitch = notes[:, (time * 2).astype(int)]
+    return (0.4 * np.sin(2 * np.pi * np.cumsum(pitch, axis=1) / rate) + 0.05 * rng.standard_normal(pitch.shape)).astype(
+        np.float32
+    )
+
+
+@pytest.fixture
+def songs(tmp_path: Path) -> Path:
+    """Four songs in sub-folders, one of them stereo, one with a caption beside it: 26 s in all."""
+    folder = tmp_path / "songs"
+    for number, seconds in enumerate((9.0, 7.0, 6.0, 4.0)):
+        path = folder / f"album {number % 2}" / f"song {number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        audio.write(path, tone_song(seconds, number, channels=1 + number % 2), SAMPLING_RATE)
+    (folder / "album 0" / "song 0.txt").write_text("slow tones\nover noise")
+    return folder
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs a command in this process: `cli("train", "--output_dir", folder)`."""
+
+    def run(*words: object) -> Ran:
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return Ran(code, out, err)
+
+    return run
+
+
+def run_process(*words: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> Ran:
+    """Runs a command in a process of its own: the words behind `python -m musicgen_dreamboothing`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "musicgen_dreamboothing", *map(str, words)],
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def prepare_words(songs: Path, folder: Path, checkpoint: Path) -> list[object]:
+    """A `prepare` command that suits the tiny songs: clips of 2 s, at least 1 s."""
+    return [
+        *("prepare", songs, "--output_dir", folder, "--model_name_or_path", checkpoint),
+        *("--instance_prompt", "punk", "--max_duration_in_seconds", 2, "--min_duration_in_seconds", 1),
+    ]
+
+
+def train_words(data: Path, folder: Path, checkpoint: Path) -> list[object]:
+    """A `train` command that lasts a second or two: two epochs of small batches."""
+    return [
+        *("train", "--dataset_name", data, "--output_dir", folder, "--model_name_or_path", checkpoint),
+        *("--instance_prompt", "punk", "--max_duration_in_seconds", 2, "--min_duration_in_seconds", 1),
+        *("--num_train_epochs", 2, "--gradient_accumulation_steps", 2, "--disable_tqdm", "true"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A prepared folder for the tiny text checkpoint; tests read it, copies are theirs to change."""
+    root = tmp_path_factory.mktemp("prepared")
+    for number, seconds in enumerate((8.0, 8.0, 8.0, 8.0)):
+        path = root / "songs" / f"song-{number}.wav"
+        path.parent.mkdir(exist_ok=True)
+        audio.write(path, tone_song(seconds, number), SAMPLING_RATE)
+    code = main([str(word) for word in prepare_words(root / "songs", root / "data", tiny)])
+    assert code == 0
+    return root / "data"

@@ -1,0 +1,460 @@
+"""Sound in and out: every container that can be made here is read back, and damaged ones are met halfway."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import resource
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.audio import AudioError, Wave
+from musicgen_dreamboothing.demo.songs import write_songs
+
+RATE = 32_000
+PITCH = 440.0
+
+
+def sine(seconds: float, rate: int, channels: int = 1, hertz: float = PITCH) -> Wave:
+    """`[C, S]`, amplitude 0.5."""
+    times = np.arange(round(seconds * rate)) / rate
+    return np.repeat(0.5 * np.sin(2 * np.pi * hertz * times)[None], channels, axis=0).astype(np.float32)
+
+
+def dominant(wave: Wave, rate: int) -> float:
+    """The loudest frequency of the first channel, in Hz."""
+    spectrum = np.abs(np.fft.rfft(wave[0] * np.hanning(wave.shape[1])))
+    return float(spectrum.argmax() * rate / wave.shape[1])
+
+
+def encode(codec: str, container: str, wave: Wave, rate: int, *, layout: str = "", pictures: bool = False) -> bytes:
+    """A file made by libav, with a few black pictures beside the sound where wanted."""
+    layout = layout or ("mono", "stereo")[len(wave) - 1]
+    memory = io.BytesIO()
+    with av.open(memory, "w", format=container) as file:
+        video = file.add_stream("mpeg4", rate=5, width=32, height=32) if pictures else None
+        track = file.add_stream(codec, rate=rate, layout=layout, bit_rate=128_000, options={"strict": "experimental"})
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave.T).reshape(1, -1), format="flt", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        file.mux(track.encode(frame))
+        file.mux(track.encode(None))
+        if video:
+            for picture in [av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))] * 3 + [None]:
+                file.mux(video.encode(picture))
+    return memory.getvalue()
+
+
+def sound_file(wave: Wave, rate: int, container: str = "WAV", subtype: str | None = None) -> bytes:
+    """A file made by libsndfile."""
+    memory = io.BytesIO()
+    soundfile.write(memory, wave.T, rate, format=container, subtype=subtype)
+    return memory.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("codec", "container", "rate", "pictures"),
+    [
+        ("libmp3lame", "mp3", 44_100, False),
+        ("aac", "ipod", 44_100, False),
+        ("aac", "adts", 44_100, False),
+        ("alac", "ipod", 44_100, False),
+        ("libopus", "ogg", 48_000, False),
+        ("libopus", "webm", 48_000, False),
+        ("flac", "flac", 44_100, False),
+        ("pcm_s16le", "wav", 44_100, False),
+        ("pcm_s16be", "aiff", 44_100, False),
+        ("wmav2", "asf", 44_100, False),
+        ("aac", "mp4", 44_100, True),
+        ("aac", "matroska", 44_100, True),
+    ],
+)
+def test_every_container_keeps_length_pitch_and_channels(codec, container, rate, pictures, channels):
+    content = encode(codec, container, sine(2.0, rate, channels), rate, pictures=pictures)
+    damage: list[str] = []
+    wave = audio.decode(content, RATE, on_damage=damage.append)
+    assert wave.dtype == np.float32
+    assert wave.shape[0] == channels
+    assert wave.shape[1] / RATE == pytest.approx(2.0, abs=0.07)  # raw AAC and WMA do not say how much padding they hold
+    assert dominant(wave, RATE) == pytest.approx(PITCH, abs=1.0)
+    assert damage == []
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".wav"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_what_is_written_reads_back(tmp_path, suffix, channels):
+    wave = sine(1.5, RATE, channels)
+    audio.write(tmp_path / f"tone{suffix}", wave, RATE)
+    again = audio.decode(tmp_path / f"tone{suffix}", RATE)
+    assert again.shape[0] == channels
+    if suffix == ".ogg":  # libav counts a Vorbis file of a single page 128 samples too short
+        assert abs(again.shape[1] - wave.shape[1]) <= 128
+        assert dominant(again, RATE) == pytest.approx(PITCH, abs=1)
+    else:
+        np.testing.assert_allclose(again, wave, atol=2**-14)
+    assert os.listdir(tmp_path) == [f"tone{suffix}"]
+
+
+@pytest.mark.parametrize("rate_in", [8_000, 11_025, 44_100, 192_000])
+@pytest.mark.parametrize("rate_out", [8_000, 32_000, 48_000])
+def test_length_follows_the_rates(rate_in, rate_out):
+    wave = sine(1.237, rate_in)
+    decoded = audio.decode(sound_file(wave, rate_in), rate_out, name="tone.wav")
+    assert abs(decoded.shape[1] - wave.shape[1] * rate_out / rate_in) <= 1
+    assert dominant(decoded, rate_out) == pytest.approx(PITCH, abs=2)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_sample_formats_have_one_scale(subtype):
+    wave = sine(0.2, RATE)
+    decoded = audio.decode(sound_file(wave, RATE, subtype=subtype), RATE)
+    np.testing.assert_allclose(decoded, wave, atol=1 / 100 if subtype == "PCM_U8" else 2**-14)
+
+
+def test_samples_above_full_scale_are_kept():
+    assert audio.decode(sound_file(4 * sine(0.2, RATE), RATE, subtype="FLOAT"), RATE).max() == pytest.approx(2.0, 1e-3)
+
+
+def test_left_stays_left():
+    wave = np.concatenate([sine(0.5, 44_100), np.zeros((1, 22_050), np.float32)])
+    decoded = audio.decode(sound_file(wave, 44_100), RATE)
+    assert np.abs(decoded[0]).max() > 0.4
+    assert np.abs(decoded[1]).max() < 1e-3
+
+
+@pytest.mark.parametrize("codec", ["flac", "aac", "libopus"])  # interleaved and planar frames
+def test_surround_is_mixed_down(codec):
+    wave = np.zeros((8, 48_000), np.float32)
+    wave[0] = sine(1.0, 48_000)[0]  # FL
+    wave[3] = sine(1.0, 48_000, hertz=3000)[0]  # LFE
+    content = encode(codec, {"aac": "adts", "flac": "flac", "libopus": "ogg"}[codec], wave, 48_000, layout="7.1")
+    left, right = audio.decode(content, 48_000)
+    assert dominant(left[None], 48_000) == pytest.approx(PITCH, abs=1)
+    assert np.abs(left).max() == pytest.approx(0.5 / (1 + 3 * 0.5**0.5), rel=0.2)
+    assert np.abs(right).max() < 0.03
+
+
+def test_eight_channels_without_places_are_all_heard():
+    wave = np.zeros((8, RATE), np.float32)
+    wave[5] = sine(1.0, RATE)[0]
+    decoded = audio.decode(sound_file(wave, RATE), RATE)
+    assert decoded.shape == (2, RATE)
+    np.testing.assert_array_equal(decoded[0], decoded[1])
+    assert dominant(decoded, RATE) == pytest.approx(PITCH, abs=1)
+
+
+def test_rate_and_channels_may_change_on_the_way():
+    content = encode("aac", "adts", sine(1.0, 44_100, 2), 44_100) + encode("aac", "adts", sine(1.0, 22_050), 22_050)
+    decoded = audio.decode(content, RATE)
+    assert decoded.shape[0] == 2
+    assert decoded.shape[1] / RATE == pytest.approx(2.0, abs=0.2)
+    assert dominant(decoded[:, -RATE // 2 :], RATE) == pytest.approx(PITCH, abs=4)
+
+
+def test_blocks_of_a_stream_make_the_whole():
+    content = sound_file(sine(5.0, 44_100, 2, hertz=997), 44_100)
+    pieces = list(audio.stream(content, RATE, block_seconds=0.7))
+    assert len(pieces) > 5
+    assert all(piece.flags.c_contiguous and piece.dtype == np.float32 for piece in pieces)
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), audio.decode(content, RATE), atol=1e-6)
+
+
+def test_decoding_repeats_itself(tmp_path):
+    content = encode("libmp3lame", "mp3", sine(1.0, 44_100, 2), 44_100)
+    (tmp_path / "tone.mp3").write_bytes(content)
+    first = audio.decode(content, RATE)
+    np.testing.assert_array_equal(first, audio.decode(tmp_path / "tone.mp3", RATE))
+    np.testing.assert_array_equal(first, audio.decode(str(tmp_path / "tone.mp3"), RATE))
+
+
+def test_memory_is_steady_over_twenty_minutes(tmp_path):
+    path = tmp_path / "long.flac"
+    audio.write(path, sine(20 * 60.0, 2_000), 2_000)
+    tracemalloc.start()
+    samples = longest = 0
+    for block in audio.stream(path, 4_000):
+        samples, longest = samples + block.shape[1], max(longest, block.shape[1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert samples == 20 * 60 * 4_000
+    assert longest <= 11 * 4_000
+    assert peak < 2_000_000  # bytes; the whole would be 19 million
+
+
+@pytest.mark.parametrize("name", ["a: b.mp3", "tone — ü.mp3", "new\nline.mp3", os.fsdecode(b"not\xffutf8.mp3")])
+def test_odd_file_names(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(encode("libmp3lame", "mp3", sine(0.5, 44_100), 44_100))
+    assert audio.decode(name, RATE).shape[1] > RATE // 3
+
+
+def test_tags_that_are_not_utf8():
+    content = sound_file(sine(0.5, RATE), RATE)
+    title = b"INFOINAM" + (6).to_bytes(4, "little") + b"caf\xe9\xff\0"
+    tagged = content[:12] + b"LIST" + len(title).to_bytes(4, "little") + title + content[12:]
+    assert audio.decode(tagged, RATE).shape == (1, RATE // 2)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_a_wav_from_a_pipe_does_not_know_its_size(size):
+    content = bytearray(sound_file(sine(0.5, RATE), RATE))
+    start = content.index(b"data") + 4
+    content[start : start + 4] = size.to_bytes(4, "little")
+    damage: list[str] = []
+    assert audio.decode(bytes(content), RATE, on_damage=damage.append).shape == (1, RATE // 2)
+    assert damage == []
+
+
+def one_line(error: pytest.ExceptionInfo[AudioError], name: str) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    assert name in message
+    return message
+
+
+def no_sound() -> dict[str, tuple[bytes, str]]:
+    """Files without a sound in them, and what is said of each."""
+    tone = sound_file(sine(0.5, RATE), RATE)
+    unknown_codec = bytearray(tone)
+    place = unknown_codec.index(b"fmt ") + 8
+    unknown_codec[place : place + 2] = b"\x34\x12"
+    mp4 = encode("aac", "mp4", sine(2.0, 44_100), 44_100, pictures=True)
+    silent_film = io.BytesIO()
+    with av.open(silent_film, "w", format="mp4") as file:
+        film = file.add_stream("mpeg4", rate=5, width=32, height=32)
+        for picture in [av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8)), None]:
+            file.mux(film.encode(picture))
+    return {
+        "empty.mp3": (b"", "not a readable audio file"),
+        "text.wav": (b"these are only words\n" * 500, "not a readable audio file"),
+        "text.mp3": (b"these are only words\n" * 500, "not a readable audio file"),
+        "playlist.m3u8": (b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "not a readable"),
+        "headless.mp4": (mp4[: len(mp4) // 2], "not a readable audio file"),
+        "film.mp4": (silent_film.getvalue(), "has no sound track"),
+        "nothing.wav": (sound_file(np.zeros((1, 0), np.float32), RATE), "holds no samples"),
+        "nothing.flac": (sound_file(np.zeros((1, 0), np.float32), RATE, "FLAC"), "holds no samples"),
+        "codec.wav": (bytes(unknown_codec), "nothing in it can be decoded"),
+        "blink.wav": (sound_file(sine(0.00005, 192_000), 192_000), "shorter than one sample at 8000 Hz"),
+    }
+
+
+NO_SOUND = no_sound()
+
+
+@pytest.mark.parametrize("name", list(NO_SOUND))
+def test_a_file_without_sound_is_named(tmp_path, capfd, name):
+    content, reason = NO_SOUND[name]
+    (tmp_path / name).write_bytes(content)
+    for source in (tmp_path / name, content):
+        with pytest.raises(AudioError) as error:
+            audio.decode(source, 8_000, name=name if isinstance(source, bytes) else None)
+        assert reason in one_line(error, name)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(AudioError, match="No such file") as error:
+        audio.decode(tmp_path / "gone.mp3", RATE)
+    one_line(error, "gone.mp3")
+    with pytest.raises(AudioError, match="Is a directory") as error:
+        audio.decode(tmp_path, RATE)
+    one_line(error, tmp_path.name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_samples_must_be_finite(value, channels):
+    wave = np.zeros((channels, RATE))
+    wave[:, 1000] = value
+    with pytest.raises(AudioError, match=r"bad\.wav: holds NaN or infinite samples"):
+        audio.decode(sound_file(wave, RATE, subtype="DOUBLE"), RATE, name="bad.wav")
+
+
+def test_half_an_mp3_gives_its_first_half(capfd):
+    content = encode("libmp3lame", "mp3", sine(6.0, 44_100, 2), 44_100)
+    damage: list[str] = []
+    wave = audio.decode(content[: len(content) // 2], RATE, name="half.mp3", on_damage=damage.append)
+    assert wave.shape[1] / RATE == pytest.approx(3.0, abs=0.2)
+    assert dominant(wave, RATE) == pytest.approx(PITCH, abs=1)
+    assert len(damage) == 1
+    assert "half.mp3" in damage[0]
+    assert "of the 6.0 s in its header" in damage[0]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("codec", "container"), [("flac", "flac"), ("libmp3lame", "mp3"), ("libopus", "webm")])
+def test_garbage_in_the_middle_costs_only_the_middle(capfd, codec, container):
+    content = encode(codec, container, sine(6.0, 48_000, 2), 48_000)
+    middle, garbage = len(content) // 2, np.random.default_rng(0).bytes(len(content) // 10)
+    damage: list[str] = []
+    broken = content[:middle] + garbage + content[middle + len(garbage) :]
+    wave = audio.decode(broken, RATE, name="broken", on_damage=damage.append)
+    assert 4.0 < wave.shape[1] / RATE <= 6.1
+    assert len(damage) == 1
+    assert "\n" not in damage[0]
+    for part in (wave[:, : 2 * RATE], wave[:, -RATE:]):
+        assert dominant(part, RATE) == pytest.approx(PITCH, abs=2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_damage_may_be_ignored_and_reading_may_stop_early():
+    content = encode("flac", "flac", sine(6.0, 44_100), 44_100)
+    assert audio.decode(content[: len(content) // 2], RATE).shape[1] > RATE
+    damage: list[str] = []
+    pieces = audio.stream(content[: len(content) // 2], RATE, block_seconds=0.5, on_damage=damage.append)
+    assert next(pieces).shape[0] == 1
+    pieces.close()
+    assert damage == []
+
+
+@given(lengths=st.lists(st.integers(0, 50), max_size=12), size=st.integers(1, 40), channels=st.integers(1, 2))
+def test_blocks_recut_without_loss(lengths, size, channels):
+    whole = np.arange(channels * sum(lengths), dtype=np.float32).reshape(channels, -1)
+    cut = list(audio.blocks(np.split(whole, np.cumsum(lengths)[:-1], axis=1) if lengths else [], size))
+    assert all(block.shape == (channels, size) for block in cut[:-1])
+    assert all(0 < block.shape[1] <= size and block.flags.c_contiguous for block in cut)
+    assert sum(block.shape[1] for block in cut) == whole.shape[1]
+    if cut:
+        np.testing.assert_array_equal(np.concatenate(cut, axis=1), whole)
+
+
+def test_blocks_are_cut_as_pieces_come():
+    def endless():
+        while True:
+            yield np.zeros((1, 7), np.float32)
+
+    cut = audio.blocks(endless(), 10)
+    assert [next(cut).shape for _ in range(3)] == [(1, 10)] * 3
+    with pytest.raises(ValueError, match="at least 1 sample"):
+        next(audio.blocks([], 0))
+
+
+def test_channels_convert_both_ways():
+    stereo = np.array([[1.0, 0.0], [0.0, -1.0]], np.float32)
+    mono = audio.to_channels(stereo, 1)
+    np.testing.assert_array_equal(mono, [[0.5, -0.5]])
+    assert mono.dtype == np.float32
+    np.testing.assert_array_equal(audio.to_channels(mono, 2), [[0.5, -0.5]] * 2)
+    assert audio.to_channels(stereo, 2) is stereo
+    with pytest.raises(ValueError, match="2 channels cannot become 3"):
+        audio.to_channels(stereo, 3)
+
+
+def test_silence_is_judged_by_the_peak():
+    wave = np.zeros((2, 1000), np.float32)
+    assert audio.is_silent(wave)
+    assert audio.is_silent(wave[:, :0])
+    wave[1, 500] = -0.01  # -40 dBFS
+    assert not audio.is_silent(wave)
+    assert audio.is_silent(wave, threshold_db=-39.0)
+
+
+def test_resampling_keeps_pitch_and_length():
+    wave = sine(1.0, 44_100, 2)
+    there = audio.resample(wave, 44_100, RATE)
+    assert there.shape == (2, RATE)
+    assert there.flags.c_contiguous
+    assert dominant(there, RATE) == pytest.approx(PITCH, abs=1)
+    assert audio.resample(wave, 44_100, 44_100) is wave
+    np.testing.assert_allclose(there, audio.decode(sound_file(wave, 44_100, subtype="FLOAT"), RATE), atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".wav"])
+def test_writing_clips_and_does_not_wrap(tmp_path, suffix):
+    path = tmp_path / f"loud{suffix}"
+    audio.write(path, 6 * sine(0.5, RATE, hertz=50), RATE)
+    wave = audio.decode(path, RATE)
+    assert np.abs(wave).max() < 1.2
+    assert np.abs(np.diff(wave)).max() < 0.2  # a wrapped sample would jump by 2
+
+
+def test_long_vorbis_is_written(tmp_path):
+    path = tmp_path / "long.ogg"
+    audio.write(path, np.zeros((2, 180 * 16_000), np.float32), 16_000)
+    assert sum(block.shape[1] for block in audio.stream(path, 16_000)) == 180 * 16_000
+
+
+@pytest.mark.parametrize(
+    ("name", "wave", "rate", "reason"),
+    [
+        ("a.mp3", sine(0.1, RATE), RATE, r"cannot write \.mp3, only \.flac, \.ogg, \.wav"),
+        ("a", sine(0.1, RATE), RATE, "cannot write no suffix"),
+        ("a.wav", sine(0.1, RATE)[0], RATE, r"\[channels, samples\]"),
+        ("a.wav", np.full((1, 10), np.nan, np.float32), RATE, "NaN or infinite"),
+        ("a.flac", sine(0.1, RATE), 1_000_000, "cannot hold this sound at 1000000 Hz"),
+        ("missing/a.wav", sine(0.1, RATE), RATE, "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, name, wave, rate, reason):
+    with pytest.raises(AudioError, match=reason) as error:
+        audio.write(tmp_path / name, wave, rate)
+    one_line(error, name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # writing stops half way, as on a full disk
+    try:
+        with pytest.raises(AudioError, match=r"tone\.wav: cannot be written \(File too large\)"):
+            audio.write(tmp_path / "tone.wav", sine(1.0, RATE), RATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_the_old_file_outlives_a_failure(tmp_path, monkeypatch, failure):
+    path = tmp_path / "tone.wav"
+    audio.write(path, sine(0.5, RATE), RATE)
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises((AudioError, KeyboardInterrupt)) as error:
+        audio.write(path, sine(1.0, RATE), RATE)
+    assert os.listdir(tmp_path) == ["tone.wav"]
+    assert path.read_bytes() == before
+    assert str(error.value) in ("", f"{path}: cannot be written (No space left on device)")
+
+
+def test_suffixes_are_lower_case_with_a_dot():
+    assert {".mp3", ".m4a", ".opus", ".wma", ".mkv"} | audio.WRITTEN_SUFFIXES <= audio.AUDIO_SUFFIXES
+    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in audio.AUDIO_SUFFIXES)
+
+
+def test_example_songs(tmp_path):
+    paths = write_songs(tmp_path, count=4, seconds=3.0, seed=7)
+    assert len({path.parent for path in paths}) == 2
+    assert {path for path in tmp_path.rglob("*") if path.suffix in audio.AUDIO_SUFFIXES} == set(paths)
+    captions = [path.with_suffix(".txt") for path in paths if path.with_suffix(".txt").exists()]
+    assert len(captions) == 2
+    assert all(caption.read_text(encoding="utf-8").startswith("fast punk in ") for caption in captions)
+    waves = [audio.decode(path, RATE) for path in paths]
+    assert [len(wave) for wave in waves] == [2, 1, 2, 1]
+    for wave in waves:
+        assert wave.shape[1] == 3 * RATE
+        assert 0.7 < np.abs(wave).max() < 1.0
+    assert np.abs(waves[0][0] - waves[0][1]).max() > 0.05
+
+
+def test_example_songs_follow_their_seed(tmp_path):
+    first, again, other = (
+        [audio.decode(path, RATE) for path in write_songs(tmp_path / name, count=2, seconds=1.0, seed=seed)]
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    for wave, repeated, different in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(wave, repeated)
+        assert np.abs(wave - different).max() > 0.1
