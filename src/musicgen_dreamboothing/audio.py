@@ -78,7 +78,8 @@ def stream(
     Memory does not grow with the length of the file.
 
     What is damaged is left out and the rest is yielded. `on_damage` is called once, after the last block, with a line
-    that says what is missing; only a header that states the length (not Ogg's, nor raw AAC's) betrays a cut-off end.
+    that says what is missing. A cut-off end shows only where a header states the length: in mp3, FLAC, m4a and WebM,
+    but not in Ogg, raw AAC and most WAV files.
 
     Raises `AudioError`, at the first block, where there is no sound to decode, and at any block that holds NaN or
     infinite samples. `name` stands for the file in messages, where `source` is bytes or a temporary path.
@@ -161,8 +162,8 @@ def write(path: Path, wave: Wave, rate: int) -> None:
     """Writes `[C, S]` at `rate` Hz as .wav or .flac (16 bit) or .ogg (Vorbis), whole or not at all.
 
     Samples beyond full scale are clipped. The sound of two equal waves is equal, and the bytes too but for .ogg, where
-    libsndfile draws a random stream number. Raises `AudioError` for another suffix, NaN or infinite samples, a rate
-    the format cannot hold, or a file system that refuses (full, read-only, missing folder).
+    libsndfile draws a random stream number. Raises `AudioError` for another suffix, NaN or infinite samples or a rate
+    the format cannot hold, `AudioWriteError` where the file system refuses (full, read-only, missing folder).
     """
     label = _label(path, None)
     if path.suffix.lower() not in _ENCODINGS:

@@ -90,8 +90,8 @@ def write_songs(
 ) -> list[Path]:
     """Writes `count` songs of `seconds` at `rate` Hz below `folder`, the same ones for the same seed.
 
-    Every other song is stereo, the rest mono; they are .ogg and .flac files in two sub-folders, and every other pair
-    of them has its caption in a .txt file of the same name. Returns the paths of the songs.
+    Every other song is stereo, the rest mono; they are .ogg and .flac files in two sub-folders. One of every two has
+    its caption in a .txt file of the same name. Returns the paths of the songs.
     """
     return [_write_song(folder, song, index, seconds, rate, seed) for index, song in enumerate(songs(count, seed))]
 

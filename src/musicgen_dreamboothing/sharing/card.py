@@ -46,15 +46,16 @@ class CardFacts:
 def write_card(folder: Path, facts: CardFacts, checkpoint: Checkpoint, licence: str | None) -> None:
     """Writes `README.md` of a run. Only a base on the Hub is linked: a folder's name says nothing elsewhere."""
     template = files("musicgen_dreamboothing.assets").joinpath("model_card.md.jinja").read_text(encoding="utf-8")
+    base = Path(checkpoint.name).name if checkpoint.is_local else checkpoint.name  # paths are nobody's business
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     text = environment.from_string(template).render(
         facts=facts,
         examples=facts.captions[:MAX_EXAMPLES],
-        base=checkpoint.name,
+        base=base,
         base_on_hub=None if checkpoint.is_local else checkpoint.name,
         revision=checkpoint.revision,
         is_melody=checkpoint.is_melody,
         licence=licence,
-        notice=licence_notice(checkpoint.name, licence),
+        notice=licence_notice(base, licence),
     )
     write_text(folder / "README.md", text)

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from musicgen_dreamboothing.console import UserError
 
-# What a reader needs; songs, tokens, checkpoints and logs of trackers stay at home.
+# What a reader needs; songs, tokens, checkpoints, logs and `run.json` with its paths stay at home.
 SHARED = (
     "README.md",
     "adapter_config.json",
@@ -23,7 +23,6 @@ SHARED = (
     "tokenizer*",
     "special_tokens_map.json",
     "spiece.model",
-    "run.json",
 )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -88,6 +89,14 @@ def _save_whole(model: torch.nn.Module, folder: Path, checkpoint: Checkpoint) ->
     whole.save_pretrained(folder)
 
 
+def _without_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """Folders of this machine by their last name only: a card is made to be shared."""
+    return {
+        name: Path(value).name if isinstance(value, str) and Path(value).exists() else value
+        for name, value in options.items()
+    }
+
+
 def _facts(folder: Path, tables: Tables, options: TrainArguments, metrics: dict[str, float]) -> CardFacts:
     return CardFacts(
         name=options.hub_model_id or folder.resolve().name,
@@ -98,5 +107,5 @@ def _facts(folder: Path, tables: Tables, options: TrainArguments, metrics: dict[
         minutes=sum(tables.train["seconds"]) / 60,
         held_out_songs=len(tables.held_out_songs),
         metrics=metrics,
-        options=changed_options(options),
+        options=_without_paths(changed_options(options)),
     )

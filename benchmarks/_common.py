@@ -1,0 +1,118 @@
+"""What the benchmarks share: variants in processes of their own, medians, a table, and results as JSON.
+
+The process that a person starts never imports torch: Linux counts the memory of a parent into the
+peak of its children.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("torch", "transformers", "peft")
+PROBE = "machine"  # the variant that every benchmark has: tells about the machine and measures nothing
+
+
+def options(about: str | None) -> argparse.ArgumentParser:
+    """A parser with what all benchmarks take; `about` is the benchmark's docstring."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--variant", help=argparse.SUPPRESS)  # what a child process is to measure
+    return parser
+
+
+def torch_device(name: str) -> Any:
+    """The device of `--device`."""
+    import torch
+
+    from musicgen_dreamboothing.model.device import best_device
+
+    return best_device() if name == "auto" else torch.device(name)
+
+
+def run_variant(script: str, variant: str, *extra: str) -> dict[str, Any]:
+    """Runs a benchmark once more for one variant, in its own process, and returns what that tells."""
+    command = [sys.executable, script, *sys.argv[1:], "--variant", variant, *extra]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{Path(script).name}: variant {variant!r} failed with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def tell(values: Mapping[str, Any]) -> None:
+    """Hands the values of a variant to the process that started it."""
+    print(json.dumps(values), flush=True)
+
+
+def machine(device_name: str) -> dict[str, Any]:
+    """What a result depends on besides the code."""
+    import torch
+
+    device = torch_device(device_name)
+    features = torch.cpu.get_capabilities()
+    about = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "kind": device.type,
+        "cpu": cpu_name(),
+        "cpu_has_bf16_units": bool(features.get("avx512_bf16") or features.get("amx_bf16")),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+    }
+    return about | {library: version(library) for library in LIBRARIES}
+
+
+def cpu_name() -> str:
+    """The name on the chip, as far as the system knows it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def slug(about: Mapping[str, Any]) -> str:
+    """File name of a device's results: `nvidia-h200`, `intel-xeon-processor-2.50ghz-2-threads`."""
+    name = about["device"] if about["kind"] == "cuda" else f"{about['device']} {about['threads']} threads"
+    name = re.sub(r"\((R|TM|C)\)|@", " ", name, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def keep(about: Mapping[str, Any], benchmark: str, case: str, result: Mapping[str, Any]) -> Path:
+    """Writes a result to the file of its device, beside those that stand there, in one move."""
+    path = RESULTS / f"{slug(about)}.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    stamp = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": dict(about)}
+    results.setdefault(benchmark, {})[case] = stamp | dict(result)
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_suffix(".new")
+    scratch.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+    return path
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows as a table under the names of their columns."""
+    columns = list(rows[0])
+    cells = [columns, *[[_text(row[column]) for column in columns] for row in rows]]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
+    print(f"\n{title}")
+    for line in cells:
+        first, *rest = (f"{cell:{'<' if place == 0 else '>'}{widths[place]}}" for place, cell in enumerate(line))
+        print("  ".join([first, *rest]).rstrip())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "–" if value is None else str(value)

@@ -1,0 +1,297 @@
+"""A training step of ours against the published recipe: time and peak memory.
+
+    python benchmarks/train_step.py                        # small, one clip of 30 s; on a GPU melody too
+    python benchmarks/train_step.py --size small --seconds 10 --steps 1
+
+Random weights of the real shapes cost what the real ones cost, and nothing is downloaded. The
+checkpoint is written to a temporary folder in fp32, as the published ones are, and every variant
+loads it in a process of its own. The variants take turns, `--rounds` times.
+
+published        transformers' model and loss with T5 in the forward pass, PEFT as it comes, all
+                 dropouts as published, gradient checkpointing; fp32, on a GPU with fp16 autocast
+ours             cached text states, our loss, our adapter defaults, the base in `--dtype`
+ours, recompute  the same with activation checkpointing, the default of `train`
+
+One should see a table of seconds a step and peak memory with their ratios to the published recipe:
+the process's peak on a CPU (loading included), the allocator's on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import _common
+
+PUBLISHED, OURS, RECOMPUTE = "published", "ours", "ours, recompute"
+VARIANTS = (PUBLISHED, RECOMPUTE, OURS)
+WRITE = "checkpoint"
+CAPTION_TOKENS = 24
+SIZES = {  # width, layers, heads of the decoder; melody models have no cross-attention
+    "tiny": (64, 2, 2),
+    "small": (1024, 24, 16),
+    "medium": (1536, 48, 24),
+    "large": (2048, 48, 32),
+    "melody": (1536, 48, 24),
+    "melody-large": (2048, 48, 32),
+}
+
+
+def main() -> None:
+    options = _options()
+    if options.variant is None:
+        _compare(options)
+    elif options.variant == _common.PROBE:
+        _common.tell(_common.machine(options.device))
+    elif options.variant == WRITE:
+        write_checkpoint(options.case_size, Path(options.checkpoint))
+        _common.tell({})
+    else:
+        _common.tell(_measured(options))
+
+
+def _options() -> argparse.Namespace:
+    parser = _common.options(__doc__)
+    parser.add_argument("--size", nargs="*", choices=[*SIZES], help="default: small; on a GPU small and melody")
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of a clip")
+    parser.add_argument("--clips", type=int, help="clips in a step; default 1, of melody models 2")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps in each round")
+    parser.add_argument("--rounds", type=int, default=1, help="how often the variants take turns")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before the timed ones")
+    parser.add_argument("--dtype", default="auto", help="precision of our base: auto, float32, bfloat16 or float16")
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=VARIANTS, help="variants to run")
+    parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
+    parser.add_argument("--case_size", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _compare(options: argparse.Namespace) -> None:
+    about = _common.run_variant(__file__, _common.PROBE)
+    for size in options.size or (["small", "melody"] if about["kind"] == "cuda" else ["small"]):
+        with tempfile.TemporaryDirectory() as folder:
+            runs = _runs(size, folder, options)
+        rows = _rows(runs)
+        case = f"{size}, {clips_of(size, options)} x {options.seconds:g} s, {options.dtype}"
+        _common.show(f"training step on {about['device']}: {case}", rows)
+        settings = {"steps": options.steps, "rounds": options.rounds, "warmup": options.warmup}
+        path = _common.keep(about, "train_step", case, settings | {"rows": rows, "runs": runs})
+        print(f"kept in {path.parent.name}/{path.name}")
+
+
+def clips_of(size: str, options: argparse.Namespace) -> int:
+    return options.clips or (2 if size.startswith("melody") else 1)
+
+
+def _runs(size: str, folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One entry for each process, in the order they ran."""
+    extra = ("--checkpoint", folder, "--case_size", size)
+    _common.run_variant(__file__, WRITE, *extra)
+    order = [variant for _ in range(options.rounds) for variant in options.only]
+    return [{"variant": variant} | _common.run_variant(__file__, variant, *extra) for variant in order]
+
+
+def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Medians of each variant, and their ratios to the first one."""
+    rows: list[dict[str, Any]] = []
+    for variant in dict.fromkeys(run["variant"] for run in runs):
+        mine = [run for run in runs if run["variant"] == variant]
+        seconds = statistics.median(second for run in mine for second in run["seconds"])
+        gigabytes = statistics.median(run["peak_gb"] for run in mine)
+        first = rows[0] if rows else {"s/step": seconds, "peak GB": gigabytes}
+        rows.append(
+            {
+                "variant": variant,
+                "dtype": mine[0]["dtype"],
+                "s/step": seconds,
+                "speed": first["s/step"] / seconds,
+                "peak GB": gigabytes,
+                "memory": gigabytes / first["peak GB"],
+                "loaded GB": statistics.median(run["loaded_gb"] for run in mine),
+            }
+        )
+    return rows
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Loads the model, takes the steps and tells their seconds and the peak."""
+    import torch
+
+    from musicgen_dreamboothing.model.device import parse_dtype, peak_memory
+
+    warnings.filterwarnings("ignore", category=FutureWarning)  # names that older transformers 5 know
+    torch.manual_seed(0)
+    device = _common.torch_device(options.device)
+    published = options.variant == PUBLISHED
+    dtype = torch.float32 if published else parse_dtype(options.dtype, device)
+    frames = round(options.seconds * 50)
+    build = published_step if published else our_step
+    step = build(Path(options.checkpoint), dtype, device, (clips_of(options.case_size, options), frames), options)
+    loaded, _ = peak_memory()
+    seconds, losses = [], []
+    for _ in range(options.warmup + options.steps):
+        started = time.perf_counter()
+        losses.append(float(step()))  # reading the loss waits for a GPU
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    peak, kind = peak_memory()
+    return {
+        "dtype": "float16 autocast" if published and device.type == "cuda" else str(dtype)[6:],
+        "seconds": seconds[options.warmup :],
+        "loaded_gb": loaded,
+        "peak_gb": peak,
+        "peak_of": kind,
+        "losses": losses,
+    }
+
+
+def published_step(
+    folder: Path, dtype: Any, device: Any, shape: tuple[int, int], options: argparse.Namespace
+) -> Callable[[], Any]:
+    """The recipe as published, of public functions only: what a person without this package would write."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForTextToWaveform
+
+    model = AutoModelForTextToWaveform.from_pretrained(folder, dtype=dtype).to(device)
+    model.freeze_audio_encoder()
+    model.freeze_text_encoder()
+    heads = [f"lm_heads.{codebook}" for codebook in range(4)] + [f"embed_tokens.{codebook}" for codebook in range(4)]
+    layers = ["enc_to_dec_proj", "audio_enc_to_dec_proj", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"]
+    model.enable_input_require_grads()
+    model = get_peft_model(
+        model, LoraConfig(r=16, lora_alpha=16, target_modules=layers + heads, lora_dropout=0.05, bias="none")
+    )
+    model.gradient_checkpointing_enable()
+    model.train()
+    clips, frames = shape
+    labels = torch.full((clips, frames + 4, 4), model.config.decoder.pad_token_id)  # a step behind the delays, as published
+    for codebook in range(4):
+        labels[:, codebook : codebook + frames, codebook] = torch.randint(2048, (clips, frames))
+    batch = {
+        "input_ids": torch.randint(3, 32_000, (clips, CAPTION_TOKENS)),
+        "attention_mask": torch.ones(clips, CAPTION_TOKENS, dtype=torch.long),
+        "labels": labels,
+    }
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    on_gpu = device.type == "cuda"
+
+    def loss() -> Any:
+        with torch.autocast(device.type, torch.float16, enabled=on_gpu):
+            return model(**batch).loss
+
+    return _step(model, loss, torch.amp.GradScaler(device.type, enabled=on_gpu))
+
+
+def our_step(
+    folder: Path, dtype: Any, device: Any, shape: tuple[int, int], options: argparse.Namespace
+) -> Callable[[], Any]:
+    """What `train` does with a batch of the collator."""
+    import torch
+
+    from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
+    from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
+    from musicgen_dreamboothing.model.delay import training_steps
+    from musicgen_dreamboothing.model.language_model import load_language_model
+
+    checkpoint = load_checkpoint(Source(str(folder)))
+    model = add_adapter(load_language_model(checkpoint, dtype, device), LoraSettings())
+    if options.variant == RECOMPUTE:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    clips, frames = shape
+    drawn = torch.randint(checkpoint.codebook_size, (clips, checkpoint.codebooks, frames))
+    pieces = [training_steps(codes, checkpoint.delay, checkpoint.start_token_id) for codes in drawn]
+    batch = {
+        "codes": torch.stack([codes for codes, _ in pieces]),
+        "labels": torch.stack([labels for _, labels in pieces]),
+        "text_states": torch.randn(clips, CAPTION_TOKENS, checkpoint.config.text_encoder.hidden_size),
+        "text_mask": torch.ones(clips, CAPTION_TOKENS, dtype=torch.long),
+        "keep_caption": torch.ones(clips, dtype=torch.bool),
+    }
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def loss() -> Any:
+        outputs = model(**batch)
+        return (outputs.nll.sum(0) / outputs.count.sum(0)).mean()
+
+    return _step(model, loss, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16))
+
+
+def _step(model: Any, loss: Callable[[], Any], scaler: Any) -> Callable[[], Any]:
+    """Forward, backward, clipping and update, as transformers' Trainer does them."""
+    import torch
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-4, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+
+    def step() -> Any:
+        value = loss()
+        scaler.scale(value).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        return value.detach()
+
+    return step
+
+
+def write_checkpoint(size: str, folder: Path) -> None:
+    """A checkpoint of the size's shapes with random weights, in fp32."""
+    import torch
+    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
+
+    torch.manual_seed(0)
+    melody = size.startswith("melody")
+    model_class = MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration
+    with _uninitialised():
+        model = model_class(configuration(size))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else None
+    model.save_pretrained(folder)
+
+
+@contextmanager
+def _uninitialised() -> Iterator[None]:
+    """Spares transformers' own initialisation, which takes a minute for the larger sizes."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        yield
+
+
+def configuration(size: str) -> Any:
+    """The published configurations of T5-base, EnCodec 32 kHz and the decoder; `tiny` is for a quick look."""
+    from transformers import (
+        EncodecConfig,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+        MusicgenMelodyConfig,
+        MusicgenMelodyDecoderConfig,
+        T5Config,
+    )
+
+    width, layers, heads = SIZES[size]
+    text = T5Config(d_model=768, d_ff=3072, d_kv=64, num_layers=12, num_heads=12, decoder_start_token_id=0)
+    codec = EncodecConfig(**CODEC)
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * width}
+    if size.startswith("melody"):
+        decoder = MusicgenMelodyDecoderConfig(**shape)
+        return MusicgenMelodyConfig(text_encoder=text, audio_encoder=codec, decoder=decoder, chroma_length=235)
+    decoder = MusicgenDecoderConfig(**shape)
+    config = MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)
+    decoder.decoder_start_token_id = decoder.pad_token_id
+    return config
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Every command and every line of Python in the README runs, on tiny songs and a tiny checkpoint."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Ran
+
+from musicgen_dreamboothing import TrainArguments
+from musicgen_dreamboothing.arguments import parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = ["--max_duration_in_seconds", "2", "--min_duration_in_seconds", "1", "--num_train_epochs", "1"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(first_word: str) -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith(first_word)]
+
+
+def shortened(words: list[str], base: Path) -> list[str]:
+    """The README's words, on the tiny checkpoint and with short clips, so that a test is over in seconds."""
+    if words[0] == "generate":
+        return [*words, "--seconds", "0.5"]
+    small = SMALL[:4] if words[0] == "prepare" else SMALL
+    return [*words, "--model_name_or_path", str(base), *small]
+
+
+@pytest.fixture
+def home(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the README's reader has it, with `my-songs` in it."""
+    shutil.move(songs, tmp_path / "my-songs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_and_python_run(
+    home: Path, tiny: Path, cli: Callable[..., Ran], capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown = commands("musicgen-dreamboothing")
+    assert [words[0] for words in shown] == ["train", "generate", "prepare", "train"]
+    for words in shown:
+        ran = cli(*shortened(words, tiny))
+        assert ran.code == 0, ran.err
+    assert list((home / "new-music").glob("00_punk-with-fast-drums*.wav"))
+    api, snippet = blocks("python")
+    api = api.replace("output_dir=", f"model_name_or_path={str(tiny)!r}, max_duration_in_seconds=2, output_dir=")
+    (home / "api.py").write_text(api.replace("seconds=10", "seconds=0.5"))
+    runpy.run_path("api.py")
+    assert "punk bossa nova (1, 8000) 16000" in capfd.readouterr().out
+    (home / "snippet.py").write_text(snippet.replace("max_new_tokens=256", "max_new_tokens=20"))
+    made = runpy.run_path("snippet.py")
+    assert made["audio"].shape[:2] == (2, 1)
+
+
+def test_the_script_reads_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    (words,) = commands("python finetune_musicgen.py")
+    monkeypatch.chdir(ROOT)
+    options = parse(TrainArguments, "train", "", words[1:])
+    assert (options.instance_prompt, options.num_train_epochs) == ("punk", 8)
+    assert "cli import main" in (ROOT / words[0]).read_text()
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    from musicgen_dreamboothing.arguments import GenerateArguments, PrepareArguments, parser
+
+    known = {"--help"}
+    for target in (TrainArguments, GenerateArguments, PrepareArguments):
+        known |= {flag for action in parser(target, "", "")._actions for flag in action.option_strings}
+    assert set(re.findall(r"(--[a-z][a-z_]+)", README)) <= known
+
+
+def test_every_room_in_the_readme_exists() -> None:
+    rooms = re.findall(r"^\| `([a-z_./]+)` \|", README, flags=re.MULTILINE)
+    assert len(rooms) == 11
+    source = ROOT / "src" / "musicgen_dreamboothing"
+    assert all((source / room).exists() for room in rooms)
+    listed = {room.rstrip("/") for room in rooms}
+    present = {path.name for path in source.iterdir() if not path.name.startswith(("_", "py."))}
+    assert present == listed
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
