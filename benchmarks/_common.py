@@ -44,15 +44,26 @@ def torch_device(name: str) -> Any:
 def run_variant(script: str, variant: str, *extra: str) -> dict[str, Any]:
     """Runs a benchmark once more for one variant, in its own process, and returns what that tells."""
     command = [sys.executable, script, *sys.argv[1:], "--variant", variant, *extra]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | quiet)
     if done.returncode:
         raise SystemExit(f"{Path(script).name}: variant {variant!r} failed with exit code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
 
 
 def tell(values: Mapping[str, Any]) -> None:
     """Hands the values of a variant to the process that started it."""
     print(json.dumps(values), flush=True)
+
+
+def rounded(values: Any) -> Any:
+    """The same with four significant digits: more would be noise."""
+    if isinstance(values, Mapping):
+        return {key: rounded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [rounded(value) for value in values]
+    return float(f"{values:.4g}") if isinstance(values, float) else values
 
 
 def machine(device_name: str) -> dict[str, Any]:
@@ -93,7 +104,7 @@ def keep(about: Mapping[str, Any], benchmark: str, case: str, result: Mapping[st
     path = RESULTS / f"{slug(about)}.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     stamp = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "machine": dict(about)}
-    results.setdefault(benchmark, {})[case] = stamp | dict(result)
+    results.setdefault(benchmark, {})[case] = rounded(stamp | dict(result))
     path.parent.mkdir(exist_ok=True)
     scratch = path.with_suffix(".new")
     scratch.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n", encoding="utf-8")

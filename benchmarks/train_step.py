@@ -23,8 +23,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,7 @@ PUBLISHED, OURS, RECOMPUTE = "published", "ours", "ours, recompute"
 VARIANTS = (PUBLISHED, RECOMPUTE, OURS)
 WRITE = "checkpoint"
 CAPTION_TOKENS = 24
-SIZES = {  # width, layers, heads of the decoder; melody models have no cross-attention
-    "tiny": (64, 2, 2),
-    "small": (1024, 24, 16),
-    "medium": (1536, 48, 24),
-    "large": (2048, 48, 32),
-    "melody": (1536, 48, 24),
-    "melody-large": (2048, 48, 32),
-}
+SIZES = ("tiny", "small", "medium", "large", "melody", "melody-large")
 
 
 def main() -> None:
@@ -51,6 +43,8 @@ def main() -> None:
     elif options.variant == _common.PROBE:
         _common.tell(_common.machine(options.device))
     elif options.variant == WRITE:
+        from _shapes import write_checkpoint
+
         write_checkpoint(options.case_size, Path(options.checkpoint))
         _common.tell({})
     else:
@@ -59,7 +53,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = _common.options(__doc__)
-    parser.add_argument("--size", nargs="*", choices=[*SIZES], help="default: small; on a GPU small and melody")
+    parser.add_argument("--size", nargs="*", choices=SIZES, help="default: small; on a GPU small and melody")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a clip")
     parser.add_argument("--clips", type=int, help="clips in a step; default 1, of melody models 2")
     parser.add_argument("--steps", type=int, default=2, help="timed steps in each round")
@@ -172,7 +166,9 @@ def published_step(
     model.gradient_checkpointing_enable()
     model.train()
     clips, frames = shape
-    labels = torch.full((clips, frames + 4, 4), model.config.decoder.pad_token_id)  # a step behind the delays, as published
+    labels = torch.full(
+        (clips, frames + 4, 4), model.config.decoder.pad_token_id
+    )  # a step behind the delays, as published
     for codebook in range(4):
         labels[:, codebook : codebook + frames, codebook] = torch.randint(2048, (clips, frames))
     batch = {
@@ -243,54 +239,6 @@ def _step(model: Any, loss: Callable[[], Any], scaler: Any) -> Callable[[], Any]
         return value.detach()
 
     return step
-
-
-def write_checkpoint(size: str, folder: Path) -> None:
-    """A checkpoint of the size's shapes with random weights, in fp32."""
-    import torch
-    from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
-
-    torch.manual_seed(0)
-    melody = size.startswith("melody")
-    model_class = MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration
-    with _uninitialised():
-        model = model_class(configuration(size))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else None
-    model.save_pretrained(folder)
-
-
-@contextmanager
-def _uninitialised() -> Iterator[None]:
-    """Spares transformers' own initialisation, which takes a minute for the larger sizes."""
-    from transformers.initialization import no_init_weights
-
-    with no_init_weights():
-        yield
-
-
-def configuration(size: str) -> Any:
-    """The published configurations of T5-base, EnCodec 32 kHz and the decoder; `tiny` is for a quick look."""
-    from transformers import (
-        EncodecConfig,
-        MusicgenConfig,
-        MusicgenDecoderConfig,
-        MusicgenMelodyConfig,
-        MusicgenMelodyDecoderConfig,
-        T5Config,
-    )
-
-    width, layers, heads = SIZES[size]
-    text = T5Config(d_model=768, d_ff=3072, d_kv=64, num_layers=12, num_heads=12, decoder_start_token_id=0)
-    codec = EncodecConfig(**CODEC)
-    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * width}
-    if size.startswith("melody"):
-        decoder = MusicgenMelodyDecoderConfig(**shape)
-        return MusicgenMelodyConfig(text_encoder=text, audio_encoder=codec, decoder=decoder, chroma_length=235)
-    decoder = MusicgenDecoderConfig(**shape)
-    config = MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)
-    decoder.decoder_start_token_id = decoder.pad_token_id
-    return config
 
 
 if __name__ == "__main__":

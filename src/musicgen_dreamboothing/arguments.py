@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     gradient_accumulation_steps: int = option(8, "Batches added up before each update.")
     adam_beta2: float = option(0.99, "Beta2 of AdamW.")
     weight_decay: float = option(0.1, "Weight decay of AdamW.")
-    activation_checkpointing: bool | None = option(
+    gradient_checkpointing: bool | None = option(
         True, "Compute activations again instead of keeping them: slower, smaller."
     )
     eval_on_start: bool = option(True, "Evaluate once before the training, to have something to compare with.")
@@ -131,9 +132,12 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
 
     def __post_init__(self) -> None:
         self._settle_precision()
-        if self.activation_checkpointing and self.activation_checkpointing_kwargs is None:
-            self.activation_checkpointing_kwargs = {"use_reentrant": False}
-        super().__post_init__()
+        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
+            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        with warnings.catch_warnings():
+            # transformers 5.23 calls it activation_checkpointing; its older versions know this name alone
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
+            super().__post_init__()
 
     def _settle_precision(self) -> None:
         """Makes `bf16` and `fp16` choose the base's precision instead of autocast, where an adapter is trained.
@@ -147,6 +151,8 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
             self.fp16 = False
         if self.use_lora and self.bf16:
             self.dtype, self.bf16 = "bfloat16", False
+        if not self.use_lora and on_gpu and self.dtype == "auto" and not self.fp16:
+            self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         if self.use_lora and self.fp16:
             self.dtype = "float16"
 
@@ -195,8 +201,6 @@ RENAMED: dict[str, str] = {
     "push_to_hub_token": "hub_token",
     "push_to_hub_model_id": "hub_model_id",
     "no_cuda": "use_cpu",
-    "gradient_checkpointing": "activation_checkpointing",
-    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 RETIRED: dict[str, str] = {
     "include_inputs_for_metrics": "include_for_metrics; evaluation here needs neither",
@@ -227,7 +231,7 @@ class _Parser(HfArgumentParser):
 
     def parse(self, words: Sequence[str]) -> Any:
         """One instance of the parser's dataclass."""
-        known, unknown = self.parse_known_args(list(words))
+        known, unknown = self.parse_known_intermixed_args(list(words))
         for word in unknown:
             raise UserError(self._unknown(word))
         target = self.dataclass_types[0]

@@ -1,0 +1,102 @@
+"""EnCodec's throughput: clips in batches, as `prepare` encodes them, against one by one.
+
+    python benchmarks/prepare.py                       # on a CPU 4 clips of 10 s, on a GPU 54 of 30 s
+    python benchmarks/prepare.py --clips 8 --seconds 30 --batch 4
+
+Random weights in the shapes of EnCodec 32 kHz and noise for music; nothing is downloaded. One batch
+is encoded beforehand and not counted.
+
+One should see a table of both ways: seconds, how many times faster than the music plays, peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import _common
+
+ONE_BY_ONE, BATCHED = "one by one", "batched"
+CLIPS = {"cuda": (54, 30.0)}  # 27 minutes, the length of the published example
+CLIPS_ELSEWHERE = (4, 10.0)
+
+
+def main() -> None:
+    options = _options()
+    if options.variant is None:
+        _compare(options)
+    elif options.variant == _common.PROBE:
+        _common.tell(_common.machine(options.device))
+    else:
+        _common.tell(_measured(options))
+
+
+def _options() -> argparse.Namespace:
+    parser = _common.options(__doc__)
+    parser.add_argument("--clips", type=int, help="how many; default 4, on a GPU 54")
+    parser.add_argument("--seconds", type=float, help="length of each; default 10, on a GPU 30")
+    parser.add_argument("--batch", type=int, help="clips in a batch; default as `prepare` chooses")
+    return parser.parse_args()
+
+
+def _compare(options: argparse.Namespace) -> None:
+    about = _common.run_variant(__file__, _common.PROBE)
+    runs = [{"way": way} | _common.run_variant(__file__, way) for way in (ONE_BY_ONE, BATCHED)]
+    rows = [
+        {
+            "way": run["way"],
+            "batch": run["batch"],
+            "seconds": run["seconds"],
+            "x real time": run["audio_seconds"] / run["seconds"],
+            "speed": runs[0]["seconds"] / run["seconds"],
+            "peak GB": run["peak_gb"],
+        }
+        for run in runs
+    ]
+    case = f"{runs[0]['clips']} x {runs[0]['clip_seconds']:g} s"
+    _common.show(f"EnCodec on {about['device']}: {case}", rows)
+    path = _common.keep(about, "prepare", case, {"rows": rows})
+    print(f"kept in {path.parent.name}/{path.name}")
+
+
+def _measured(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from _shapes import configuration
+    from transformers import EncodecModel
+
+    from musicgen_dreamboothing.data.tokens import ENCODE_BATCH
+    from musicgen_dreamboothing.model import codec
+    from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source
+    from musicgen_dreamboothing.model.device import peak_memory
+
+    torch.manual_seed(0)
+    device = _common.torch_device(options.device)
+    clips, seconds = CLIPS.get(device.type, CLIPS_ELSEWHERE)
+    clips, seconds = options.clips or clips, options.seconds or seconds
+    batch = 1 if options.variant == ONE_BY_ONE else options.batch or ENCODE_BATCH.get(device.type, 2)
+    checkpoint = Checkpoint(Source("random weights"), configuration("small"))
+    home = torch.device("cpu") if device.type == "mps" else device  # as `load_codec` decides
+    model = EncodecModel(checkpoint.config.audio_encoder).eval().requires_grad_(False).to(home)
+    frames = round(seconds * checkpoint.frame_rate)
+    waves = torch.rand(clips, checkpoint.audio_channels, frames * checkpoint.hop_length) - 0.5
+
+    def encode(part: torch.Tensor) -> torch.Tensor:
+        return codec.encode(model, part, checkpoint).cpu()  # reading the codes waits for a GPU
+
+    encode(waves[:batch])
+    started = time.perf_counter()
+    for part in waves.split(batch):
+        encode(part)
+    return {
+        "seconds": time.perf_counter() - started,
+        "audio_seconds": clips * seconds,
+        "clips": clips,
+        "clip_seconds": seconds,
+        "batch": batch,
+        "peak_gb": peak_memory()[0],
+    }
+
+
+if __name__ == "__main__":
+    main()
