@@ -28,8 +28,6 @@ DEFAULT_MODEL = "facebook/musicgen-small"
 
 def option(default: Any, text: str) -> Any:
     """A field with its default and its line in `--help`."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -123,7 +121,9 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     save_strategy: str = option("epoch", "When to save a checkpoint: no, steps or epoch.")
     save_total_limit: int | None = option(2, "Checkpoints kept.")
     logging_steps: float = option(1, "Updates between two lines of the log.")
-    report_to: str | None = option("none", "Trackers: none, tensorboard, wandb, trackio or all.")
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "Trackers: none, tensorboard, wandb, trackio or all."}
+    )
     disable_tqdm: bool | None = option(False, "Show lines only, without a bar.")
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory for batches; by default with a GPU."}
@@ -131,6 +131,8 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     remove_unused_columns: bool = option(False, "Kept false: the collator reads every column.")
 
     def __post_init__(self) -> None:
+        if not self.output_dir:  # transformers would choose "trainer_output"
+            raise UserError("say where the result goes: --output_dir DIR")
         self._settle_precision()
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}
@@ -236,7 +238,10 @@ class _Parser(HfArgumentParser):
             raise UserError(self._unknown(word))
         target = self.dataclass_types[0]
         names = {entry.name for entry in dataclasses.fields(target) if entry.init}
-        return target(**{name: value for name, value in vars(known).items() if name in names})
+        try:
+            return target(**{name: value for name, value in vars(known).items() if name in names})
+        except (ValueError, ImportError) as error:  # what transformers finds wrong with its own options
+            raise UserError(" ".join(str(error).split())) from error
 
     def _unknown(self, word: str) -> str:
         if not word.startswith("--"):
@@ -284,7 +289,7 @@ def parse(target: type[Arguments], verb: str, about: str, words: Sequence[str]) 
     words = list(words)
     if _takes_file(target) and words and not words[0].startswith("-"):
         words = [*words_of_file(Path(words[0])), *words[1:]]
-    return made.parse(_modernise(words))
+    return made.parse(_modernise(words, {entry.name for entry in dataclasses.fields(target)}))  # type: ignore[arg-type]
 
 
 def _takes_file(target: type[Any]) -> bool:
@@ -326,12 +331,12 @@ def _words(name: str, value: Any) -> Iterable[str]:
         return [f"--{name}", *map(str, value)]
     if isinstance(value, dict):
         return [f"--{name}", json.dumps(value)]
-    return [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
-def _modernise(words: Sequence[str]) -> list[str]:
-    """Replaces the names of older versions, saying each in one line."""
-    return [word for flag, values in _grouped(words) for word in _modern(flag, values)]
+def _modernise(words: Sequence[str], known: set[str]) -> list[str]:
+    """Replaces the names of older versions that are not among the known ones, saying each in one line."""
+    return [word for flag, values in _grouped(words) for word in _modern(flag, values, known)]
 
 
 def _grouped(words: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -346,8 +351,10 @@ def _grouped(words: Sequence[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def _modern(flag: str, values: list[str]) -> list[str]:
+def _modern(flag: str, values: list[str], known: set[str]) -> list[str]:
     name = flag.removeprefix("--").replace("-", "_")
+    if name in known:
+        return _option(flag, values)
     if name in RETIRED:
         say(f"option {name} is gone; its successor is {RETIRED[name]}")
         return []
@@ -356,7 +363,12 @@ def _modern(flag: str, values: list[str]) -> list[str]:
         return []
     if name in RENAMED:
         say(f"option {name} is now called {RENAMED[name]}")
-        if name == "use_auth_token" and values in (["true"], ["false"], ["True"], ["False"]):
+        if name == "use_auth_token" and values in ([], ["true"], ["false"], ["True"], ["False"]):
             return []  # it used to switch the stored login on and off; a token itself stands there now
-        return [f"--{RENAMED[name]}", *values]
-    return [flag, *values] if flag else values
+        return _option(f"--{RENAMED[name]}", values)
+    return _option(flag, values) if flag else values
+
+
+def _option(flag: str, values: list[str]) -> list[str]:
+    """The words of one option; argparse would take a value such as `-metal-` for another one."""
+    return [f"{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [flag, *values]

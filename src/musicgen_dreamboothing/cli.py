@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,6 +24,9 @@ USAGE = {
     "generate": 'generate MODEL "prompt" ["prompt" ...] [--option value ...]',
     "demo": "demo [--output_dir DIR]",
 }
+HOMES = {"prepare": "data.prepare", "train": "training.train", "generate": "generation.generate", "demo": "demo.chain"}
+# What the system says, or torch of a checkpoint that it could not write to the end.
+DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed", "unexpected pos")
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
@@ -60,9 +65,7 @@ def _run(verb: str, words: list[str]) -> None:
         "demo": arguments.DemoArguments,
     }[verb]
     options: object = arguments.parse(target, verb, ABOUT[verb], words)
-    import musicgen_dreamboothing
-
-    getattr(musicgen_dreamboothing, verb)(options)
+    getattr(importlib.import_module(f"musicgen_dreamboothing.{HOMES[verb]}"), verb)(options)
 
 
 def _quieten() -> None:
@@ -83,7 +86,7 @@ def _guarded(work: Callable[[], None]) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on where this one was", INTERRUPTED)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         told = _told(error)
         if told is None:
             raise
@@ -93,14 +96,21 @@ def _guarded(work: Callable[[], None]) -> int:
 
 def _told(error: Exception) -> str | None:
     """One line for errors that come from the machine, not from our code; None for all others."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
+
     from musicgen_dreamboothing.audio import AudioError
 
+    text = " ".join(str(error).split())
     if isinstance(error, AudioError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error.filename or 'while writing'}); free some space and run the same command again"
-    if isinstance(error, PermissionError):
+        return text
+    if any(sign in text for sign in DISK_FULL):
+        return f"the disk is full ({text}); free some space and run the same command again"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not allowed to write or read {error.filename}; choose another folder"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is a file, not a folder; choose another folder"
+    if isinstance(error, HTTPError) or (type(error) is OSError and error.errno is None):  # transformers', on downloads
+        return text
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return (
             "out of memory; try --per_device_train_batch_size 1 --gradient_accumulation_steps 16, shorter clips "

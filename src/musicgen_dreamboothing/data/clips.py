@@ -21,11 +21,13 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.data.files import write_json_lines, write_text
-from musicgen_dreamboothing.data.sources import EVAL, TRAIN, Song, read_json_lines
+from musicgen_dreamboothing.data.sources import CLIPS, EVAL, SONGS, TRAIN, Song, read_json_lines
 
-CLIPS, METADATA, SONGS = "clips", "metadata.jsonl", "songs.jsonl"
+METADATA = "metadata.jsonl"
 WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
-# The audiofolder loader takes words such as "test" in file names for splits; this card says there is one.
+STEM_BYTES = 120  # file systems take names of 255 bytes, encrypted ones of 143
+# The audiofolder loader takes these words in file names for splits, and would leave out all other files.
+SPLIT_WORD = re.compile(r"(?<![^-._ \d])(train(ing)?|validation|valid|val|dev|test(ing)?|eval(uation)?)(?=[-._ \d]|$)")
 DATASET_CARD = """---
 configs:
 - config_name: default
@@ -78,6 +80,11 @@ class SongRecord:
     damage: str | None = None  # what of it could not be decoded
     rest: float = 0.0  # seconds left out at the end
 
+    @property
+    def stem(self) -> str:
+        """What the names of its clips begin with."""
+        return str(self.clips[0]["file_name"]).rpartition("-")[0]
+
     def is_done(self, song: Song, cutting: Cutting) -> bool:
         return (self.fingerprint, self.cutting) == (song.fingerprint, cutting.signature)
 
@@ -90,8 +97,9 @@ def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -
     clips = folder / CLIPS
     clips.mkdir(parents=True, exist_ok=True)
     write_text(clips / "README.md", DATASET_CARD)
-    done = {record.source: record for record in read_records(folder)}
-    stems = _stems(songs)
+    before = read_records(folder)
+    done = {record.source: record for record in before}
+    stems = _stems(songs, done)
     todo = [song for song in songs if song.name not in done or not done[song.name].is_done(song, cutting)]
     with (folder / SONGS).open("a", encoding="utf-8") as journal:
         for record in _in_parallel(lambda song: cut_song(song, stems[song.name], clips, cutting), todo, workers):
@@ -100,14 +108,14 @@ def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -
             journal.flush()
     records = [done[song.name] for song in songs]
     write_json_lines(folder / SONGS, map(asdict, records))
-    _delete_strays(clips, records)
+    _delete_strays(clips, before, set(stems.values()), records)
     return records
 
 
 def read_records(folder: Path) -> list[SongRecord]:
     """The journal; its last line may be torn by a kill and is then left out."""
     path = folder / SONGS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     records = {}
     for line in lines:
         try:
@@ -127,22 +135,32 @@ def _in_parallel(work: Callable[[Song], SongRecord], songs: list[Song], workers:
         pool.shutdown(cancel_futures=True)
 
 
-def _stems(songs: list[Song]) -> dict[str, str]:
-    """A flat, legal and unique file stem for every song."""
-    stems: dict[str, str] = {}
+def _stems(songs: list[Song], done: dict[str, SongRecord]) -> dict[str, str]:
+    """A flat, legal and unique file stem for every song; a song that has clips keeps the stem of theirs."""
+    known = {song.name: done[song.name].stem for song in songs if song.name in done and done[song.name].clips}
+    stems, taken = dict(known), {stem.lower() for stem in known.values()}  # some file systems know no capitals
     for song in songs:
-        path = Path(song.name)
-        stem = _legal("__".join([*path.parts[:-1], path.stem]))
-        if stem in stems.values():
-            stem = _legal("__".join(path.parts))
-        while stem in stems.values():
-            stem += "_"
-        stems[song.name] = stem
+        if song.name not in known:
+            stem = _free_stem(Path(song.name), taken)
+            stems[song.name] = stem
+            taken.add(stem.lower())
     return stems
 
 
+def _free_stem(path: Path, taken: set[str]) -> str:
+    stem = _legal("__".join([*path.parts[:-1], path.stem]))
+    if stem.lower() in taken:
+        stem = _legal("__".join(path.parts))
+    while stem.lower() in taken:
+        stem += "_"
+    return stem
+
+
 def _legal(name: str) -> str:
-    return re.sub(r'[<>:"|?*\\/\s]+', "_", name)[:120]
+    """Without what some system forbids in names, not hidden, not too long, and no word that names a split."""
+    legal = re.sub(r'[<>:"|?*\\/\s\0-\x1f]+', "_", name).lstrip(".")
+    legal = SPLIT_WORD.sub(lambda word: word[0].capitalize(), legal)
+    return legal.encode()[:STEM_BYTES].decode(errors="ignore") or "song"
 
 
 def cut_song(song: Song, stem: str, folder: Path, cutting: Cutting) -> SongRecord:
@@ -193,11 +211,12 @@ def _unlink(folder: Path, record: SongRecord) -> None:
     record.clips = []
 
 
-def _delete_strays(clips: Path, records: list[SongRecord]) -> None:
-    """Removes our clips of songs that are gone or were cut anew."""
+def _delete_strays(clips: Path, before: list[SongRecord], stems: set[str], records: list[SongRecord]) -> None:
+    """Removes our clips of songs that are gone or were cut anew, and what a killed run left; not a person's own."""
     kept = {clip["file_name"] for record in records for clip in record.clips}
+    stems = stems | {record.stem for record in before if record.clips}
     for path in clips.glob("*.flac"):
-        if path.name not in kept:
+        if path.stem.rpartition("-")[0] in stems and path.name not in kept:
             path.unlink()
 
 
@@ -205,11 +224,13 @@ def update_metadata(folder: Path, songs: list[Song], records: list[SongRecord], 
     """Brings `metadata.jsonl` up to date without touching what a person changed there.
 
     A caption that differs from the one we wrote is the person's and stays. A clip that we listed
-    before and that is missing now was deleted by the person and stays away.
+    before and that is missing now was deleted by the person and stays away; a clip that the person
+    added stays. Without the file all begins anew.
     """
     path = folder / CLIPS / METADATA
-    present = {row["file_name"]: row for row in read_json_lines(path)} if path.exists() else {}
-    written = _written_captions(folder)
+    listed = read_json_lines(path) if path.exists() else []
+    present = {row["file_name"]: row for row in listed if "file_name" in row}
+    written = _written_captions(folder) if path.exists() else {}
     rows, fresh = [], {}
     for song, record in zip(songs, records, strict=True):
         caption = with_instance_prompt(instance_prompt, song.caption)
@@ -221,7 +242,8 @@ def update_metadata(folder: Path, songs: list[Song], records: list[SongRecord], 
             own = present.get(name, {}).get("text")
             is_edited = name in present and own != written.get(name)
             rows.append(_row(clip, record, str(own) if is_edited else caption, instance_prompt, present.get(name, {})))
-    write_json_lines(path, rows)
+    added = [row for name, row in present.items() if name not in written and name not in fresh]
+    write_json_lines(path, [*rows, *(row for row in added if (folder / CLIPS / row["file_name"]).is_file())])
     write_text(folder / WRITTEN, json.dumps(fresh, ensure_ascii=False))
 
 

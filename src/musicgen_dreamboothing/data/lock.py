@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from musicgen_dreamboothing.console import UserError
@@ -13,11 +14,14 @@ from musicgen_dreamboothing.console import UserError
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process.
+    """Holds a folder for this run; of several processes under `accelerate launch` the main one holds it.
 
     Raises:
         UserError: another run holds it.
     """
+    if not PartialState().is_main_process:
+        yield
+        return
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from accelerate import PartialState
 
 from musicgen_dreamboothing.arguments import DataArguments, ModelArguments, PrepareArguments
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data import clips as clipping
-from musicgen_dreamboothing.data.clips import CLIPS, METADATA, Cutting, cut_songs, describe, update_metadata
+from musicgen_dreamboothing.data.clips import METADATA, Cutting, cut_songs, describe, update_metadata
 from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.data.sources import Columns, Song, find_songs, read_json_lines
+from musicgen_dreamboothing.data.sources import CLIPS, SONGS, Columns, Song, find_songs, read_json_lines
 from musicgen_dreamboothing.data.tokens import TOKENS, tokenize_clips
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
 
-OURS = (CLIPS, TOKENS, clipping.SONGS, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
+OURS = (CLIPS, TOKENS, SONGS, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def prepare(options: PrepareArguments) -> Prepared:
     if not options.output_dir:
         raise UserError("say where the clips go: prepare SONGS --output_dir DIR")
     checkpoint = checkpoint_of(options)
-    result = prepare_songs(options.songs, Path(options.output_dir), options, checkpoint, token=options.token)
+    result = prepare_songs(options.songs, Path(options.output_dir), options, checkpoint)
     say(f"prepared in {result.folder}: edit captions in {result.folder / CLIPS / METADATA}, then")
     say(f"  musicgen-dreamboothing train --dataset_name {result.folder} --output_dir runs/mine")
     return result
@@ -64,23 +67,32 @@ def is_prepared(folder: Path) -> bool:
     return (folder / CLIPS / METADATA).is_file()
 
 
-def prepare_songs(
-    songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint, *, token: str | None = None
-) -> Prepared:
+def prepare_songs(songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint) -> Prepared:
     """Brings a prepared folder up to date with its songs."""
+    if options.max_duration_in_seconds <= 0:
+        raise UserError(f"--max_duration_in_seconds {options.max_duration_in_seconds:g} must be more than 0")
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
-        if options.overwrite_cache:
-            _remove_ours(folder)
-        found = find_songs(songs, _columns(options), token=token)
-        if not options.instance_prompt and not any(song.caption for song in found):
-            raise UserError(
-                "no song has a caption: give the style a key-word with --instance_prompt, "
-                "a column with --text_column_name, or put a song.txt beside each song"
-            )
-        cut = _cut(folder, found, options, checkpoint)
+        cut = 0
+        if PartialState().is_main_process:
+            found = _find(songs, options, checkpoint.source)
+            if options.overwrite_cache:
+                _remove(folder, OURS)
+            cut = _cut(folder, found, options, checkpoint)
+        PartialState().wait_for_everyone()
         encoded, captions = tokenize_clips(folder, checkpoint, batch_size=options.encode_batch_size)
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
+
+
+def _find(songs: str, options: DataArguments, base: Source) -> list[Song]:
+    """The songs, which must have some words to be called by."""
+    found = find_songs(songs, _columns(options), token=base.token, cache_dir=base.cache_dir)
+    if not options.instance_prompt and not any(song.caption for song in found):
+        raise UserError(
+            "no song has a caption: give the style a key-word with --instance_prompt, "
+            "a column with --text_column_name, or put a song.txt beside each song"
+        )
+    return found
 
 
 def _columns(options: DataArguments) -> Columns:
@@ -99,8 +111,12 @@ def _columns(options: DataArguments) -> Columns:
 
 def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
+    prompt, batch_size = options.instance_prompt, options.encode_batch_size
     with folder_lock(folder):
-        encoded, captions = tokenize_clips(folder, checkpoint, batch_size=options.encode_batch_size)
+        if options.overwrite_cache and PartialState().is_main_process:
+            _remove(folder, (TOKENS,))
+        PartialState().wait_for_everyone()
+        encoded, captions = tokenize_clips(folder, checkpoint, batch_size=batch_size, instance_prompt=prompt)
     return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), 0, encoded, captions)
 
 
@@ -122,8 +138,8 @@ def _cut(folder: Path, songs: list[Song], options: DataArguments, checkpoint: Ch
     return len(fresh)
 
 
-def _remove_ours(folder: Path) -> None:
-    for name in OURS:
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)

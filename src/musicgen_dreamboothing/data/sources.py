@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import Any
 
 import datasets
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
 from musicgen_dreamboothing.console import UserError
 
 TRAIN, EVAL = "train", "eval"
+CLIPS, SONGS = "clips", "songs.jsonl"  # where `clips.py` puts what it makes of songs
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+TEXT = "utf-8-sig"  # people's files: Notepad and Excel put a byte order mark in front
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def find_songs(where: str, columns: Columns, *, token: str | None = None, cache_
     if path.is_file():
         return [_song_of_file(path, path.name, _sidecar(path), TRAIN)]
     if path.is_dir():
-        return _songs_of_folder(path, columns)
+        return _songs_of_folder(path, columns, cache_dir)
     if _looks_like_path(where):
         raise UserError(f"no such folder: {path}; give a folder of songs, a saved dataset or a Hub dataset id")
     return _songs_of_hub(where, columns, token, cache_dir)
@@ -70,18 +73,27 @@ def _looks_like_path(where: str) -> bool:
     return where.startswith((".", "/", "~", "\\")) or where.count("/") > 1 or "\\" in where or where.endswith("/")
 
 
-def _songs_of_folder(folder: Path, columns: Columns) -> list[Song]:
+def _songs_of_folder(folder: Path, columns: Columns, cache_dir: str | None) -> list[Song]:
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return _songs_of_dataset(datasets.load_from_disk(str(folder)), columns, str(folder))
-    parquet = sorted(map(str, folder.rglob("*.parquet")))
-    if parquet:
-        return _songs_of_dataset(datasets.load_dataset("parquet", data_dir=str(folder)), columns, str(folder))
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    there = [path for path in folder.rglob("*") if path.is_file() and not _is_our_clip(path, folder)]
+    files = sorted(path for path in there if path.suffix.lower() in AUDIO_SUFFIXES)
+    if not files and any(path.suffix == ".parquet" for path in there):
+        loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=cache_dir)
+        return _songs_of_dataset(loaded, columns, str(folder))
     if not files:
         known = ", ".join(sorted(suffix.lstrip(".") for suffix in AUDIO_SUFFIXES))
         raise UserError(f"no audio files in {folder}; songs may be {known}")
     captions = _captions_of_metadata(folder, columns.text)
-    return [_song_of_listed_file(path, folder, captions, columns) for path in files]
+    songs = [_song_of_listed_file(path, folder, captions, columns) for path in files]
+    if columns.eval_split and all(song.split == TRAIN for song in songs):
+        raise UserError(f"no songs in {folder / columns.eval_split}; --eval_split_name takes a sub-folder of {folder}")
+    return songs
+
+
+def _is_our_clip(path: Path, folder: Path) -> bool:
+    """Whether an earlier `prepare` cut this file: people put their output folders among their songs."""
+    return path.parent.name == CLIPS and path.parent != folder and (path.parent.parent / SONGS).exists()
 
 
 def _song_of_listed_file(path: Path, folder: Path, captions: dict[str, str], columns: Columns) -> Song:
@@ -98,29 +110,42 @@ def _song_of_file(path: Path, name: str, caption: str | None, split: str) -> Son
 def _sidecar(song: Path) -> str | None:
     """The caption in `song.txt`, on one line."""
     path = song.with_suffix(".txt")
-    return " ".join(path.read_text(encoding="utf-8", errors="replace").split()) or None if path.is_file() else None
+    return " ".join(path.read_text(encoding=TEXT, errors="replace").split()) or None if path.is_file() else None
 
 
 def _captions_of_metadata(folder: Path, column: str | None) -> dict[str, str]:
-    """Captions by file name, from the metadata file of an audiofolder."""
-    rows = [row for name in METADATA_FILES if (folder / name).is_file() for row in _metadata_rows(folder / name)]
-    column = column or "text"
-    if rows and column != "text" and column not in rows[0]:
-        raise UserError(f"no column {column!r} in the metadata of {folder}; it has {', '.join(rows[0])}")
-    return {row["file_name"]: row[column] for row in rows if row.get(column) and row.get("file_name")}
+    """Captions by file name, from the metadata files of an audiofolder; each speaks of what is beside and below it."""
+    captions = {}
+    for path in sorted(path for name in METADATA_FILES for path in folder.rglob(name)):
+        place = path.parent.relative_to(folder)
+        for row in _metadata_rows(path, column):
+            if caption := row.get(column or "text"):
+                captions[(place / str(row["file_name"])).as_posix()] = str(caption)
+    return captions
 
 
-def _metadata_rows(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
+def _metadata_rows(path: Path, column: str | None) -> list[dict[str, Any]]:
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
-    return read_json_lines(path)
+        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(_read_text(path), newline="")))
+    else:
+        rows = read_json_lines(path)
+    for wanted in filter(None, ("file_name", column)):
+        if rows and wanted not in rows[0]:
+            raise UserError(f"no column {wanted!r} in {path}; it has {', '.join(rows[0])}")
+    return [row for row in rows if row.get("file_name")]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding=TEXT)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8 and run again") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; an error names the line, for people edit these files."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):  # splitlines() splits captions, too
         if not line.strip():
             continue
         try:
@@ -139,8 +164,8 @@ def _songs_of_hub(name: str, columns: Columns, token: str | None, cache_dir: str
         if not any(file.endswith(".parquet") for file in files):
             return _songs_of_hub_folder(name, columns, token, cache_dir)
         loaded = datasets.load_dataset(name, columns.config, token=token, cache_dir=cache_dir)
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (HTTPError, HFValidationError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[:2])
         raise UserError(f"no folder {name!r} here, and as a Hub dataset it can't be loaded: {reason}") from error
     return _songs_of_dataset(loaded, columns, name)
 
@@ -155,7 +180,7 @@ def _songs_of_hub_folder(name: str, columns: Columns, token: str | None, cache_d
         cache_dir=cache_dir,
         allow_patterns=[*wanted, *METADATA_FILES, "*/metadata.*"],
     )
-    return _songs_of_folder(Path(folder), columns)
+    return _songs_of_folder(Path(folder), columns, cache_dir)
 
 
 def _songs_of_dataset(loaded: Any, columns: Columns, name: str) -> list[Song]:
@@ -178,7 +203,9 @@ def _songs_of_split(rows: Any, split: str, role: str, columns: Columns, name: st
     for index in range(len(rows)):
         caption = light[index][text] if light is not None else None
         read = _reader(rows, audio, index)
-        yield Song(f"{split}/{index:06d}", read, caption or None, role, f"{rows._fingerprint}-{index}")
+        yield Song(
+            f"{split}/{index:06d}", read, str(caption) if caption else None, role, f"{rows._fingerprint}-{index}"
+        )
 
 
 def _reader(rows: Any, column: str, index: int) -> Callable[[], Path | bytes]:

@@ -7,6 +7,7 @@ so that a changed caption costs a run of T5 on that caption and nothing else.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,15 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.data.clips import CLIPS, METADATA
+from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.captions import with_instance_prompt
+from musicgen_dreamboothing.data.clips import METADATA
 from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
-from musicgen_dreamboothing.data.sources import TRAIN, read_json_lines
+from musicgen_dreamboothing.data.sources import CLIPS, TRAIN, read_json_lines
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.device import best_device, release_memory
@@ -46,43 +50,65 @@ CAPTION_FEATURES = datasets.Features(
 CLIP_COLUMNS = ("file_name", "source", "split", "start", "seconds", "text")
 
 
-def tokenize_clips(folder: Path, checkpoint: Checkpoint, *, batch_size: int = 0) -> tuple[int, int]:
-    """Brings `tokens/` up to date with `clips/`.
+def tokenize_clips(
+    folder: Path, checkpoint: Checkpoint, *, batch_size: int = 0, instance_prompt: str | None = None
+) -> tuple[int, int]:
+    """Brings `tokens/` up to date with `clips/`; under `accelerate launch` the processes share the clips.
 
     Args:
         folder: the prepared folder.
         checkpoint: the base whose codec and text encoder are used.
         batch_size: clips encoded at once; 0 chooses by the device.
+        instance_prompt: put in front of captions that do not begin with it.
 
     Returns:
         How many clips and how many captions had to be encoded.
+
+    Raises:
+        UserError: no clip is left.
     """
-    rows = clip_rows(folder)
-    tokens = folder / TOKENS
+    state, tokens = PartialState(), folder / TOKENS
+    rows = clip_rows(folder, instance_prompt)
+    if state.is_main_process:
+        _begin(tokens, checkpoint)
+    state.wait_for_everyone()
+    encoded = _update_codes(folder, rows, checkpoint, batch_size)
+    captioned = 0
+    if state.is_main_process:
+        captioned = _update_captions(tokens, [row["text"] for row in rows], checkpoint)
+    state.wait_for_everyone()
+    return encoded, captioned
+
+
+def _begin(tokens: Path, checkpoint: Checkpoint) -> None:
+    """Keeps the tokens of this base and drops those of another."""
     origin = _origin(checkpoint)
     if _read_info(tokens) != origin:
         shutil.rmtree(tokens, ignore_errors=True)
     tokens.mkdir(parents=True, exist_ok=True)
     write_json(tokens / INFO, origin)
-    encoded = _update_codes(folder, rows, checkpoint, batch_size)
-    captioned = _update_captions(tokens, [row["text"] for row in rows], checkpoint)
-    return encoded, captioned
 
 
-def clip_rows(folder: Path) -> list[dict[str, Any]]:
+def clip_rows(folder: Path, instance_prompt: str | None = None) -> list[dict[str, Any]]:
     """The clips listed in the metadata whose file exists, with the digest of each file."""
     clips = folder / CLIPS
-    rows = [row for row in read_json_lines(clips / METADATA) if (clips / str(row.get("file_name"))).is_file()]
-    return [_clip_row(row, clips) for row in rows]
+    listed = read_json_lines(clips / METADATA)
+    rows = [row for row in listed if (clips / str(row.get("file_name"))).is_file()]
+    if not rows:
+        raise UserError(f"{clips / METADATA} lists no clip whose file is there")
+    if len(rows) < len(listed):
+        say(f"left out: {plural(len(listed) - len(rows), 'line')} of {clips / METADATA} whose file is missing")
+    return [_clip_row(row, clips, instance_prompt) for row in rows]
 
 
-def _clip_row(row: dict[str, Any], clips: Path) -> dict[str, Any]:
+def _clip_row(row: dict[str, Any], clips: Path, instance_prompt: str | None) -> dict[str, Any]:
     """Fills in what a person who wrote the metadata by hand may have left out."""
     name = row["file_name"]
-    usual = {"source": name, "split": TRAIN, "start": 0.0, "seconds": 0.0, "text": ""}
+    usual = {"source": name, "split": TRAIN, "start": 0.0, "seconds": 0.0}
     return {
         **{key: row.get(key) or value for key, value in usual.items()},
         "file_name": name,
+        "text": with_instance_prompt(instance_prompt, str(row.get("text") or "")),
         "digest": digest(clips / name),
     }
 
@@ -103,35 +129,33 @@ def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _read_info(tokens: Path) -> dict[str, Any] | None:
     path = tokens / INFO
-    return read_json(path) if path.exists() else None
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file that we wrote."""
-    import json
-
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _update_codes(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int) -> int:
-    tokens = folder / TOKENS
+    """Encodes what is missing, each process its share, and lets the main one write the table."""
+    state, tokens = PartialState(), folder / TOKENS
     if _is_current(tokens / CODES, rows):
         return 0
     known = _known_codes(tokens)
     missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
-    if missing:
-        _encode_missing(folder, missing, checkpoint, batch_size)
-        known = _known_codes(tokens)
-    _assemble(tokens, rows, known)
-    shutil.rmtree(tokens / PARTS, ignore_errors=True)
+    state.wait_for_everyone()  # all have looked before one of them writes
+    if share := missing[state.process_index :: state.num_processes]:
+        _encode_missing(folder, share, checkpoint, batch_size)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _assemble(tokens, rows, _known_codes(tokens), checkpoint.frame_rate)
+        shutil.rmtree(tokens / PARTS, ignore_errors=True)
     return len(missing)
 
 
 def _is_current(codes: Path, rows: list[dict[str, Any]]) -> bool:
     if not codes.exists():
         return False
-    stored = datasets.load_from_disk(str(codes)).select_columns([*CLIP_COLUMNS, "digest"])
-    return stored.to_list() == [{key: row[key] for key in (*CLIP_COLUMNS, "digest")} for row in rows]
+    stored = datasets.load_from_disk(str(codes)).select_columns([*CLIP_COLUMNS, "digest"]).to_list()
+    return len(stored) == len(rows) and all(
+        old == row | {"seconds": row["seconds"] or old["seconds"]} for old, row in zip(stored, rows, strict=True)
+    )
 
 
 def _known_codes(tokens: Path) -> dict[str, tuple[datasets.Dataset, int]]:
@@ -139,19 +163,22 @@ def _known_codes(tokens: Path) -> dict[str, tuple[datasets.Dataset, int]]:
     tables = [tokens / CODES, *sorted((tokens / PARTS).glob("[0-9]*"))]
     known = {}
     for path in tables:
-        if (path / "state.json").exists():
+        if (path / "state.json").exists() and not path.suffix:  # a kill leaves a torn 000000.new behind
             table = datasets.load_from_disk(str(path)).select_columns(["digest", "codes"])
             known.update({found: (table, index) for index, found in enumerate(table["digest"])})
     return known
 
 
-def _assemble(tokens: Path, rows: list[dict[str, Any]], known: dict[str, tuple[datasets.Dataset, int]]) -> None:
-    """Writes the table of all clips in the order of the metadata."""
+def _assemble(
+    tokens: Path, rows: list[dict[str, Any]], known: dict[str, tuple[datasets.Dataset, int]], frame_rate: float
+) -> None:
+    """Writes the table of all clips in the order of the metadata, with the length of those that did not say it."""
 
     def examples() -> Iterator[dict[str, Any]]:
         for row in rows:
             table, index = known[row["digest"]]
-            yield {**{key: row[key] for key in (*CLIP_COLUMNS, "digest")}, "codes": table[index]["codes"]}
+            codes = table[index]["codes"]
+            yield row | {"seconds": row["seconds"] or len(codes[0]) / frame_rate, "codes": codes}
 
     columns = {key: datasets.Value("float64" if key in ("start", "seconds") else "string") for key in CLIP_COLUMNS}
     _save(examples(), datasets.Features({**columns, **CODE_FEATURES}), tokens / CODES)
@@ -192,14 +219,13 @@ def _encode_missing(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkp
     model = load_codec(checkpoint, device)
     parts = folder / TOKENS / PARTS
     parts.mkdir(exist_ok=True)
-    seconds = sum(row["seconds"] for row in rows)
     pending: list[dict[str, Any]] = []
-    with tqdm(total=round(seconds, 1), unit="s of audio", desc="encoding") as bar:
+    with tqdm(total=len(rows), unit="clip", desc="encoding", disable=not PartialState().is_main_process) as bar:
         for batch in _equal_length_batches(folder / CLIPS, rows, checkpoint, batch_size):
             waves = torch.from_numpy(np.stack([wave for _, wave in batch]))
             codes = codec.encode(model, waves, checkpoint).cpu().numpy().astype(np.uint16)
             pending += [{"digest": row["digest"], "codes": code} for (row, _), code in zip(batch, codes, strict=True)]
-            bar.update(len(batch) * waves.shape[-1] / checkpoint.sampling_rate)
+            bar.update(len(batch))
             if len(pending) >= PART_CLIPS:
                 pending = _save_part(parts, pending)
     if pending:
@@ -209,8 +235,10 @@ def _encode_missing(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkp
 
 
 def _save_part(parts: Path, pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    number = max((int(path.name) for path in parts.glob("[0-9]*") if path.name.isdigit()), default=-1) + 1
-    _save(iter(pending), CODE_FEATURES, parts / f"{number:06d}")
+    process = PartialState().process_index
+    own = [path for path in parts.glob(f"*-{process}") if path.is_dir()]
+    number = max((int(path.name.split("-")[0]) for path in own), default=-1) + 1
+    _save(iter(pending), CODE_FEATURES, parts / f"{number:06d}-{process}")
     return []
 
 
@@ -251,7 +279,7 @@ def _update_captions(tokens: Path, captions: list[str], checkpoint: Checkpoint) 
     def examples() -> Iterator[dict[str, Any]]:
         for caption in wanted:
             states = fresh[caption] if caption in fresh else table[known[caption]]["states"]  # type: ignore[index]
-            yield {"text": caption, "states": states}
+            yield {"text": caption, "states": np.asarray(states, np.float16)}  # arrow mixes no lists with arrays
 
     _save(examples(), CAPTION_FEATURES, folder)
     return len(missing)

@@ -28,8 +28,9 @@ def generate(options: GenerateArguments) -> Generation:
     """Generates clips for every prompt and writes them to `output_dir`.
 
     Raises:
-        UserError: no prompt, an unknown format, no such model, or an adapter that does nothing.
+        UserError: no prompt, an impossible option, no such model, or an adapter that does nothing.
     """
+    _check(options)
     prompts = _prompts(options)
     suffix = _suffix(options.format)
     folder = Path(options.output_dir)
@@ -60,9 +61,19 @@ def generate(options: GenerateArguments) -> Generation:
     elapsed = time.perf_counter() - started
     made = options.seconds * len(files)
     say(f"{plural(len(files), 'clip')} of {options.seconds:g} s in {elapsed:.1f} s: {made / elapsed:.2f}x real time")
-    for path in sorted(files.values()):
+    in_order = [files[prompt, variation] for prompt in prompts for variation in range(options.variations)]
+    for path in in_order:
         say(f"  {path}")
-    return Generation(sorted(files.values()), made / elapsed)
+    return Generation(in_order, made / elapsed)
+
+
+def _check(options: GenerateArguments) -> None:
+    """Numbers that make no music fail before anything is loaded."""
+    if options.seconds <= 0:
+        raise UserError(f"--seconds {options.seconds:g} must be above 0")
+    for name, least in (("variations", 1), ("batch_size", 1), ("temperature", 0), ("top_k", 0)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)} must be at least {least}")
 
 
 def _prompts(options: GenerateArguments) -> list[str]:
@@ -72,10 +83,17 @@ def _prompts(options: GenerateArguments) -> list[str]:
         path = Path(options.prompts_file)
         if not path.is_file():
             raise UserError(f"no file of prompts at {path}; it holds one prompt a line")
-        prompts += [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts += [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     if not prompts:
         raise UserError('no prompt; write it behind the model: generate MODEL "fast punk with loud guitars"')
     return list(dict.fromkeys(prompts))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # some editors put a mark before the first line
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; save it as such") from error
 
 
 def _suffix(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +57,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
     """Wraps the language model with a fresh adapter: fp32 weights, arithmetic in the base's precision.
 
     Raises:
-        UserError: the targets match no module, or the initialisation is unknown.
+        UserError: PEFT can't make such an adapter: its targets match no layer, its rank is not positive, ...
     """
     if settings.init not in INITIALISATIONS:
         raise UserError(f"--lora_init {settings.init!r} is unknown; it takes {', '.join(INITIALISATIONS)}")
@@ -70,10 +72,10 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
     )
     try:
         wrapped = get_peft_model(model, config)
-    except ValueError as error:  # PEFT: "Target modules ... not found"
+    except (ValueError, re.error) as error:
         raise UserError(
-            f"--lora_targets {settings.targets!r} matches no module; it takes {', '.join(PRESETS)}, or a "
-            f"regular expression over names such as decoder.model.decoder.layers.0.self_attn.q_proj"
+            f"such an adapter can't be made: {' '.join(str(error).split())} (--lora_targets takes "
+            f"{', '.join(PRESETS)}, or a regular expression over names such as decoder.model.decoder.layers.0.fc1)"
         ) from error
     compute_in_base_precision(wrapped)
     return wrapped
@@ -128,20 +130,23 @@ def load_adapter(model: PreTrainedModel, name: str, **arguments: Any) -> PeftMod
     """Puts a saved adapter on its base and proves that it does something.
 
     Raises:
-        UserError: its weights do not fit, none matched, or all of them are zero.
+        UserError: its weights do not fit, only some of them do, or all of its updates are zero.
     """
-    misfit = f"the adapter {name} does not fit {model.name_or_path}: "
+    misfit = UserError(
+        f"the adapter {name} does not fit {model.name_or_path}: its weights have other names or sizes. "
+        "It names its base in adapter_config.json; give that one with --base_model"
+    )
     try:
-        wrapped = PeftModel.from_pretrained(model, name, **arguments)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are looked for below
+            wrapped = PeftModel.from_pretrained(model, name, **arguments)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            misfit + "its weights have other names or sizes. It names its base in adapter_config.json; "
-            "give that one with --base_model"
-        ) from error
-    saved = set(load_peft_weights(name, device="cpu", **arguments))
-    matched = saved & set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    if not matched:
-        raise UserError(misfit + f"none of its {len(saved)} weights has a place there")
+        raise misfit from error
+    saved = load_peft_weights(name, device="cpu", **arguments)
+    places = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    # Adapters made elsewhere may hold copies of embeddings too; the base has those itself.
+    if {key for key in saved if "lora_" in key} != set(places):
+        raise misfit
     if not is_active(wrapped):
         raise UserError(f"the adapter {name} changes nothing: all its updates are zero. Was it trained?")
     return wrapped
@@ -161,7 +166,16 @@ def count_active(model: nn.Module) -> tuple[int, int]:
 def _updates(layer: LoraLayer) -> bool:
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
     pairs += [(layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A]
-    return any(bool(a.any()) and bool(b.any()) for a, b in pairs)
+    return any(_is_felt(a.detach().cpu().double(), b.detach().cpu().double()) for a, b in pairs)
+
+
+def _is_felt(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether B·A is more than rounding: "orthogonal" begins with two matrices that cancel each other out.
+
+    The squared norm of B·A is the sum of BᵀB ∘ AAᵀ, which are no larger than the rank.
+    """
+    size = a.square().sum() * b.square().sum()
+    return bool(((b.T @ b) * (a @ a.T)).sum() > 1e-10 * size)
 
 
 def merge(model: PeftModel) -> nn.Module:

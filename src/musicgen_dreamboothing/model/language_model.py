@@ -236,5 +236,5 @@ def load_language_model(
             **checkpoint.source.arguments(),
         )
     if report["missing_keys"]:
-        raise UserError(f"{checkpoint.name} lacks weights of its decoder: {sorted(report['missing_keys'])[:3]}")
+        raise UserError(f"{checkpoint.name} lacks weights: {sorted(report['missing_keys'])[:3]}")
     return model.to(device).eval()

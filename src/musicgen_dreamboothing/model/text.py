@@ -33,7 +33,7 @@ def is_too_long(tokenizer: PreTrainedTokenizerBase, caption: str) -> bool:
 def encode_captions(
     tokenizer: PreTrainedTokenizerBase, encoder: T5EncoderModel, captions: Sequence[str], batch_size: int = 32
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each caption with its states, float16 `[L, D_text]` without padding.
+    """Yields each caption with its states, float32 `[L, D_text]` without padding.
 
     Captions of like length share a batch; a padded one gives the same states as alone.
     """
@@ -43,7 +43,7 @@ def encode_captions(
         ids, mask = tokenize(tokenizer, batch)
         states = encoder(input_ids=ids.to(encoder.device), attention_mask=mask.to(encoder.device)).last_hidden_state
         for caption, state, length in zip(batch, states.cpu(), mask.sum(-1).tolist(), strict=True):
-            yield caption, state[:length].numpy().astype(np.float16)
+            yield caption, state[:length].float().numpy()
 
 
 def pad_states(states: Sequence[np.ndarray | torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
 
 from musicgen_dreamboothing.console import UserError
 
@@ -33,7 +33,7 @@ def open_repository(name: str, *, token: str | None, private: bool | None) -> st
     """
     try:
         return HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"can't write to {name!r} on the Hub ({reason}); log in with `hf auth login`") from error
 
@@ -44,7 +44,7 @@ def upload(folder: Path, name: str, *, token: str | None) -> str:
         commit = HfApi(token=token).upload_folder(
             repo_id=name, folder_path=folder, allow_patterns=list(SHARED), commit_message="Fine-tuned MusicGen"
         )
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"the upload to {name} failed ({reason}); the run is whole in {folder}: train again to retry"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -22,7 +23,7 @@ def licence_of(checkpoint: Checkpoint) -> str | None:
         if checkpoint.is_local:
             return _licence(ModelCard.load(card)) if card.is_file() else None
         return _licence(ModelCard.load(checkpoint.name, token=checkpoint.source.token))
-    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+    except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError, yaml.YAMLError):
         return None
 
 

@@ -56,6 +56,14 @@ def save_run(
     staging.rmdir()
 
 
+def discard_result(folder: Path, *, is_adapter: bool) -> None:
+    """Removes the weights of an earlier run: an adapter left beside a full fine-tune would be taken for the result."""
+    adapter, whole = ("adapter_*",), ("model*.safetensors*", "config.json", "generation_config.json")
+    for pattern in adapter if is_adapter else whole:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
 def _check_weights(model: torch.nn.Module) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.console import BarAndLines, Lines
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, Tables, load_tables
 from musicgen_dreamboothing.training.record import RunRecord, check_same_run, read_record, telling_options
-from musicgen_dreamboothing.training.saving import save_run
+from musicgen_dreamboothing.training.saving import discard_result, save_run
 from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint
 
 
@@ -59,8 +58,8 @@ def train(options: TrainArguments) -> TrainResult:
     repository = _open_repository(options)
     folder = Path(str(options.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        finished = _settle_earlier_run(folder, options, checkpoint)
+    with folder_lock(folder):
+        finished = _settle_earlier_run(folder, options)
         result = finished or _run(options, checkpoint, folder)
         if repository is not None and PartialState().is_main_process:
             say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
@@ -98,8 +97,6 @@ def _check(options: TrainArguments) -> None:
     """What can be known to fail fails before anything is loaded."""
     if not options.dataset_name:
         raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
-    if not options.output_dir:
-        raise UserError("say where the result goes: --output_dir DIR")
     if not 0 <= options.caption_dropout <= 1:
         raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
     for tracker in options.report_to or []:
@@ -110,27 +107,26 @@ def _check(options: TrainArguments) -> None:
         options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
 
 
-def _lock(folder: Path) -> AbstractContextManager[None]:
-    return folder_lock(folder) if PartialState().is_main_process else nullcontext()
-
-
 def _open_repository(options: TrainArguments) -> str | None:
     """The Hub repository to push to, made now. The Trainer itself must not push: it would upload the songs."""
     if not options.push_to_hub:
         return None
     options.push_to_hub = False
     name = options.hub_model_id or Path(str(options.output_dir)).resolve().name
-    if not PartialState().is_main_process:
-        return name
-    return open_repository(name, token=options.hub_token or options.token, private=options.hub_private_repo)
+    if PartialState().is_main_process:
+        name = open_repository(name, token=options.hub_token or options.token, private=options.hub_private_repo)
+    options.hub_model_id = name  # with its owner, for the card
+    return name
 
 
-def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Checkpoint) -> TrainResult | None:
+def _settle_earlier_run(folder: Path, options: TrainArguments) -> TrainResult | None:
     """Discards, continues or hands back what an earlier run left in the folder."""
     earlier = read_record(folder)
     if options.restart:
         if PartialState().is_main_process:
             discard_checkpoints(folder)
+            if earlier is not None:
+                discard_result(folder, is_adapter=bool(earlier.options.get("use_lora", True)))
         PartialState().wait_for_everyone()
         return None
     if earlier is None:
@@ -146,15 +142,13 @@ def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Check
 
 
 def _prepared_folder(options: TrainArguments, checkpoint: Checkpoint) -> Path:
-    """The folder with tokens, brought up to date by the main process."""
+    """The folder with tokens, brought up to date."""
     songs = Path(str(options.dataset_name)).expanduser()
     prepared = songs if is_prepared(songs) else Path(options.prepared_dir or f"{options.output_dir}/data")
-    if PartialState().is_main_process:
-        if prepared == songs:
-            refresh(prepared, options, checkpoint)
-        else:
-            prepare_songs(str(options.dataset_name), prepared, options, checkpoint, token=options.token)
-    PartialState().wait_for_everyone()
+    if prepared == songs:
+        refresh(prepared, options, checkpoint)
+    else:
+        prepare_songs(str(options.dataset_name), prepared, options, checkpoint)
     return prepared
 
 
@@ -171,7 +165,7 @@ def _announce(tables: Tables, options: TrainArguments) -> None:
     if held := tables.held_out_songs:
         names = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
         say(f"evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'song')} held out: {names}")
-    elif options.eval_strategy != IntervalStrategy.NO:
+    elif options.eval_strategy != IntervalStrategy.NO and options.eval_fraction > 0:
         say("no song is held out: there are too few; --eval_split_name or a folder of more songs allows evaluation")
 
 
@@ -234,7 +228,8 @@ def _last_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
     if trainer.eval_dataset is None:
         return {}
     evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
-    if evaluations and evaluations[-1]["step"] == trainer.state.global_step:
+    is_last = bool(evaluations) and evaluations[-1]["step"] == trainer.state.global_step
+    if is_last and not trainer.args.load_best_model_at_end:
         logs = evaluations[-1]
     else:
         logs = trainer.evaluate()

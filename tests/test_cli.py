@@ -1,0 +1,178 @@
+"""The command line: help, errors of one line, exit codes, and that nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Ran, prepare_words
+from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
+
+import musicgen_dreamboothing
+from musicgen_dreamboothing import __version__, arguments, cli
+from musicgen_dreamboothing.audio import AudioError
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data import prepare
+
+Cli = Callable[..., Ran]
+VERBS = {
+    "prepare": arguments.PrepareArguments,
+    "train": arguments.TrainArguments,
+    "generate": arguments.GenerateArguments,
+    "demo": arguments.DemoArguments,
+}
+LIGHT = """
+import sys
+import musicgen_dreamboothing
+from musicgen_dreamboothing.cli import main
+print([main(words) for words in ([], ["--help"], ["-h"], ["help"], ["--version"], ["trian"])])
+print([name for name in ("av", "datasets", "numpy", "torch", "transformers", "yaml") if name in sys.modules])
+"""
+
+
+def python(*words: str) -> Ran:
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def test_nothing_heavy_is_imported_for_help() -> None:
+    ran = python("-c", LIGHT)
+    assert ran.err == (
+        "musicgen-dreamboothing: unknown command 'trian'; did you mean train? "
+        "Commands: prepare, train, generate, demo\n"
+    )
+    assert ran.out.splitlines()[-2:] == ["[0, 0, 0, 0, 0, 1]", "[]"]
+
+
+def test_the_package_is_a_program() -> None:
+    assert python("-m", "musicgen_dreamboothing", "-V") == Ran(0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_names_every_verb(run: Cli, words: list[str]) -> None:
+    ran = run(*words)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith(f"musicgen-dreamboothing {__version__}: ")
+    assert all(f"\n  {verb} " in ran.out for verb in VERBS)
+    assert ran.out.endswith("All options of a verb: musicgen-dreamboothing VERB --help\n")
+
+
+@pytest.fixture
+def run(cli: Cli) -> Cli:  # the module has this name here
+    return cli
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_names_every_option(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help"])
+    out, err = capfd.readouterr()
+    assert (ended.value.code, err) == (0, "")
+    assert out.startswith(f"usage: musicgen-dreamboothing {verb} [-h]")
+    assert cli.ABOUT[verb] in " ".join(out.split())
+    for entry in dataclasses.fields(VERBS[verb]):
+        if entry.init:
+            assert (entry.name if entry.metadata.get("positional") else f"--{entry.name}") in out
+            assert entry.metadata["help"]
+
+
+def test_the_version(run: Cli) -> None:
+    assert run("--version") == run("-V") == Ran(0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["generat"], "unknown command 'generat'; did you mean generate? Commands: prepare, train, generate, demo"),
+        (
+            ["demo", "--sed", "1"],
+            "unknown option --sed; the nearest is --seed (all: musicgen-dreamboothing demo --help)",
+        ),
+        (["demo", "--seed"], "argument --seed: expected one argument; see musicgen-dreamboothing demo --help"),
+        (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'; see musicgen-dreamboothing demo --help"),
+        (["demo", "songs"], "'songs' is neither an option nor a .json, .yaml or .yml file of options"),
+        (["prepare"], "the following arguments are required: songs; see musicgen-dreamboothing prepare --help"),
+        (["prepare", "songs"], "say where the clips go: prepare SONGS --output_dir DIR"),
+        (["prepare", "a", "b"], "'b' belongs to no option; see musicgen-dreamboothing prepare --help"),
+        (["train"], "say where the result goes: --output_dir DIR"),
+    ],
+)
+def test_wrong_words_are_told_in_one_line(run: Cli, words: list[str], told: str) -> None:
+    assert run(*words) == Ran(1, "", f"musicgen-dreamboothing: {told}\n")
+
+
+FULL = os.strerror(errno.ENOSPC)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; the same command goes on where this one was"),
+        (UserError("no such thing"), 1, "no such thing"),
+        (AudioError("a.wav: holds no samples"), 1, "a.wav: holds no samples"),
+        (OSError(errno.ENOSPC, FULL, "x"), 1, f"the disk is full ([Errno 28] {FULL}: 'x'); free some space and run "),
+        (SafetensorError(f"I/O error: {FULL} (os error 28)"), 1, f"the disk is full (I/O error: {FULL} (os error 28))"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+            1,
+            "the disk is full (",
+        ),
+        (PermissionError(errno.EACCES, "no", "/x"), 1, "not allowed to write or read /x; choose another folder"),
+        (OSError(errno.EROFS, "read-only", "/x"), 1, "not allowed to write or read /x; choose another folder"),
+        (NotADirectoryError(errno.ENOTDIR, "no", "/x"), 1, "/x is a file, not a folder; choose another folder"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory; try --per_device_train_batch_size 1 "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory; try --per_device_train_batch"),
+        (HTTPError("[Errno 111] Connection refused"), 1, "[Errno 111] Connection refused"),
+        (OSError("We couldn't connect to\nhttps://hf.co"), 1, "We couldn't connect to https://hf.co"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line(
+    run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(prepare, "prepare", fail)
+    ran = run(*prepare_words(tmp_path, tmp_path, tmp_path))
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.startswith(f"musicgen-dreamboothing: {told}")
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), FileNotFoundError(errno.ENOENT, "ours", "/x"), KeyError("ours")])
+def test_our_own_faults_keep_their_traceback(
+    run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(prepare, "prepare", fail)
+    with pytest.raises(type(error), match="ours"):
+        run(*prepare_words(tmp_path, tmp_path, tmp_path))
+
+
+def test_every_verb_runs_its_function(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the sub-package `demo` is loaded, which stands under the same name as the function."""
+    from musicgen_dreamboothing.demo import chain
+
+    seen = []
+    monkeypatch.setattr(chain, "demo", seen.append)
+    assert run("demo", "--seed", 3) == Ran(0, "", "")
+    assert seen == [arguments.DemoArguments(seed=3)]
+
+
+def test_the_public_names_are_there() -> None:
+    assert sorted(musicgen_dreamboothing.__all__) == musicgen_dreamboothing.__all__
+    for name in musicgen_dreamboothing.__all__:
+        assert callable(getattr(musicgen_dreamboothing, name))
+        assert name in dir(musicgen_dreamboothing)
+    with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it offers GenerateArguments, Generator, "):
+        musicgen_dreamboothing.trian  # noqa: B018
