@@ -356,7 +356,8 @@ def test_plain_transformers_and_peft_make_the_same_music(runs: Callable[[str], P
         codes, waves = greedy(runs(name))
         plain = np.load(runs(name) / "plain.npz")
         assert (plain["codes"] == codes).all(), name
-        assert plain["waves"] == pytest.approx(waves, abs=1e-4)
+        between_prompts = np.abs(waves[0] - waves[1]).max()  # the tiny codec speaks softly
+        assert np.abs(plain["waves"] - waves).max() < 0.01 * between_prompts, name
         of_base, _ = greedy(checkpoints(name.removesuffix("+encoder")))
         assert (codes != of_base).mean() > 0.1, name
 

@@ -52,4 +52,6 @@ def test_training_steps_are_audiocrafts_valid_steps(kind: tuple[int, int], frame
         assert (labels[codebook, :shift] == IGNORED).all()
         assert labels[codebook, shift:].tolist() == codes[codebook, : max(frames - shift, 0)].tolist()
         assert inputs[codebook, 0] == PAD
-        assert inputs[codebook, 1:].tolist() == labels[codebook, :-1].masked_fill(labels[codebook, :-1] < 0, PAD).tolist()
+        assert (
+            inputs[codebook, 1:].tolist() == labels[codebook, :-1].masked_fill(labels[codebook, :-1] < 0, PAD).tolist()
+        )

@@ -28,7 +28,10 @@ def test_wheel_holds_code_assets_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "musicgen_dreamboothing/assets/model_card.md.jinja" in names
     assert "musicgen_dreamboothing/py.typed" in names
-    assert {name.split("/")[0] for name in names} == {"musicgen_dreamboothing", "musicgen_dreamboothing-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "musicgen_dreamboothing",
+        "musicgen_dreamboothing-0.1.0.dist-info",
+    }
 
 
 def test_demo_from_the_wheel(wheel: Path, tmp_path: Path) -> None:

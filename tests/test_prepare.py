@@ -7,8 +7,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
-from hub import LocalHub
 from test_audio import dominant, encode, sine, sound_file
 from transformers import MusicgenForConditionalGeneration
 
@@ -515,64 +512,15 @@ def test_a_folder_is_an_evaluation_split(cli: Cli, songs: Path, tmp_path: Path, 
     ran = cli(*words, "--eval_split_name", "album 3")
     assert ran.code == 1
     assert f"no songs in {songs / 'album 3'}; --eval_split_name takes a sub-folder of {songs}" in ran.err
-    assert cli(*words, "--eval_split_name", "album 1").code == 0
+    assert cli(*words).code == 0
+    assert {row["split"] for row in metadata(tmp_path / "data")} == {"train"}
+    ran = cli(*words, "--eval_split_name", "album 1")  # of songs that were cut before
+    assert ran.code == 0
+    assert "2 songs of them for evaluation" in ran.out
+    table = datasets.load_from_disk(str(tmp_path / "data" / "tokens" / "clips"))
+    assert table["split"] == [row["split"] for row in metadata(tmp_path / "data")]
     assert {row["split"] for row in metadata(tmp_path / "data") if "album 1/" in row["source"]} == {"eval"}
     assert {row["split"] for row in metadata(tmp_path / "data") if "album 0/" in row["source"]} == {"train"}
-
-
-ON_THE_HUB = """
-import json, sys
-from musicgen_dreamboothing.cli import main
-for words in json.loads(sys.argv[1]):
-    print("code", main(words), flush=True)
-"""
-
-
-def test_datasets_on_the_hub(tmp_path: Path, tiny: Path) -> None:
-    def parquet(seeds: list[int]) -> bytes:
-        content = io.BytesIO()
-        audio_dataset(seeds).to_parquet(content)
-        return content.getvalue()
-
-    def flac(seed: int) -> bytes:
-        return sound_file(tone_song(1.0, seed), SAMPLING_RATE, "FLAC")
-
-    card = b"---\nconfigs:\n- config_name: a\n  data_files: [{split: clean, path: a.parquet}]\n"
-    card += b"- config_name: b\n  data_files: [{split: clean, path: b.parquet}]\n---\n"
-    rows = b'{"file_name": "more/flute.FLAC", "text": "a flute"}\n'
-    with LocalHub() as hub:
-        files = {"README.md": card, "a.parquet": parquet([0]), "b.parquet": parquet([1, 2])}
-        hub.add("someone/songs", files, repo_type="dataset", private=True)
-        folder = {"drum.flac": flac(3), "drum.txt": b"a drum", "more/flute.FLAC": flac(4), "metadata.jsonl": rows}
-        hub.add("someone/folder", {**folder, "big.bin": b"nobody's"}, repo_type="dataset")
-        parts = tmp_path / "config", tmp_path / "folder"
-        clean = ["--dataset_config_name", "b", "--train_split_name", "clean", "--text_column_name", "mood"]
-        commands = [
-            prepare_words(Path("someone/songs"), parts[0], tiny),
-            [*prepare_words(Path("someone/songs"), parts[0], tiny), *clean, "--cache_dir", tmp_path / "cache"],
-            [*prepare_words(Path("someone/folder"), parts[1], tiny), "--cache_dir", tmp_path / "cache"],
-            prepare_words(Path("someone/nothing"), parts[1], tiny),
-        ]
-        done = subprocess.run(
-            [sys.executable, "-c", ON_THE_HUB, json.dumps([list(map(str, words)) for words in commands])],
-            env={**os.environ, **hub.environment(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("code")] == [
-        "code 1",
-        *["code 0"] * 2,
-        "code 1",
-    ]
-    assert "Config name is missing. Please pick one among the available configs: ['a', 'b']" in done.stderr
-    assert "no folder 'someone/nothing' here, and as a Hub dataset it can't be loaded: 404" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert captions(parts[0]) == {"clean/000000": "punk, mood 1", "clean/000001": "punk, mood 2"}
-    assert captions(parts[1]) == {"drum.flac": "punk, a drum", "more/flute.FLAC": "punk, a flute"}
-    assert not any("big.bin" in request for request in hub.requests)
-    assert not (tmp_path / "home" / "datasets").exists()  # all of it is in --cache_dir
 
 
 # --- again
@@ -616,6 +564,16 @@ def test_an_edited_caption_is_all_that_is_encoded(
     for name, code in codes(finished / "data").items():
         assert np.array_equal(codes(work / "data")[name], code)
     assert run(work / "songs", work / "data", tiny).captions_encoded == 0
+
+
+def test_a_line_without_a_caption_gets_ours_again(work: Path, finished: Path, tiny: Path) -> None:
+    def edit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        del rows[0]["text"]
+        return [rows[0], rows[1] | {"text": None}, *rows[2:]]
+
+    change_metadata(work / "data", edit)
+    run(work / "songs", work / "data", tiny)
+    assert_same_result(work / "data", finished / "data")
 
 
 def test_captions_that_nobody_uses_are_dropped(work: Path, tiny: Path, no_encoders: Callable[[str], None]) -> None:
@@ -788,8 +746,8 @@ def test_a_run_killed_while_encoding_goes_on(
     assert ran.err.endswith(STOPPED)
     parts = tmp_path / "data" / "tokens" / "parts"
     assert [path.name for path in parts.iterdir()] == ["000000-0"]
-    shutil.copytree(parts / "000000", parts / "000001.new")  # a part that the kill tore
-    (parts / "000001.new" / "dataset_info.json").unlink()
+    shutil.copytree(parts / "000000-0", parts / "000001-0.new")  # a part that the kill tore
+    (parts / "000001-0.new" / "dataset_info.json").unlink()
     monkeypatch.undo()
     made = run(finished / "songs", tmp_path / "data", tiny)
     assert (made.songs_cut, made.clips_encoded, made.captions_encoded) == (0, 3, 2)

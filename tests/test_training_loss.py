@@ -198,7 +198,12 @@ def test_two_processes_equal_one_with_twice_the_batch(
 ) -> None:
     """12 clips, four to a micro-batch, two micro-batches to an update: the last update of an epoch has one."""
     options = ["--dtype", "float32", "--seed", 3, "--use_cpu", "true", "--num_train_epochs", 1]
-    words = [*train_words(prepared.parent / "songs", tmp_path / "two", tiny), *options, "--per_device_train_batch_size", 2]
+    words = [
+        *train_words(prepared.parent / "songs", tmp_path / "two", tiny),
+        *options,
+        "--per_device_train_batch_size",
+        2,
+    ]
     two = launched(2, words)
     assert two.code == 0, two.err
     assert two.out.count("training on 12 clips") == 1  # one process speaks
@@ -290,29 +295,38 @@ def test_evaluation_is_an_exact_mean_whatever_its_batches(kind: str, checkpoints
 # Pieces
 
 
-@pytest.fixture
-def tables() -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Two songs in clips of 2 s and 1.5 s, in no order: frame t of song s has code 20_000 s + t in every codebook."""
-    rows = []
-    for song, clips in enumerate(((2.0, 2.0, 1.5), (2.0, 2.0))):
-        start = 0.0
-        for seconds in clips:
-            first = 20_000 * song + round(start * 50)
-            codes = np.tile(np.arange(first, first + round(seconds * 50)), (4, 1))
-            row = {"source": f"song {song}", "split": "train", "start": start, "seconds": seconds}
-            rows.append({**row, "text": f"clip at {start}", "digest": "", "codes": codes.tolist()})
-            start += seconds
-    order = [3, 0, 4, 2, 1]
+Tables = tuple[datasets.Dataset, datasets.Dataset]
+
+
+def tables_of(*rows: tuple[int, float, float]) -> Tables:
+    """Token tables of clips, each given as song, start and seconds.
+
+    Frame t of song s has code 20_000 s + t in every codebook, so that codes tell where they are from.
+    """
+    clips = []
+    for song, start, seconds in rows:
+        first = 20_000 * song + round(start * 50)
+        codes = np.tile(np.arange(first, first + round(seconds * 50)), (4, 1)).tolist()
+        place = {"source": f"song {song}", "split": "train", "start": start, "seconds": seconds}
+        clips.append({**place, "text": f"clip at {start}", "digest": "", "codes": codes})
     columns = {name: datasets.Value("string") for name in ("source", "split", "text")}
     times = {name: datasets.Value("float64") for name in ("start", "seconds")}
     features = datasets.Features({**columns, **times, **CODE_FEATURES})
-    clips = datasets.Dataset.from_list([rows[number] for number in order], features=features)
-    captions = sorted({row["text"] for row in rows})
+    captions = sorted({clip["text"] for clip in clips})
     states = [[[float(number)] * 3] * (number + 1) for number, _ in enumerate(captions)]
-    return clips, datasets.Dataset.from_dict({"text": captions, "states": states}, features=CAPTION_FEATURES)
+    return (
+        datasets.Dataset.from_list(clips, features=features),
+        datasets.Dataset.from_dict({"text": captions, "states": states}, features=CAPTION_FEATURES),
+    )
 
 
-def pieces_of(tables: tuple[datasets.Dataset, datasets.Dataset], tiny: Path, **drawing: Any) -> ClipDataset:
+@pytest.fixture
+def tables() -> Tables:
+    """Two songs of 5.5 s and 4 s in clips that stand in no order."""
+    return tables_of((1, 0.0, 2.0), (0, 0.0, 2.0), (1, 2.0, 2.0), (0, 4.0, 1.5), (0, 2.0, 2.0))
+
+
+def pieces_of(tables: Tables, tiny: Path, **drawing: Any) -> ClipDataset:
     return ClipDataset(*tables, read_checkpoint(tiny), Drawing(**drawing))
 
 
@@ -327,9 +341,7 @@ def same(first: Piece, second: Piece) -> bool:
     return tensors and all(first[key] == second[key] for key in ("caption", "keep_caption"))
 
 
-def test_a_piece_depends_on_seed_epoch_and_clip_alone(
-    tables: tuple[datasets.Dataset, datasets.Dataset], tiny: Path
-) -> None:
+def test_a_piece_depends_on_seed_epoch_and_clip_alone(tables: Tables, tiny: Path) -> None:
     drawing = {"crop_frames": 20, "random_crop": True, "caption_dropout": 0.5}
     first, again, other = (pieces_of(tables, tiny, seed=seed, **drawing) for seed in (1, 1, 2))
     backwards = {index: again[index] for index in reversed(range(15))}
@@ -340,9 +352,7 @@ def test_a_piece_depends_on_seed_epoch_and_clip_alone(
     assert len(starts) > 10  # other crops in other epochs
 
 
-def test_pieces_run_across_clips_of_a_song_and_never_into_another(
-    tables: tuple[datasets.Dataset, datasets.Dataset], tiny: Path
-) -> None:
+def test_pieces_run_across_clips_of_a_song_and_never_into_another(tables: Tables, tiny: Path) -> None:
     pieces = pieces_of(tables, tiny, crop_frames=60, random_crop=True)
     crossed = set()
     for index in range(5 * 30):
@@ -354,7 +364,16 @@ def test_pieces_run_across_clips_of_a_song_and_never_into_another(
     assert crossed == {100, 200}
 
 
-def test_every_frame_of_a_song_is_drawn(tables: tuple[datasets.Dataset, datasets.Dataset], tiny: Path) -> None:
+def test_pieces_do_not_jump_over_a_clip_that_was_deleted(tiny: Path) -> None:
+    """Song 0 lacks its middle; what is left of song 1 begins at the second at which song 0 ends."""
+    tables = tables_of((0, 0.0, 2.0), (0, 4.0, 2.0), (1, 6.0, 2.0))
+    pieces = pieces_of(tables, tiny, crop_frames=60, random_crop=True)
+    for index in range(3 * 20):
+        frames = frames_of(pieces[index])
+        assert frames == list(range(frames[0], frames[0] + 63))
+
+
+def test_every_frame_of_a_song_is_drawn(tables: Tables, tiny: Path) -> None:
     pieces = pieces_of(tables, tiny, crop_frames=20, random_crop=True)
     seen = {frame for index in range(5 * 60) for frame in frames_of(pieces[index])}
     assert seen == {*range(275), *range(20_000, 20_200)}
@@ -362,7 +381,7 @@ def test_every_frame_of_a_song_is_drawn(tables: tuple[datasets.Dataset, datasets
 
 @pytest.mark.parametrize(("crop", "expected"), [(None, 103), (20, 23), (100, 103), (197, 200), (198, 200), (900, 200)])
 def test_a_crop_has_max_delay_frames_more_where_there_is_room(
-    crop: int | None, expected: int, tables: tuple[datasets.Dataset, datasets.Dataset], tiny: Path
+    crop: int | None, expected: int, tables: Tables, tiny: Path
 ) -> None:
     """By default a piece is as long as the longest clip; rows 0 and 2 are of the second song, which has 200 frames."""
     for epoch in range(3):
@@ -374,15 +393,13 @@ def test_a_crop_has_max_delay_frames_more_where_there_is_room(
             assert valid[-1] == crop  # nothing of the crop is lost to the delay
 
 
-def test_without_random_crops_pieces_begin_where_clips_do(
-    tables: tuple[datasets.Dataset, datasets.Dataset], tiny: Path
-) -> None:
+def test_without_random_crops_pieces_begin_where_clips_do(tables: Tables, tiny: Path) -> None:
     pieces = pieces_of(tables, tiny, crop_frames=20)
     assert [frames_of(pieces[index])[0] for index in range(5)] == [20_000, 0, 20_100, 200, 100]
     assert all(same(pieces[index], pieces[index + 5]) for index in range(5))
 
 
-def test_evaluation_takes_clips_as_they_are(tables: tuple[datasets.Dataset, datasets.Dataset], tiny: Path) -> None:
+def test_evaluation_takes_clips_as_they_are(tables: Tables, tiny: Path) -> None:
     pieces = pieces_of(tables, tiny)
     assert [len(frames_of(pieces[index])) for index in range(5)] == [100, 100, 100, 75, 100]
     assert [pieces[index]["caption"] for index in range(5)] == [
@@ -392,7 +409,7 @@ def test_evaluation_takes_clips_as_they_are(tables: tuple[datasets.Dataset, data
 
 @pytest.mark.parametrize(("rate", "kept"), [(0.0, 200), (1.0, 0)])
 def test_captions_are_dropped_at_the_rate_that_was_asked_for(
-    rate: float, kept: int, tables: tuple[datasets.Dataset, datasets.Dataset], tiny: Path
+    rate: float, kept: int, tables: Tables, tiny: Path
 ) -> None:
     pieces = pieces_of(tables, tiny, crop_frames=4, random_crop=True, caption_dropout=rate)
     assert sum(pieces[index]["keep_caption"] for index in range(200)) == kept
@@ -400,7 +417,7 @@ def test_captions_are_dropped_at_the_rate_that_was_asked_for(
     assert 140 < sum(fifth[index]["keep_caption"] for index in range(200)) < 180
 
 
-def test_a_piece_has_the_states_of_its_caption(tables: tuple[datasets.Dataset, datasets.Dataset], tiny: Path) -> None:
+def test_a_piece_has_the_states_of_its_caption(tables: Tables, tiny: Path) -> None:
     pieces = pieces_of(tables, tiny)
     shapes = {pieces[index]["caption"]: pieces[index]["text_states"].shape for index in range(5)}
     assert shapes == {"clip at 0.0": (1, 3), "clip at 2.0": (2, 3), "clip at 4.0": (3, 3)}

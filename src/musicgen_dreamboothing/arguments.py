@@ -307,8 +307,9 @@ def words_of_file(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"no file of options at {path}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one mapping of option names to values")

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -
             done[record.source] = record
             journal.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
             journal.flush()
-    records = [done[song.name] for song in songs]
+    records = [replace(done[song.name], split=song.split) for song in songs]
     write_json_lines(folder / SONGS, map(asdict, records))
     _delete_strays(clips, before, set(stems.values()), records)
     return records
@@ -240,7 +240,7 @@ def update_metadata(folder: Path, songs: list[Song], records: list[SongRecord], 
             if name in written and name not in present:
                 continue
             own = present.get(name, {}).get("text")
-            is_edited = name in present and own != written.get(name)
+            is_edited = own is not None and own != written.get(name)
             rows.append(_row(clip, record, str(own) if is_edited else caption, instance_prompt, present.get(name, {})))
     added = [row for name, row in present.items() if name not in written and name not in fresh]
     write_json_lines(path, [*rows, *(row for row in added if (folder / CLIPS / row["file_name"]).is_file())])

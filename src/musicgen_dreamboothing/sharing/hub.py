@@ -35,7 +35,9 @@ def open_repository(name: str, *, token: str | None, private: bool | None) -> st
         return HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
     except (HTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"can't write to {name!r} on the Hub ({reason}); log in with `hf auth login`") from error
+        raise UserError(
+            f"can't write to {name!r} on the Hub ({reason}); try `hf auth login` or another --hub_model_id"
+        ) from error
 
 
 def upload(folder: Path, name: str, *, token: str | None) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import IntervalStrategy, set_seed
+from transformers import IntervalStrategy, TrainerCallback, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from musicgen_dreamboothing.arguments import TrainArguments
@@ -30,6 +31,11 @@ from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, Tables
 from musicgen_dreamboothing.training.record import RunRecord, check_same_run, read_record, telling_options
 from musicgen_dreamboothing.training.saving import discard_result, save_run
 from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint
+
+POSITIVE = (
+    *("lora_r", "crop_seconds", "max_train_samples", "max_eval_samples"),
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,14 +103,27 @@ def _check(options: TrainArguments) -> None:
     """What can be known to fail fails before anything is loaded."""
     if not options.dataset_name:
         raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
+    for name in POSITIVE:
+        if (value := getattr(options, name)) is not None and value <= 0:
+            raise UserError(f"--{name} {value} must be more than 0")
     if not 0 <= options.caption_dropout <= 1:
         raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
-    for tracker in options.report_to or []:
-        if tracker in ("wandb", "tensorboard", "trackio") and importlib.util.find_spec(tracker) is None:
-            raise UserError(f"--report_to {tracker} needs: pip install 'musicgen-dreamboothing[{tracker}]'")
+    if options.resume_from_checkpoint:
+        say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
+    _check_trackers(options.report_to)
     if options.n_gpu > 1:
         say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
         options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
+
+
+def _check_trackers(trackers: list[str]) -> None:
+    try:
+        get_reporting_integration_callbacks(trackers)
+    except ValueError as error:
+        raise UserError(f"--report_to: {error}") from error
+    for tracker in trackers:
+        if tracker in ("wandb", "tensorboard", "trackio") and importlib.util.find_spec(tracker) is None:
+            raise UserError(f"--report_to {tracker} needs: pip install 'musicgen-dreamboothing[{tracker}]'")
 
 
 def _open_repository(options: TrainArguments) -> str | None:
@@ -189,7 +208,17 @@ def _trainer(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) ->
     for plain in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(plain)
     trainer.add_callback(Lines if options.disable_tqdm else BarAndLines)
+    if eval_set is not None and options.eval_strategy != IntervalStrategy.EPOCH:
+        trainer.add_callback(_EvaluateAtEnd)
     return trainer
+
+
+class _EvaluateAtEnd(TrainerCallback):
+    """Evaluates after the last update: afterwards trackers would show it as a run of its own."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
 
 
 def _model(options: TrainArguments, checkpoint: Checkpoint) -> Any:
@@ -240,7 +269,7 @@ def _summary(
     trainer: CodebookTrainer, metrics: dict[str, float], tables: Tables, checkpoint: Checkpoint, seconds: float
 ) -> dict[str, Any]:
     gigabytes, kind = peak_memory()
-    first = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line][:1]
+    first = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line and line["step"] == 0]
     heard = trainer.audio_seconds(checkpoint)
     return {
         "updates": trainer.state.global_step,
@@ -266,11 +295,12 @@ def _tell(
 ) -> None:
     """The end of a run in a few lines: what it took, what it brought, where it is, what comes next."""
     say(
-        f"{summary['updates']} updates in {summary['seconds']:.0f} s, {summary['x_real_time']:.1f}x real time, "
-        f"peak {summary['peak_of']} {summary['peak_gb']:.2f} GB"
+        f"{plural(summary['updates'], 'update')} in {summary['seconds']:.0f} s, "
+        f"{summary['x_real_time']:.1f}x real time, peak {summary['peak_of']} {summary['peak_gb']:.2f} GB"
     )
-    if metrics and summary["loss_before"] is not None:
-        say(f"held-out loss {summary['loss_before']:.4f} before, {metrics['eval_loss']:.4f} after")
+    if metrics:
+        before = summary["loss_before"]
+        say(f"held-out loss {'' if before is None else f'{before:.4f} before, '}{metrics['eval_loss']:.4f} after")
     say(f"saved in {folder}")
     say(notice)
     prompt = options.instance_prompt or "your prompt"

@@ -1,0 +1,242 @@
+"""The Hub, in the shape of its stand-in: songs come from there, runs go there and come back."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import SAMPLING_RATE, Ran, prepare_words, tone_song, train_words
+from hub import LocalHub
+from test_audio import sound_file
+from test_prepare import audio_dataset, captions
+
+from musicgen_dreamboothing import audio
+
+Cli = Callable[..., Ran]
+# Runs each command; an empty token is that of somebody who never signed in.
+CLIENT = """
+import json, os, sys, torch
+torch.set_num_threads(1)
+from musicgen_dreamboothing.cli import main
+for token, *words in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = os.environ["HUGGING_FACE_HUB_TOKEN"] = token
+    for stream in (sys.stdout, sys.stderr):
+        print("<command>", file=stream, flush=True)
+    print("<code>", main(words), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A hub, and how the commands went that used it."""
+
+    hub: LocalHub
+    work: Path
+    ran: dict[str, Ran]
+
+
+CARD = b"""---
+configs:
+- config_name: a
+  data_files: [{split: clean, path: a.parquet}]
+- config_name: b
+  data_files: [{split: clean, path: b.parquet}]
+---
+"""
+
+
+def add_songs(hub: LocalHub) -> None:
+    """A dataset of parquet files in two configurations, which is private, and one of plain audio files."""
+
+    def parquet(seeds: list[int]) -> bytes:
+        content = io.BytesIO()
+        audio_dataset(seeds).to_parquet(content)
+        return content.getvalue()
+
+    def flac(seed: int) -> bytes:
+        return sound_file(tone_song(1.0, seed), SAMPLING_RATE, "FLAC")
+
+    tables = {"README.md": CARD, "a.parquet": parquet([0]), "b.parquet": parquet([1, 2])}
+    hub.add("someone/songs", tables, repo_type="dataset", private=True)
+    files = {"drum.flac": flac(3), "drum.txt": b"a drum", "more/flute.FLAC": flac(4), "big.bin": b"nobody's"}
+    rows = b'{"file_name": "more/flute.FLAC", "text": "a flute"}\n'
+    hub.add("someone/folder", {**files, "metadata.jsonl": rows}, repo_type="dataset")
+
+
+def prepare_commands(work: Path, tiny: Path, token: str) -> dict[str, list[object]]:
+    parts = {name: prepare_words(Path(f"someone/{name}"), work / name, tiny) for name in ("songs", "folder", "nothing")}
+    clean = ["--dataset_config_name", "b", "--train_split_name", "clean", "--text_column_name", "mood"]
+    cache = ["--cache_dir", work / "cache"]
+    return {
+        "no config": [token, *parts["songs"]],
+        "config": [token, *parts["songs"], *clean, *cache],
+        "folder": [token, *parts["folder"], *cache],
+        "no dataset": [token, *parts["nothing"]],
+        "private dataset": ["", *parts["songs"]],
+    }
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Visit]:
+    work = tmp_path_factory.mktemp("push")
+    (work / "tunes").mkdir()
+    for number in range(3):
+        audio.write(work / "tunes" / f"song-{number}.wav", tone_song(2.0, number), SAMPLING_RATE)
+    small = ["--max_steps", 1, "--gradient_checkpointing", "false", "--eval_strategy", "no", "--eval_on_start", "false"]
+    push = [*train_words(work / "tunes", work / "my-run", tiny), *small, "--push_to_hub", "true"]
+    elsewhere = [*train_words(work / "tunes", work / "unsigned", tiny), *small, "--push_to_hub", "true"]
+    with LocalHub() as hub:
+        add_songs(hub)
+        commands: dict[str, list[object]] = {
+            "unsigned": ["", *elsewhere],
+            "stranger": ["hf_wrong", *elsewhere],
+            "another's": [hub.token, *elsewhere, "--hub_model_id", "another/run"],
+            "bad name": [hub.token, *elsewhere, "--hub_model_id", "my run"],
+            "push": [hub.token, *push, "--hub_private_repo", "true"],
+            "again": [hub.token, *push, "--hub_private_repo", "true"],
+            "token": ["", *push, "--hub_model_id", "someone/second", "--hub_token", hub.token],
+            "generate": [
+                hub.token,
+                "generate",
+                "someone/my-run",
+                "punk",
+                "--seconds",
+                0.2,
+                "--output_dir",
+                work / "out",
+            ],
+            "nothing": [hub.token, "generate", "someone/nothing", "punk", "--output_dir", work / "out"],
+            **prepare_commands(work, tiny, hub.token),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT, json.dumps([list(map(str, words)) for words in commands.values()])],
+            env={**os.environ, **hub.environment(work / "home")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        outs, errs = (stream.split("<command>\n")[1:] for stream in (done.stdout, done.stderr))
+        ran = {
+            name: Ran(int(out.rsplit("<code>", 1)[1]), out.rsplit("<code>", 1)[0], err)
+            for name, out, err in zip(commands, outs, errs, strict=True)
+        }
+        yield Visit(hub, work, ran)
+
+
+def test_songs_come_from_the_hub(visit: Visit) -> None:
+    assert [visit.ran[name].code for name in ("config", "folder")] == [0, 0]
+    assert captions(visit.work / "songs") == {"clean/000000": "punk, mood 1", "clean/000001": "punk, mood 2"}
+    assert captions(visit.work / "folder") == {"drum.flac": "punk, a drum", "more/flute.FLAC": "punk, a flute"}
+    assert not any("big.bin" in request for request in visit.hub.requests)
+    assert not (visit.work / "home" / "datasets").exists()  # all of it is in --cache_dir
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "no config",
+            "'someone/songs' here, and as a Hub dataset it can't be loaded: Config name is missing. Please pick",
+        ),
+        ("no dataset", "'someone/nothing' here, and as a Hub dataset it can't be loaded: 404 "),
+        ("private dataset", "'someone/songs' here, and as a Hub dataset it can't be loaded: 401 "),
+    ],
+)
+def test_songs_that_the_hub_does_not_give(visit: Visit, name: str, told: str) -> None:
+    ran = visit.ran[name]
+    assert (ran.code, ran.out) == (1, "")
+    assert f"musicgen-dreamboothing: no folder {told}" in ran.err
+    assert "Traceback" not in ran.err
+    assert ("['a', 'b']" in ran.err) == (name == "no config")
+
+
+def test_a_run_is_pushed_whole_and_nothing_else(visit: Visit) -> None:
+    ran = visit.ran["push"]
+    assert ran.code == 0, ran.err
+    assert ran.out.endswith(f"uploaded to {visit.hub.endpoint}/someone/my-run\n")
+    files = visit.hub.files("someone/my-run")
+    assert sorted(files) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    for name, content in files.items():
+        assert (visit.work / "my-run" / name).read_bytes() == content
+    assert visit.hub.private("someone/my-run")
+    assert visit.hub.strangers == []
+
+
+def test_the_card_names_the_repository(visit: Visit) -> None:
+    text = visit.hub.files("someone/my-run")["README.md"].decode()
+    assert yaml.safe_load(text.split("---")[1])["instance_prompt"] == "punk"
+    assert "\n# someone/my-run\n" in text
+    assert 'repo_id = "someone/my-run"' in text
+    assert str(visit.work) not in text
+
+
+def test_a_finished_run_is_pushed_again_without_training(visit: Visit) -> None:
+    ran = visit.ran["again"]
+    assert ran.code == 0
+    assert ran.err == "No files have been modified since last commit. Skipping to prevent empty commit.\n"
+    assert ran.out == (
+        f"{visit.work}/my-run holds this run already, finished; --restart true trains it anew\n"
+        f"uploaded to {visit.hub.endpoint}/someone/my-run\n"
+    )
+
+
+def test_a_repository_of_ones_choice(visit: Visit) -> None:
+    ran = visit.ran["token"]
+    assert ran.code == 0, ran.err
+    assert ran.out.endswith(f"uploaded to {visit.hub.endpoint}/someone/second\n")
+    assert not visit.hub.private("someone/second")
+    assert "adapter_model.safetensors" in visit.hub.files("someone/second")
+
+
+def test_what_was_pushed_makes_music(visit: Visit) -> None:
+    ran = visit.ran["generate"]
+    assert ran.code == 0, ran.err
+    assert "adapter someone/my-run: active in 29 of 29 layers" in ran.out
+    assert audio.decode(visit.work / "out" / "00_punk_0.wav", SAMPLING_RATE).shape == (1, 3200)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("unsigned", "can't write to 'unsigned' on the Hub (Client error '401 Unauthorized' for url"),
+        ("stranger", "can't write to 'unsigned' on the Hub (Client error '401 Unauthorized' for url"),
+        ("another's", "can't write to 'another/run' on the Hub (403 "),
+        ("bad name", "can't write to 'my run' on the Hub (Repo id must use alphanumeric chars"),
+    ],
+)
+def test_who_may_not_push_hears_it_before_the_training(visit: Visit, name: str, told: str) -> None:
+    ran = visit.ran[name]
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith(f"musicgen-dreamboothing: {told}")
+    assert ran.err.endswith("); try `hf auth login` or another --hub_model_id\n")
+    assert ran.err.count("\n") == 1
+    assert not (visit.work / "unsigned").exists()
+
+
+def test_a_model_that_is_not_on_the_hub(visit: Visit) -> None:
+    ran = visit.ran["nothing"]
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert ran.err.startswith("musicgen-dreamboothing: no model at 'someone/nothing' (")
+
+
+def test_without_a_network_nothing_is_trained(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    ran = cli(*train_words(tmp_path, tmp_path / "run", tiny), "--push_to_hub", "true")  # HF_HUB_OFFLINE is set
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("musicgen-dreamboothing: can't write to 'run' on the Hub (Cannot reach ")
+    assert not (tmp_path / "run").exists()
