@@ -16,6 +16,7 @@ import pytest
 # Nothing here may reach a network; a test that needs a Hub brings its own (tests/hub.py).
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread costs twice the time it saves
 
 import torch
 

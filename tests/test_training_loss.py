@@ -407,14 +407,12 @@ def test_evaluation_takes_clips_as_they_are(tables: Tables, tiny: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("rate", "kept"), [(0.0, 200), (1.0, 0)])
+@pytest.mark.parametrize(("rate", "least", "most"), [(0.0, 100, 100), (0.2, 70, 90), (1.0, 0, 0)])
 def test_captions_are_dropped_at_the_rate_that_was_asked_for(
-    rate: float, kept: int, tables: Tables, tiny: Path
+    rate: float, least: int, most: int, tables: Tables, tiny: Path
 ) -> None:
     pieces = pieces_of(tables, tiny, crop_frames=4, random_crop=True, caption_dropout=rate)
-    assert sum(pieces[index]["keep_caption"] for index in range(200)) == kept
-    fifth = pieces_of(tables, tiny, crop_frames=4, random_crop=True, caption_dropout=0.2)
-    assert 140 < sum(fifth[index]["keep_caption"] for index in range(200)) < 180
+    assert least <= sum(pieces[index]["keep_caption"] for index in range(100)) <= most
 
 
 def test_a_piece_has_the_states_of_its_caption(tables: Tables, tiny: Path) -> None:
