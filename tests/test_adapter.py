@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.builtin.checkpoint import SAMPLING_RATE
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.demo.checkpoint import SAMPLING_RATE
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import adapter
@@ -157,20 +157,20 @@ def test_an_adapter_that_cannot_be_made_is_told_in_one_line(settings: LoraSettin
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("kind", "settings"),
     [
-        LoraSettings(),
-        LoraSettings(use_dora=True),
-        LoraSettings(use_rslora=True, alpha=32),
-        LoraSettings(init="gaussian"),
-        LoraSettings(init="orthogonal", r=4),
-        LoraSettings(dropout=0.1, targets="attention"),
+        ("text-stereo", LoraSettings()),
+        ("text", LoraSettings(use_dora=True)),
+        ("melody", LoraSettings(use_dora=True)),
+        ("melody", LoraSettings(use_rslora=True, alpha=32)),
+        ("text", LoraSettings(init="gaussian")),
+        ("text", LoraSettings(init="orthogonal", r=4)),
+        ("melody", LoraSettings(dropout=0.1, targets="attention")),
     ],
-    ids=["default", "dora", "rslora", "gaussian", "orthogonal", "dropout"],
+    ids=["default", "dora", "melody-dora", "rslora", "gaussian", "orthogonal", "dropout"],
 )
-@pytest.mark.parametrize("kind", ["text", "melody"])
 def test_every_variant_learns_and_comes_back_from_disk(
-    settings: LoraSettings, kind: str, checkpoints: Folders, tmp_path: Path
+    kind: str, settings: LoraSettings, checkpoints: Folders, tmp_path: Path
 ) -> None:
     folder = checkpoints(kind)
     model = adapted(folder, settings)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import AudioError, Wave
-from musicgen_dreamboothing.demo.songs import write_songs
+from musicgen_dreamboothing.builtin.songs import write_songs
 
 RATE = 32_000
 PITCH = 440.0

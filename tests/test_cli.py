@@ -115,7 +115,7 @@ FULL = os.strerror(errno.ENOSPC)
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (KeyboardInterrupt(), 130, "stopped; the same command goes on where this one was"),
+        (KeyboardInterrupt(), 130, "stopped; what is done is kept, and the same command goes on from there"),
         (UserError("no such thing"), 1, "no such thing"),
         (AudioError("a.wav: holds no samples"), 1, "a.wav: holds no samples"),
         (OSError(errno.ENOSPC, FULL, "x"), 1, f"the disk is full ([Errno 28] {FULL}: 'x'); free some space and run "),
@@ -160,10 +160,9 @@ def test_our_own_faults_keep_their_traceback(
 
 
 def test_every_verb_runs_its_function(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the sub-package `demo` is loaded, which stands under the same name as the function."""
-    from musicgen_dreamboothing.demo import chain
+    from musicgen_dreamboothing.builtin import chain
 
-    seen = []
+    seen: list[object] = []
     monkeypatch.setattr(chain, "demo", seen.append)
     assert run("demo", "--seed", 3) == Ran(0, "", "")
     assert seen == [arguments.DemoArguments(seed=3)]
@@ -174,5 +173,5 @@ def test_the_public_names_are_there() -> None:
     for name in musicgen_dreamboothing.__all__:
         assert callable(getattr(musicgen_dreamboothing, name))
         assert name in dir(musicgen_dreamboothing)
-    with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it offers GenerateArguments, Generator, "):
+    with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it offers DemoArguments, GenerateArguments, "):
         musicgen_dreamboothing.trian  # noqa: B018

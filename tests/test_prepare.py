@@ -20,12 +20,12 @@ from test_audio import dominant, encode, sine, sound_file
 from transformers import MusicgenForConditionalGeneration
 
 from musicgen_dreamboothing import PrepareArguments, audio, prepare
+from musicgen_dreamboothing.builtin.checkpoint import write_tiny_checkpoint
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import tokens
 from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, refresh
-from musicgen_dreamboothing.demo.checkpoint import write_tiny_checkpoint
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec, load_tokenizer
 
@@ -701,7 +701,7 @@ class Counted:
         return self.function(*args, **kwargs)
 
 
-STOPPED = "musicgen-dreamboothing: stopped; the same command goes on where this one was\n"
+STOPPED = "musicgen-dreamboothing: stopped; what is done is kept, and the same command goes on from there\n"
 
 
 def test_a_run_killed_while_cutting_goes_on(

@@ -186,6 +186,10 @@ def test_files_that_are_wrong(cli: Cli, tmp_path: Path, name: str, content: str,
         ),
         (["--output_dir", "o", "--dataset_name", "o", "--lora_r", "0"], "--lora_r 0 must be more than 0"),
         (
+            ["--output_dir", "o", "--dataset_name", "o", "--neftune_noise_alpha", "5"],
+            "--neftune_noise_alpha is not supported",
+        ),
+        (
             ["--output_dir", "o", "--dataset_name", "o", "--crop_seconds", "-1"],
             "--crop_seconds -1.0 must be more than 0",
         ),
@@ -229,7 +233,7 @@ def test_a_file_from_2024_runs_as_it_is(cli: Cli, tmp_path: Path, checkpoints: C
 
 def test_old_names_are_those_of_other_verbs(cli: Cli, tmp_path: Path) -> None:
     """`guidance_scale` is retired from `train` and alive in `generate`."""
-    ran = cli("generate", tmp_path, "a prompt", "--guidance_scale", 1)
+    ran = cli("generate", tmp_path, "a prompt", "--guidance_scale", 1, "--output_dir", tmp_path / "out")
     assert ran.code == 1
     assert "guidance_scale" not in ran.out + ran.err
 
@@ -461,7 +465,9 @@ def test_a_torn_checkpoint_is_passed_over(
     monkeypatch.setattr(train, "Lines", Interrupting)
     ran = cli("train", config, "--output_dir", tmp_path)
     assert ran.code == 130
-    assert ran.err.endswith("musicgen-dreamboothing: stopped; the same command goes on where this one was\n")
+    assert ran.err.endswith(
+        "musicgen-dreamboothing: stopped; what is done is kept, and the same command goes on from there\n"
+    )
     monkeypatch.undo()
     state = tmp_path / "checkpoint-2" / "trainer_state.json"
     state.write_text(state.read_text()[:-40])
@@ -469,6 +475,22 @@ def test_a_torn_checkpoint_is_passed_over(
     assert ran.code == 0
     assert f"continuing from {tmp_path}/checkpoint-1\n" in ran.out
     assert_same(weights(tmp_path), weights(uninterrupted))
+
+
+def test_a_run_does_not_go_on_with_other_captions(
+    cli: Cli, config: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    words = ("train", config, "--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "run")
+    monkeypatch.setattr(train, "Lines", Interrupting)
+    assert cli(*words).code == 130
+    monkeypatch.undo()
+    metadata = tmp_path / "data" / "clips" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"text": "punk', '"text": "punk, edited', 1))
+    ran = cli(*words)
+    assert ran.code == 1
+    assert "songs or captions have changed since the run in" in ran.err
+    assert cli(*words, "--restart", "true", "--max_steps", 1).code == 0
 
 
 def test_one_seed_one_result(cli: Cli, config: Path, uninterrupted: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Teach Meta's MusicGen your own music: from a folder of songs to a LoRA adapter and new music.
 
 The public functions are loaded on first use, so that importing the package costs nothing:
-`prepare`, `train` and `generate`, each with its arguments, and `Generator`.
+`prepare`, `train`, `generate` and `demo`, each with its arguments, and `Generator`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from musicgen_dreamboothing.arguments import GenerateArguments, PrepareArguments, TrainArguments
+    from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments, PrepareArguments, TrainArguments
+    from musicgen_dreamboothing.builtin.chain import demo
     from musicgen_dreamboothing.data.prepare import prepare
     from musicgen_dreamboothing.generation.generate import generate
     from musicgen_dreamboothing.generation.generator import Generator
@@ -18,20 +19,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "DemoArguments",
     "GenerateArguments",
     "Generator",
     "PrepareArguments",
     "TrainArguments",
+    "demo",
     "generate",
     "prepare",
     "train",
 ]
 
 _HOMES = {
+    "DemoArguments": "arguments",
     "GenerateArguments": "arguments",
     "PrepareArguments": "arguments",
     "TrainArguments": "arguments",
     "Generator": "generation.generator",
+    "demo": "builtin.chain",
     "generate": "generation.generate",
     "prepare": "data.prepare",
     "train": "training.train",

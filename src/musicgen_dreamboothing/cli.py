@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 
+import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
 from musicgen_dreamboothing.console import UserError
 
@@ -24,7 +24,6 @@ USAGE = {
     "generate": 'generate MODEL "prompt" ["prompt" ...] [--option value ...]',
     "demo": "demo [--output_dir DIR]",
 }
-HOMES = {"prepare": "data.prepare", "train": "training.train", "generate": "generation.generate", "demo": "demo.chain"}
 # What the system says, or torch of a checkpoint that it could not write to the end.
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed", "unexpected pos")
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
@@ -65,7 +64,7 @@ def _run(verb: str, words: list[str]) -> None:
         "demo": arguments.DemoArguments,
     }[verb]
     options: object = arguments.parse(target, verb, ABOUT[verb], words)
-    getattr(importlib.import_module(f"musicgen_dreamboothing.{HOMES[verb]}"), verb)(options)
+    getattr(musicgen_dreamboothing, verb)(options)
 
 
 def _quieten() -> None:
@@ -85,7 +84,7 @@ def _guarded(work: Callable[[], None]) -> int:
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("stopped; the same command goes on where this one was", INTERRUPTED)
+        return _fail("stopped; what is done is kept, and the same command goes on from there", INTERRUPTED)
     except Exception as error:
         told = _told(error)
         if told is None:

@@ -33,8 +33,6 @@ def generate(options: GenerateArguments) -> Generation:
     _check(options)
     prompts = _prompts(options)
     suffix = _suffix(options.format)
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     generator = Generator(
         options.model,
         base_model=options.base_model,
@@ -45,6 +43,8 @@ def generate(options: GenerateArguments) -> Generation:
     )
     say(_describe(generator, options.model))
     _warn(generator, prompts, options.seconds)
+    folder = Path(options.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     files: dict[tuple[str, int], Path] = {}
     for clip in generator.generate(

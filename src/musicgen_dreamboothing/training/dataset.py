@@ -42,7 +42,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
     The index of clip i in epoch e is `e * len(self) + i`, as `EpochSampler` gives it.
 
     A piece may begin in one clip and end in the next one of the same song: clips are cut where the
-    clock says, and the music goes on. It takes the caption of the clip that its middle lies in.
+    clock says, and the music goes on. It has its clip's caption, and its middle lies in that clip or,
+    where the song ends, as near to it as can be.
     """
 
     def __init__(self, clips: datasets.Dataset, captions: datasets.Dataset, checkpoint: Checkpoint, drawing: Drawing):
@@ -147,6 +148,15 @@ class Tables:
     train: datasets.Dataset
     held_out: datasets.Dataset
     captions: datasets.Dataset
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with every clip and every caption."""
+        found = hashlib.sha256()
+        for table in (self.train, self.held_out):
+            for digest, caption in zip(table["digest"], table["text"], strict=True):
+                found.update(f"{digest} {caption}\n".encode())
+        return found.hexdigest()[:16]
 
     @property
     def held_out_songs(self) -> list[str]:

@@ -27,11 +27,12 @@ TELLING = (
 
 @dataclass
 class RunRecord:
-    """The contents of `run.json`."""
+    """The contents of `run.json`; `data` is a fingerprint of clips and captions."""
 
     options: dict[str, Any]
     base_model: str
     base_revision: str | None
+    data: str
     finished: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -58,6 +59,20 @@ def changed_options(options: TrainArguments) -> dict[str, Any]:
     """The telling options that differ from their defaults, for the card."""
     defaults = {entry.name: entry.default for entry in dataclasses.fields(TrainArguments)}
     return {name: value for name, value in telling_options(options).items() if value != _plain(defaults.get(name))}
+
+
+def check_same_data(folder: Path, record: RunRecord) -> None:
+    """Refuses to continue a run with other clips or captions than it began with.
+
+    Raises:
+        UserError: they have changed since.
+    """
+    earlier = read_record(folder)
+    if earlier is not None and earlier.data != record.data:
+        raise UserError(
+            f"songs or captions have changed since the run in {folder} began; "
+            "choose another --output_dir, or discard that run with --restart true"
+        )
 
 
 def _plain(value: Any) -> Any:

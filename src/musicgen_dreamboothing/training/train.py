@@ -28,7 +28,13 @@ from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.console import BarAndLines, Lines
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, Tables, load_tables
-from musicgen_dreamboothing.training.record import RunRecord, check_same_run, read_record, telling_options
+from musicgen_dreamboothing.training.record import (
+    RunRecord,
+    check_same_data,
+    check_same_run,
+    read_record,
+    telling_options,
+)
 from musicgen_dreamboothing.training.saving import discard_result, save_run
 from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint
 
@@ -36,6 +42,7 @@ POSITIVE = (
     *("lora_r", "crop_seconds", "max_train_samples", "max_eval_samples"),
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
 )
+UNSUPPORTED = ("label_smoothing_factor", "neftune_noise_alpha")
 
 
 @dataclass(frozen=True)
@@ -79,12 +86,14 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     set_seed(options.seed)
     reset_peak_memory()
     trainer = _trainer(options, checkpoint, tables)
-    record = RunRecord(telling_options(options), checkpoint.name, checkpoint.revision)
-    if trainer.is_world_process_zero():
-        record.write(folder)
+    record = RunRecord(telling_options(options), checkpoint.name, checkpoint.revision, tables.fingerprint)
     resume = last_checkpoint(folder)
     if resume is not None:
+        check_same_data(folder, record)
         say(f"continuing from {resume}")
+    PartialState().wait_for_everyone()  # all have read the earlier record
+    if trainer.is_world_process_zero():
+        record.write(folder)
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     metrics = _last_evaluation(trainer)
@@ -106,6 +115,9 @@ def _check(options: TrainArguments) -> None:
     for name in POSITIVE:
         if (value := getattr(options, name)) is not None and value <= 0:
             raise UserError(f"--{name} {value} must be more than 0")
+    for name in UNSUPPORTED:
+        if getattr(options, name):
+            raise UserError(f"--{name} is not supported: the loss of the codebooks is computed here")
     if not 0 <= options.caption_dropout <= 1:
         raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
     if options.resume_from_checkpoint:
@@ -191,7 +203,7 @@ def _announce(tables: Tables, options: TrainArguments) -> None:
 def _trainer(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> CodebookTrainer:
     model = _model(options, checkpoint)
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
-    seed = options.data_seed or options.seed
+    seed = options.seed if options.data_seed is None else options.data_seed
     drawing = Drawing(frames, options.random_crop, options.caption_dropout, seed)
     train_set = ClipDataset(tables.train, tables.captions, checkpoint, drawing)
     eval_set = ClipDataset(tables.held_out, tables.captions, checkpoint, Drawing()) if len(tables.held_out) else None

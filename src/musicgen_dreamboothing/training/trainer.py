@@ -34,7 +34,8 @@ class CodebookTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, compute_metrics=evaluation_metrics, **kwargs)
-        self._sampler = EpochSampler(len(self.train_dataset), self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._sampler = EpochSampler(len(self.train_dataset), seed)
         self._train_sums: torch.Tensor | None = None  # [2, K]: nll and count since the last line of the log
         self._frames = 0  # of audio that this process was trained on since its start
         self.add_callback(_EpochTeller(self._sampler))

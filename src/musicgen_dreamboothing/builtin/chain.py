@@ -9,10 +9,10 @@ import torch
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments, PrepareArguments, TrainArguments
+from musicgen_dreamboothing.builtin.checkpoint import write_tiny_checkpoint
+from musicgen_dreamboothing.builtin.songs import write_songs
 from musicgen_dreamboothing.console import say
 from musicgen_dreamboothing.data.prepare import prepare
-from musicgen_dreamboothing.demo.checkpoint import write_tiny_checkpoint
-from musicgen_dreamboothing.demo.songs import write_songs
 from musicgen_dreamboothing.generation.generate import generate
 from musicgen_dreamboothing.training.train import train
 
