@@ -61,6 +61,7 @@ def write_tiny_checkpoint(folder: Path, *, family: str = TEXT, audio_channels: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _model(family, audio_channels)
+    _liven_codec(model)
     _spread_codebooks(model, seed)
     model.generation_config.update(
         do_sample=True,
@@ -118,6 +119,16 @@ def _model(family: str, audio_channels: int) -> Any:
             text_encoder=text, audio_encoder=codec, decoder=MusicgenDecoderConfig(**decoder), initializer_factor=0.2
         )
     )
+
+
+@torch.no_grad()
+def _liven_codec(model: Any) -> None:
+    """Lets the codec's untrained convolutions pass on what they get: as initialised they fade it out layer by layer."""
+    for name, parameter in model.audio_encoder.named_parameters():
+        if name.endswith("original0"):
+            parameter.mul_(1.7)
+        elif name.endswith("bias") and "lstm" not in name:
+            parameter.zero_()
 
 
 @torch.no_grad()

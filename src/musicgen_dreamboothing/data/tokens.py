@@ -153,8 +153,9 @@ def _is_current(codes: Path, rows: list[dict[str, Any]]) -> bool:
     if not codes.exists():
         return False
     stored = datasets.load_from_disk(str(codes)).select_columns([*CLIP_COLUMNS, "digest"]).to_list()
+    # the length of a clip is measured, not read from what a person may have written
     return len(stored) == len(rows) and all(
-        old == row | {"seconds": row["seconds"] or old["seconds"]} for old, row in zip(stored, rows, strict=True)
+        old | {"seconds": row["seconds"]} == row for old, row in zip(stored, rows, strict=True)
     )
 
 
@@ -172,13 +173,13 @@ def _known_codes(tokens: Path) -> dict[str, tuple[datasets.Dataset, int]]:
 def _assemble(
     tokens: Path, rows: list[dict[str, Any]], known: dict[str, tuple[datasets.Dataset, int]], frame_rate: float
 ) -> None:
-    """Writes the table of all clips in the order of the metadata, with the length of those that did not say it."""
+    """Writes the table of all clips in the order of the metadata, with their true lengths."""
 
     def examples() -> Iterator[dict[str, Any]]:
         for row in rows:
             table, index = known[row["digest"]]
             codes = table[index]["codes"]
-            yield row | {"seconds": row["seconds"] or len(codes[0]) / frame_rate, "codes": codes}
+            yield row | {"seconds": len(codes[0]) / frame_rate, "codes": codes}
 
     columns = {key: datasets.Value("float64" if key in ("start", "seconds") else "string") for key in CLIP_COLUMNS}
     _save(examples(), datasets.Features({**columns, **CODE_FEATURES}), tokens / CODES)
