@@ -65,7 +65,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     from _shapes import configuration
     from transformers import EncodecModel
 
-    from musicgen_dreamboothing.data.tokens import ENCODE_BATCH
+    from musicgen_dreamboothing.data.tokens import batch_size_of
     from musicgen_dreamboothing.model import codec
     from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source
     from musicgen_dreamboothing.model.device import peak_memory
@@ -74,7 +74,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     device = _common.torch_device(options.device)
     clips, seconds = CLIPS.get(device.type, CLIPS_ELSEWHERE)
     clips, seconds = options.clips or clips, options.seconds or seconds
-    batch = 1 if options.variant == ONE_BY_ONE else options.batch or ENCODE_BATCH.get(device.type, 2)
+    batch = 1 if options.variant == ONE_BY_ONE else options.batch or batch_size_of(device)
     checkpoint = Checkpoint(Source("random weights"), configuration("small"))
     home = torch.device("cpu") if device.type == "mps" else device  # as `load_codec` decides
     model = EncodecModel(checkpoint.config.audio_encoder).eval().requires_grad_(False).to(home)
@@ -94,7 +94,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
         "clips": clips,
         "clip_seconds": seconds,
         "batch": batch,
-        "peak_gb": peak_memory()[0],
+        "peak_gb": peak_memory(device)[0],
     }
 
 

@@ -127,18 +127,20 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     frames = round(options.seconds * 50)
     build = published_step if published else our_step
     step = build(Path(options.checkpoint), dtype, device, (clips_of(options.case_size, options), frames), options)
-    loaded, _ = peak_memory()
-    seconds, losses = [], []
+    loaded, _ = peak_memory(device)
+    seconds, cpu_seconds, losses = [], [], []
     for _ in range(options.warmup + options.steps):
-        started = time.perf_counter()
-        losses.append(float(step()))  # reading the loss waits for a GPU
+        started, cpu_started = time.perf_counter(), time.process_time()
+        losses.append(float(step()))
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    peak, kind = peak_memory()
+        cpu_seconds.append(time.process_time() - cpu_started)
+    peak, kind = peak_memory(device)
     return {
         "dtype": "float16 autocast" if published and device.type == "cuda" else str(dtype)[6:],
         "seconds": seconds[options.warmup :],
+        "cpu_seconds": cpu_seconds[options.warmup :],
         "loaded_gb": loaded,
         "peak_gb": peak,
         "peak_of": kind,

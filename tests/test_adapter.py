@@ -140,7 +140,7 @@ def test_the_text_encoder_is_adapted_when_it_is_trained(tiny: Path) -> None:
     ("settings", "message"),
     [
         (LoraSettings(targets="everything"), "everything not found.*--lora_targets takes all, attention, or a regular"),
-        (LoraSettings(targets="(unclosed"), "unterminated subpattern.*--lora_targets takes"),
+        (LoraSettings(targets="(unclosed"), "no regular expression: .*unterminated subpattern"),
         (LoraSettings(targets=r".*self_attn"), "is not supported.*--lora_targets takes"),
         (LoraSettings(init="pissa"), "--lora_init 'pissa' is unknown; it takes default, gaussian, orthogonal"),
         (LoraSettings(init="orthogonal", r=3), "rank to be even, got 3"),
@@ -418,3 +418,18 @@ def test_an_adapter_on_the_wrong_base_is_refused_by_the_command_line(
     assert ran.code == 1
     assert ran.err.count("\n") == 1
     assert "does not fit" in ran.err
+
+
+def test_small_updates_survive_in_a_16_bit_base(tiny: Path, tmp_path: Path) -> None:
+    """Merged in bf16 arithmetic, half of an update of this size would be rounded away."""
+    model = add_adapter(load_language_model(read_checkpoint(tiny), torch.float32, CPU), LoraSettings())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                torch.manual_seed(len(name))
+                weight.normal_(std=0.03)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    exact = model.merge_and_unload().state_dict()
+    merged = Generator(tmp_path, dtype="bfloat16", device="cpu")._model.state_dict()
+    for name in ("decoder.model.decoder.layers.0.fc1.weight", "decoder.lm_heads.3.weight", "enc_to_dec_proj.weight"):
+        assert torch.equal(merged[name], exact[name].to(torch.bfloat16)), name

@@ -176,7 +176,8 @@ def test_metadata_tells_where_each_clip_comes_from(cli: Cli, songs: Path, tmp_pa
     assert ran.code == 0
     assert ran.out.endswith(
         f"prepared in {tmp_path}/data: edit captions in {tmp_path}/data/clips/metadata.jsonl, then\n"
-        f"  musicgen-dreamboothing train --dataset_name {tmp_path}/data --output_dir runs/mine\n"
+        f"  musicgen-dreamboothing train --dataset_name {tmp_path}/data --output_dir runs/mine "
+        f"--model_name_or_path {tiny} --instance_prompt punk\n"
     )
     rows = metadata(tmp_path / "data")
     assert rows[0] == {
@@ -232,6 +233,13 @@ def test_names_that_file_systems_refuse_are_made_legal(tmp_path: Path, tiny: Pat
         assert len(row["file_name"].encode()) < 143
         assert not set(row["file_name"]) & set('<>:"|?*\\/ \t\n')
         assert not row["file_name"].startswith(".")
+
+
+def test_what_macos_writes_beside_songs_is_no_song(tmp_path: Path, tiny: Path) -> None:
+    write_song(tmp_path / "songs" / "song.wav", 1.0, 0)
+    (tmp_path / "songs" / "._song.wav").write_bytes(b"Mac OS X")
+    run(tmp_path / "songs", tmp_path / "data", tiny)
+    assert list(captions(tmp_path / "data")) == ["song.wav"]
 
 
 def test_our_own_clips_among_the_songs_are_no_songs(tmp_path: Path, tiny: Path) -> None:
@@ -560,7 +568,8 @@ def test_an_edited_caption_is_all_that_is_encoded(
     assert (made.songs_cut, made.clips_encoded, made.captions_encoded) == (0, 0, 1)
     row = metadata(work / "data")[3]
     assert (row["text"], row["mood"]) == ("my \u2028 words", "dark")
-    assert set(states(work / "data")) == {"punk", "punk, slow tones", "my \u2028 words"}
+    # the key-word stands first whatever a person writes
+    assert set(states(work / "data")) == {"punk", "punk, slow tones", "punk, my \u2028 words"}
     for name, code in codes(finished / "data").items():
         assert np.array_equal(codes(work / "data")[name], code)
     assert run(work / "songs", work / "data", tiny).captions_encoded == 0

@@ -271,7 +271,7 @@ def test_what_a_run_says(finished: tuple[Path, str], base: Path) -> None:
     assert saved == f"saved in {folder}"
     told = f"licence: the weights of {base} are cc-by-nc-4.0: what you make with them may not be used commercially"
     assert licence == told
-    assert listen == f'listen:  musicgen-dreamboothing generate {folder} "punk" --output_dir {folder}/generated'
+    assert listen == f"listen:  musicgen-dreamboothing generate '{folder}' punk --output_dir '{folder}/generated'"
 
 
 def test_what_a_run_leaves(finished: tuple[Path, str]) -> None:
@@ -465,9 +465,7 @@ def test_a_torn_checkpoint_is_passed_over(
     monkeypatch.setattr(train, "Lines", Interrupting)
     ran = cli("train", config, "--output_dir", tmp_path)
     assert ran.code == 130
-    assert ran.err.endswith(
-        "musicgen-dreamboothing: stopped; what is done is kept, and the same command goes on from there\n"
-    )
+    assert ran.err.endswith("musicgen-dreamboothing: stopped; the same command goes on from the last checkpoint\n")
     monkeypatch.undo()
     state = tmp_path / "checkpoint-2" / "trainer_state.json"
     state.write_text(state.read_text()[:-40])
@@ -765,3 +763,36 @@ def test_options_in_python(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="say where the result goes: --output_dir DIR"):
         TrainArguments(dataset_name="songs")
     assert TrainArguments(output_dir=str(tmp_path), report_to="none").report_to == []
+
+
+def test_a_token_is_nobody_elses_business(tmp_path: Path) -> None:
+    options = TrainArguments(output_dir=str(tmp_path), token="hf_secret", hub_token="hf_other")
+    for shown in (str(options), repr(options), options.to_json_string()):
+        assert "hf_secret" not in shown
+        assert "hf_other" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "launched", "expected"),
+    [
+        ([], "no", ("auto", False, "no")),
+        (["--bf16", "true"], "no", ("bfloat16", False, "no")),
+        ([], "bf16", ("bfloat16", False, "no")),
+        (["--dtype", "bfloat16"], "no", ("bfloat16", False, "no")),
+        (["--dtype", "float32"], "bf16", ("bfloat16", False, "no")),
+        (["--fp16", "true"], "no", ("auto", False, "no")),
+        (["--dtype", "float16"], "no", ("auto", False, "no")),
+    ],
+)
+def test_precision_is_chosen_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], launched: str, expected: tuple[str, bool, str]
+) -> None:
+    """On a CPU, where fp16 can't be trained; an adapter never gets autocast over its 16-bit base."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    options = parsed("--output_dir", tmp_path, "--use_cpu", "true", *words)
+    assert (options.dtype, options.bf16, options.mixed_precision) == expected
+
+
+def test_a_full_fine_tune_in_bf16_is_autocast(tmp_path: Path) -> None:
+    options = parsed("--output_dir", tmp_path, "--use_cpu", "true", "--use_lora", "false", "--dtype", "bfloat16")
+    assert (options.bf16, options.mixed_precision) == (True, "bf16")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -84,7 +85,9 @@ class LoraArguments:
     lora_targets: str = option("all", "Adapted layers: all, attention, or a regular expression over module names.")
     use_dora: bool = option(False, "Weight-decomposed adapter (DoRA).")
     use_rslora: bool = option(False, "Scale by alpha / sqrt(r) (rank-stabilised LoRA).")
-    lora_init: str = option("default", "Initial values: default, gaussian or orthogonal.")
+    lora_init: str = option(
+        "default", "Initial values: default, gaussian or orthogonal; those that change the base are left out."
+    )
     freeze_text_encoder: bool = option(True, "False trains the text encoder too; captions are then encoded each time.")
 
 
@@ -140,23 +143,41 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
             # transformers 5.23 calls it activation_checkpointing; its older versions know this name alone
             warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
             super().__post_init__()
+        if self.use_lora and not self.fp16:
+            self.mixed_precision = "no"  # whatever `accelerate launch` says: the base's dtype has it already
 
     def _settle_precision(self) -> None:
-        """Makes `bf16` and `fp16` choose the base's precision instead of autocast, where an adapter is trained.
+        """Makes `bf16`, `fp16` and accelerate's own setting choose the base's precision instead of autocast.
 
-        Autocast would keep fp32 copies of what it casts. It stays for full fine-tunes (fp32 weights)
-        and for fp16 on a GPU, whose gradients need the loss scaler that comes with it.
+        Autocast over a 16-bit base would keep fp32 copies of what it casts. It stays for full
+        fine-tunes (fp32 weights), and for fp16 on a GPU, whose gradients need the loss scaler that
+        comes with it. On Apple's MPS, which has no scaler, the base is fp32 then.
         """
         on_gpu = torch.cuda.is_available() and not self.use_cpu
+        has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.bf16 = self.bf16 or launched == "bf16" or (not self.use_lora and self.dtype == "bfloat16")
+        self.fp16 = self.fp16 or launched == "fp16" or self.dtype == "float16"
+        if self.dtype == "auto" and on_gpu and not (self.fp16 or self.bf16):
+            self.fp16, self.bf16 = not has_bf16, has_bf16
         if self.fp16 and not on_gpu:
-            say("fp16 needs a GPU; on this CPU the precision is chosen by --dtype")
-            self.fp16 = False
+            say("fp16 needs a GPU by NVIDIA or AMD; the precision is chosen by what is here")
+            self.fp16, self.dtype = False, "auto"
         if self.use_lora and self.bf16:
             self.dtype, self.bf16 = "bfloat16", False
-        if not self.use_lora and on_gpu and self.dtype == "auto" and not self.fp16:
-            self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        if self.use_lora and self.fp16:
+        if self.fp16:
             self.dtype = "float16"
+        if self.dtype == "auto" and not on_gpu and torch.backends.mps.is_available():
+            self.dtype = "float32"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, for trackers; transformers masks names that end in `_token`, and ours is `token`."""
+        return {**super().to_dict(), **({"token": "<TOKEN>"} if self.token else {})}
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self.to_dict()})"
+
+    __repr__ = __str__
 
 
 @dataclass
@@ -203,12 +224,23 @@ RENAMED: dict[str, str] = {
     "push_to_hub_token": "hub_token",
     "push_to_hub_model_id": "hub_model_id",
     "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
 }
 RETIRED: dict[str, str] = {
     "include_inputs_for_metrics": "include_for_metrics; evaluation here needs neither",
     "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
     "group_by_length": "train_sampling_strategy; clips of one length need neither",
 }
+WITHOUT_SUCCESSOR = frozenset(
+    (
+        *("save_safetensors", "half_precision_backend", "fp16_backend", "fp16_opt_level", "use_mps_device"),
+        *("jit_mode_eval", "use_ipex", "past_index", "dispatch_batches", "split_batches", "torchdynamo"),
+        *("include_tokens_per_second", "ray_scope", "tpu_num_cores", "tpu_metrics_debug", "mp_parameters"),
+        *("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap", "push_to_hub_organization"),
+        "use_legacy_prediction_loop",
+    )
+)
 NOT_YET: dict[str, str] = {
     "add_metadata": "captions come from text files, a text column and --instance_prompt",
     "push_metadata_repo_id": "the described dataset is the folder of clips; upload it with `hf upload`",
@@ -358,10 +390,13 @@ def _modern(flag: str, values: list[str], known: set[str]) -> list[str]:
         return _option(flag, values)
     if name in RETIRED:
         say(f"option {name} is gone; its successor is {RETIRED[name]}")
-        return []
+        return values[1:]  # what follows the option's own value stands by itself
     if name in NOT_YET:
         say(f"option {name} is not used by this version: {NOT_YET[name]}")
-        return []
+        return values[1:]
+    if name in WITHOUT_SUCCESSOR:
+        say(f"option {name} is gone and has no successor")
+        return values[1:]
     if name in RENAMED:
         say(f"option {name} is now called {RENAMED[name]}")
         if name == "use_auth_token" and values in ([], ["true"], ["false"], ["True"], ["False"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
@@ -26,6 +26,11 @@ USAGE = {
 }
 # What the system says, or torch of a checkpoint that it could not write to the end.
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed", "unexpected pos")
+STOPPED = {
+    "prepare": "stopped; what is done is kept, and the same command goes on from there",
+    "train": "stopped; the same command goes on from the last checkpoint",
+    "generate": "stopped; the clips made so far are kept",
+}
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
@@ -38,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(__version__)
         return 0
-    return _guarded(lambda: _run(words[0], words[1:]))
+    return _guarded(words)
 
 
 def _help() -> str:
@@ -77,14 +82,14 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
 
 
-def _guarded(work: Callable[[], None]) -> int:
+def _guarded(words: list[str]) -> int:
     """Turns what a person can mend into one line; anything else keeps its traceback, for it is our fault."""
     try:
-        work()
+        _run(words[0], words[1:])
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        return _fail("stopped; what is done is kept, and the same command goes on from there", INTERRUPTED)
+        return _fail(STOPPED.get(words[0], "stopped"), INTERRUPTED)
     except Exception as error:
         told = _told(error)
         if told is None:
@@ -112,8 +117,9 @@ def _told(error: Exception) -> str | None:
         return text
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error):
         return (
-            "out of memory; try --per_device_train_batch_size 1 --gradient_accumulation_steps 16, shorter clips "
-            "(--crop_seconds 15), or a smaller --model_name_or_path"
+            "out of memory; try --encode_batch_size 1 (prepare), --batch_size 1 (generate), or for train "
+            "--per_device_train_batch_size 1 --gradient_accumulation_steps 16, shorter pieces (--crop_seconds 15), "
+            "or a smaller --model_name_or_path"
         )
     return None
 

@@ -231,19 +231,16 @@ def snare(tape: Tape, rng: np.random.Generator) -> Wave:
 
 
 def hi_hat(tape: Tape, rng: np.random.Generator) -> Wave:
-    """A closed hi-hat: bright noise, gone in 0.08 s."""
     """A closed hi-hat: what is left of noise above 6.5 kHz, for a fiftieth of a second."""
     return band(noise(tape, 0.08, rng), 6500, 14_000, tape.rate) * decay(tape, 0.08, 0.02)
 
 
 def crash(tape: Tape, rng: np.random.Generator) -> Wave:
-    """A crash cymbal that rings for 1.6 s."""
     """A cymbal that rings for a bar or so."""
     return 0.8 * band(noise(tape, 1.6, rng), 3000, 13_000, tape.rate) * decay(tape, 1.6, 0.4)
 
 
 def noise(tape: Tape, seconds: float, rng: np.random.Generator) -> Wave:
-    """White noise."""
     """White noise, RMS 0.5."""
     return 0.5 * rng.standard_normal(round(seconds * tape.rate), dtype=np.float32)
 
@@ -277,7 +274,6 @@ def amplified(sound: Wave, rate: int) -> Wave:
 
 
 def soft_clip(sound: Wave) -> Wave:
-    """An overdriven amplifier."""
     """Bends what is beyond full scale back below it, as a valve does."""
     clipped: Wave = np.tanh(sound)
     return clipped

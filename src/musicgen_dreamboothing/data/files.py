@@ -33,7 +33,7 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def replace_folder(fresh: Path, folder: Path) -> None:
-    """Puts `fresh` in the place of `folder`. A kill in between leaves one of both under its own name."""
+    """Puts `fresh` in the place of `folder`. A kill in between leaves the old one as `NAME.old`."""
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from musicgen_dreamboothing.arguments import DataArguments, ModelArguments, PrepareArguments
+from musicgen_dreamboothing.arguments import DEFAULT_MODEL, DataArguments, ModelArguments, PrepareArguments
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data import clips as clipping
 from musicgen_dreamboothing.data.clips import METADATA, Cutting, cut_songs, describe, update_metadata
@@ -43,8 +44,18 @@ def prepare(options: PrepareArguments) -> Prepared:
     checkpoint = checkpoint_of(options)
     result = prepare_songs(options.songs, Path(options.output_dir), options, checkpoint)
     say(f"prepared in {result.folder}: edit captions in {result.folder / CLIPS / METADATA}, then")
-    say(f"  musicgen-dreamboothing train --dataset_name {result.folder} --output_dir runs/mine")
+    say(f"  musicgen-dreamboothing train {_train_words(result.folder, options)}")
     return result
+
+
+def _train_words(folder: Path, options: PrepareArguments) -> str:
+    """The options of a training on this folder; another base would encode everything again."""
+    words = ["--dataset_name", str(folder), "--output_dir", "runs/mine"]
+    if options.model_name_or_path != DEFAULT_MODEL:
+        words += ["--model_name_or_path", options.model_name_or_path]
+    if options.instance_prompt:
+        words += ["--instance_prompt", options.instance_prompt]
+    return shlex.join(words)
 
 
 def checkpoint_of(options: ModelArguments) -> Checkpoint:
@@ -69,6 +80,8 @@ def is_prepared(folder: Path) -> bool:
 
 def prepare_songs(songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint) -> Prepared:
     """Brings a prepared folder up to date with its songs."""
+    if options.encode_batch_size < 0:
+        raise UserError(f"--encode_batch_size {options.encode_batch_size} must be 0 (chosen by the device) or more")
     if options.max_duration_in_seconds <= 0:
         raise UserError(f"--max_duration_in_seconds {options.max_duration_in_seconds:g} must be more than 0")
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +93,8 @@ def prepare_songs(songs: str, folder: Path, options: DataArguments, checkpoint: 
                 _remove(folder, OURS)
             cut = _cut(folder, found, options, checkpoint)
         PartialState().wait_for_everyone()
-        encoded, captions = tokenize_clips(folder, checkpoint, batch_size=options.encode_batch_size)
+        prompt, batch_size = options.instance_prompt, options.encode_batch_size
+        encoded, captions = tokenize_clips(folder, checkpoint, batch_size=batch_size, instance_prompt=prompt)
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
 
 

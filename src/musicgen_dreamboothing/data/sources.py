@@ -77,6 +77,7 @@ def _songs_of_folder(folder: Path, columns: Columns, cache_dir: str | None) -> l
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return _songs_of_dataset(datasets.load_from_disk(str(folder)), columns, str(folder))
     there = [path for path in folder.rglob("*") if path.is_file() and not _is_our_clip(path, folder)]
+    there = [path for path in there if not path.name.startswith("._")]  # what macOS writes beside songs on other disks
     files = sorted(path for path in there if path.suffix.lower() in AUDIO_SUFFIXES)
     if not files and any(path.suffix == ".parquet" for path in there):
         loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=cache_dir)

@@ -33,7 +33,8 @@ from musicgen_dreamboothing.model.device import best_device, release_memory
 
 TOKENS, CODES, CAPTIONS, PARTS, INFO = "tokens", "clips", "captions", "parts", "info.json"
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
-ENCODE_BATCH = {"cpu": 2, "cuda": 16, "mps": 2}  # clips of 30 s; EnCodec wants about 0.5 GB for each
+ENCODE_BATCH = 2  # clips at once on a CPU; on a GPU its free memory decides
+MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
 
 CODE_FEATURES = datasets.Features(
     {
@@ -216,7 +217,7 @@ def _quiet_bars() -> Iterator[None]:
 def _encode_missing(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int) -> None:
     """Runs EnCodec over the clips and keeps the codes in parts; the codec leaves memory at the end."""
     device = best_device()
-    batch_size = batch_size or ENCODE_BATCH.get(device.type, 2)
+    batch_size = batch_size or batch_size_of(device)
     model = load_codec(checkpoint, device)
     parts = folder / TOKENS / PARTS
     parts.mkdir(exist_ok=True)
@@ -233,6 +234,14 @@ def _encode_missing(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkp
         _save_part(parts, pending)
     del model
     release_memory()
+
+
+def batch_size_of(device: torch.device) -> int:
+    """Clips of 30 s that EnCodec takes at once on a device."""
+    if device.type != "cuda":
+        return ENCODE_BATCH
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(MAX_ENCODE_BATCH, int(free / ENCODE_BYTES)))
 
 
 def _save_part(parts: Path, pending: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ def generate_codes(
     """
     device, batch = model.device, len(seeds)
     conditioning = _guided_conditioning(model, text_states.to(device), text_mask.to(device), sampling)
-    cache = _new_cache(model)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     blank = torch.full((batch, checkpoint.codebooks, frames), UNFILLED, dtype=torch.long, device=device)
     sequence = apply_delay(blank, checkpoint.delay, checkpoint.pad_token_id)
     noise = _noise(seeds, sequence.shape[-1], checkpoint.codebooks).to(device)
@@ -97,15 +97,11 @@ def _guided_conditioning(
     return model.condition(states, mask, keep)
 
 
-def _new_cache(model: TextLM | MelodyLM) -> DynamicCache | EncoderDecoderCache:
-    return EncoderDecoderCache(DynamicCache(), DynamicCache())
-
-
 def _next_logits(
     model: TextLM | MelodyLM,
     step_input: torch.Tensor,
     conditioning: Conditioning,
-    cache: DynamicCache | EncoderDecoderCache,
+    cache: EncoderDecoderCache,
     guidance_scale: float,
     check: bool,
 ) -> torch.Tensor:
@@ -123,7 +119,7 @@ def _logits(
     model: TextLM | MelodyLM,
     step_input: torch.Tensor,
     conditioning: Conditioning,
-    cache: DynamicCache | EncoderDecoderCache,
+    cache: EncoderDecoderCache,
 ) -> torch.Tensor:
     hidden = model.hidden_states(step_input, conditioning, cache)
     return model.logits(hidden[:, -1:])[:, :, 0].float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,11 +83,17 @@ class Generator:
         self._states: dict[str, np.ndarray] = {}
 
     def _load_adapted(self, source: Source) -> TextLM | MelodyLM:
+        """Merges in fp32: a small update added to a 16-bit weight would be rounded away, half of it at 3e-5 in bf16."""
         with_text = adapter.trains_text_encoder(source.name, **source.arguments())
-        base = load_language_model(self.checkpoint, self.dtype, self.device, with_text_encoder=with_text)
+        base = load_language_model(self.checkpoint, torch.float32, torch.device("cpu"), with_text_encoder=with_text)
         adapted = adapter.load_adapter(base, source.name, **source.arguments())
         self.active_layers = adapter.count_active(adapted)
-        return adapter.merge(adapted).eval()  # type: ignore[return-value]
+        merged: Any = adapter.merge(adapted).eval()
+        merged.decoder.to(self.dtype)
+        for name in ("enc_to_dec_proj", "audio_enc_to_dec_proj"):
+            if name in dict(merged.named_children()):
+                merged.get_submodule(name).to(self.dtype)
+        return merged.to(self.device)  # a trained text encoder stays in fp32: fp16 overflows in it
 
     def generate(
         self,

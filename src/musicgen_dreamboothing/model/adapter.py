@@ -24,7 +24,7 @@ FEED_FORWARD = r"decoder\.model\.decoder\.layers\.\d+\.(fc1|fc2)"
 HEADS = r"decoder\.lm_heads\.\d+"
 EMBEDDINGS = r"decoder\.model\.decoder\.embed_tokens\.\d+"
 PROJECTIONS = r"(audio_)?enc_to_dec_proj"
-TEXT_ENCODER = r"text_encoder\..*\.(q|k|v|o|wi|wi_0|wi_1|wo)"
+TEXT_ENCODER = {"all": r"text_encoder\..*\.(q|k|v|o|wi|wi_0|wi_1|wo)", "attention": r"text_encoder\..*\.(q|k|v|o)"}
 PRESETS = {
     "all": (ATTENTION, FEED_FORWARD, HEADS, EMBEDDINGS, PROJECTIONS),
     "attention": (ATTENTION,),
@@ -59,8 +59,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
     Raises:
         UserError: PEFT can't make such an adapter: its targets match no layer, its rank is not positive, ...
     """
-    if settings.init not in INITIALISATIONS:
-        raise UserError(f"--lora_init {settings.init!r} is unknown; it takes {', '.join(INITIALISATIONS)}")
+    check_settings(settings)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -77,15 +76,39 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
             f"such an adapter can't be made: {' '.join(str(error).split())} (--lora_targets takes "
             f"{', '.join(PRESETS)}, or a regular expression over names such as decoder.model.decoder.layers.0.fc1)"
         ) from error
+    if with_text_encoder and not any(".text_encoder." in name for name, _ in trained_parameters(wrapped)):
+        raise UserError(
+            f"--freeze_text_encoder false, but --lora_targets {settings.targets!r} names no layer of the text encoder, "
+            "such as text_encoder.encoder.block.0.layer.0.SelfAttention.q"
+        )
     compute_in_base_precision(wrapped)
     return wrapped
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that an optimizer would change, by name."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def check_settings(settings: LoraSettings) -> None:
+    """What can be known to be wrong before a model is loaded.
+
+    Raises:
+        UserError: an unknown initialisation or a broken regular expression.
+    """
+    if settings.init not in INITIALISATIONS:
+        raise UserError(f"--lora_init {settings.init!r} is unknown; it takes {', '.join(INITIALISATIONS)}")
+    try:
+        re.compile(target_pattern(settings.targets))
+    except re.error as error:
+        raise UserError(f"--lora_targets {settings.targets!r} is no regular expression: {error}") from error
 
 
 def target_pattern(targets: str, *, with_text_encoder: bool = False) -> str:
     """The regular expression of a preset; any other text is taken as one."""
     if targets not in PRESETS:
         return targets
-    parts = PRESETS[targets] + ((TEXT_ENCODER,) if with_text_encoder else ())
+    parts = PRESETS[targets] + ((TEXT_ENCODER[targets],) if with_text_encoder else ())
     return "|".join(f"({part})" for part in parts)
 
 
@@ -123,7 +146,7 @@ def adapter_config(name: str, **arguments: Any) -> PeftConfig | None:
 
 def trains_text_encoder(name: str, **arguments: Any) -> bool:
     """Whether an adapter holds weights for the text encoder."""
-    return any(".text_encoder." in key for key in load_peft_weights(name, device="cpu", **arguments))
+    return any(".text_encoder." in key and "lora_" in key for key in load_peft_weights(name, device="cpu", **arguments))
 
 
 def load_adapter(model: PreTrainedModel, name: str, **arguments: Any) -> PeftModel:

@@ -202,6 +202,7 @@ def _load_part(model_class: Any, prefix: str, checkpoint: Checkpoint, device: to
             dtype=torch.float32,
             key_mapping={rf"^{prefix}\.": ""},
             output_loading_info=True,
+            use_safetensors=True,  # no pickle is ever loaded
             attn_implementation="eager",  # EnCodec refuses SDPA
             **checkpoint.source.arguments(),
         )

@@ -28,8 +28,7 @@ def best_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
         return torch.float16
-    features = torch.cpu.get_capabilities()
-    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32  # CPUs with AMX have it too
 
 
 def parse_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -46,6 +45,8 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def reset_peak_memory() -> None:
@@ -54,10 +55,10 @@ def reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def peak_memory() -> tuple[float, str]:
+def peak_memory(device: torch.device) -> tuple[float, str]:
     """Peak memory in GB and what it is the peak of: the GPU's allocator, or this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9, "GPU memory"
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9, "GPU memory"
     if sys.platform == "win32":
         return 0.0, "not measured on Windows"
     import resource

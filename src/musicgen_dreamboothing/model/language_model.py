@@ -126,7 +126,11 @@ class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
         """The null condition is an all-zero mask, as in transformers' guided `generate`."""
         mask = text_mask * keep_caption[:, None].to(text_mask.dtype)
         states = self._project(text_states)
-        return Conditioning(states * mask[..., None].to(states.dtype), mask, text_mask.sum(-1))
+        states = states * mask[..., None].to(states.dtype)
+        # A row that masks everything makes NaN in some attention kernels. The first state of a dropped
+        # caption is zero as all others, so to attend to it gives zero, as to attend to none does.
+        mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1)
+        return Conditioning(states, mask, text_mask.sum(-1))
 
     def hidden_states(
         self, codes: torch.Tensor, conditioning: Conditioning, cache: Cache | None = None
@@ -222,6 +226,7 @@ def load_language_model(
     """
     config = checkpoint.config
     config.decoder.dropout = config.decoder.attention_dropout = config.decoder.activation_dropout = 0.0
+    config.text_encoder.dropout_rate = 0.0
     model_class = MelodyLM if config.model_type == MELODY else TextLM
     parts = {"audio_encoder": Absent(config.audio_encoder)}
     if not with_text_encoder:
@@ -232,6 +237,7 @@ def load_language_model(
             config=config,
             dtype=dtype,
             output_loading_info=True,
+            use_safetensors=True,
             **parts,
             **checkpoint.source.arguments(),
         )

@@ -167,7 +167,7 @@ def load_tables(folder: Path, *, eval_fraction: float, seed: int) -> Tables:
     """Reads a prepared folder and holds out songs, never single clips of a song.
 
     An explicit evaluation split wins. Else `eval_fraction` of the songs are held out, at least one,
-    chosen by a hash of seed and name: adding a song does not move the others.
+    chosen by a hash of seed and name: another order of the songs changes nothing.
 
     Raises:
         UserError: nothing is left to train on.

@@ -18,7 +18,8 @@ SECRET = {"token", "hub_token"}
 INDIFFERENT = SECRET | {"cache_dir", "preprocessing_num_workers", "encode_batch_size", "overwrite_cache"}
 # transformers' options that the weights depend on; ours all count, but for those above.
 TELLING = (
-    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay"),
+    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "weight_decay", "dataloader_drop_last"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "dtype"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "dataset_name", "max_train_samples"),
     *("eval_fraction", "crop_seconds", "random_crop", "caption_dropout"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import checkpoint_of, is_prepared, prepare_songs, refresh
-from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
+from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
 from musicgen_dreamboothing.model.device import parse_dtype, peak_memory, reset_peak_memory
 from musicgen_dreamboothing.model.language_model import load_language_model
@@ -66,6 +68,7 @@ def train(options: TrainArguments) -> TrainResult:
     Raises:
         UserError: anything that a person can mend, before hours are spent where possible.
     """
+    options = copy.copy(options)  # what is settled below is not the caller's business
     _check(options)
     checkpoint = checkpoint_of(options)
     repository = _open_repository(options)
@@ -122,6 +125,8 @@ def _check(options: TrainArguments) -> None:
         raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
     if options.resume_from_checkpoint:
         say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
+    parse_dtype(options.dtype, options.device)
+    check_settings(_lora_settings(options))
     _check_trackers(options.report_to)
     if options.n_gpu > 1:
         say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
@@ -242,7 +247,15 @@ def _model(options: TrainArguments, checkpoint: Checkpoint) -> Any:
     model = load_language_model(checkpoint, dtype, device, with_text_encoder=with_text)
     if not options.use_lora:
         return model
-    settings = LoraSettings(
+    wrapped = add_adapter(model, _lora_settings(options), with_text_encoder=with_text)
+    trainable, total = wrapped.get_nb_trainable_parameters()
+    base = (total - trainable) / 1e6
+    say(f"adapter of {trainable / 1e6:.2f} M weights on a base of {base:.0f} M in {str(dtype)[6:]}")
+    return wrapped
+
+
+def _lora_settings(options: TrainArguments) -> LoraSettings:
+    return LoraSettings(
         options.lora_r,
         options.lora_alpha,
         options.lora_dropout,
@@ -251,10 +264,6 @@ def _model(options: TrainArguments, checkpoint: Checkpoint) -> Any:
         options.use_rslora,
         options.lora_init,
     )
-    wrapped = add_adapter(model, settings, with_text_encoder=with_text)
-    trainable, total = wrapped.get_nb_trainable_parameters()
-    say(f"adapter of {trainable / 1e6:.2f} M weights on a base of {total / 1e6:.0f} M in {str(dtype)[6:]}")
-    return wrapped
 
 
 def _collator(options: TrainArguments, checkpoint: Checkpoint) -> Collator:
@@ -280,7 +289,7 @@ def _last_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
 def _summary(
     trainer: CodebookTrainer, metrics: dict[str, float], tables: Tables, checkpoint: Checkpoint, seconds: float
 ) -> dict[str, Any]:
-    gigabytes, kind = peak_memory()
+    gigabytes, kind = peak_memory(trainer.args.device)
     first = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line and line["step"] == 0]
     heard = trainer.audio_seconds(checkpoint)
     return {
@@ -316,4 +325,5 @@ def _tell(
     say(f"saved in {folder}")
     say(notice)
     prompt = options.instance_prompt or "your prompt"
-    say(f'listen:  musicgen-dreamboothing generate {folder} "{prompt}" --output_dir {folder}/generated')
+    words = shlex.join(["generate", str(folder), prompt, "--output_dir", str(folder / "generated")])
+    say(f"listen:  musicgen-dreamboothing {words}")
