@@ -197,8 +197,10 @@ def our_step(
     from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
     from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
     from musicgen_dreamboothing.model.delay import training_steps
+    from musicgen_dreamboothing.model.device import return_freed_memory
     from musicgen_dreamboothing.model.language_model import load_language_model
 
+    return_freed_memory()  # as `train` does before it loads anything
     checkpoint = load_checkpoint(Source(str(folder)))
     model = add_adapter(load_language_model(checkpoint, dtype, device), LoraSettings())
     if options.variant == RECOMPUTE:

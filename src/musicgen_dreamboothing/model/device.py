@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 
@@ -9,6 +10,7 @@ import torch
 
 from musicgen_dreamboothing.console import UserError
 
+M_MMAP_THRESHOLD, MMAP_BYTES = -3, 4 << 20  # the number is glibc's, from malloc.h
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,6 +40,20 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise UserError(f"--dtype {name!r} is unknown; it takes auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def return_freed_memory() -> None:
+    """Tells glibc to give large blocks back to the system as soon as they are freed.
+
+    It would raise its threshold for that to 32 MB, and freed activations would stay in a heap full
+    of holes: a training step of musicgen-small in fp32 with recomputation peaks at 5.6 GB instead of
+    2.5. Other systems have no such setting.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(AttributeError):  # musl has no mallopt
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
 
 
 def release_memory() -> None:

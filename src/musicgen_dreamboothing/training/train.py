@@ -22,7 +22,7 @@ from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import checkpoint_of, is_prepared, prepare_songs, refresh
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
-from musicgen_dreamboothing.model.device import parse_dtype, peak_memory, reset_peak_memory
+from musicgen_dreamboothing.model.device import parse_dtype, peak_memory, reset_peak_memory, return_freed_memory
 from musicgen_dreamboothing.model.language_model import load_language_model
 from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
@@ -87,6 +87,7 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     tables = _limit(tables, options)
     _announce(tables, options)
     set_seed(options.seed)
+    return_freed_memory()
     reset_peak_memory()
     trainer = _trainer(options, checkpoint, tables)
     record = RunRecord(telling_options(options), checkpoint.name, checkpoint.revision, tables.fingerprint)
