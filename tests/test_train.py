@@ -796,3 +796,13 @@ def test_precision_is_chosen_once(
 def test_a_full_fine_tune_in_bf16_is_autocast(tmp_path: Path) -> None:
     options = parsed("--output_dir", tmp_path, "--use_cpu", "true", "--use_lora", "false", "--dtype", "bfloat16")
     assert (options.bf16, options.mixed_precision) == (True, "bf16")
+
+
+def test_no_text_is_cached_where_the_text_encoder_is_trained(
+    cli: Cli, albums: Path, base: Path, tmp_path: Path
+) -> None:
+    words = [*train_words(albums, tmp_path / "run", base), "--freeze_text_encoder", "false", "--max_steps", 1]
+    assert cli(*words).code == 0
+    tokens = tmp_path / "run" / "data" / "tokens"
+    assert (tokens / "clips").is_dir()
+    assert not (tokens / "captions").exists()

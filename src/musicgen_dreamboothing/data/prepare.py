@@ -78,7 +78,9 @@ def is_prepared(folder: Path) -> bool:
     return (folder / CLIPS / METADATA).is_file()
 
 
-def prepare_songs(songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint) -> Prepared:
+def prepare_songs(
+    songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True
+) -> Prepared:
     """Brings a prepared folder up to date with its songs."""
     if options.encode_batch_size < 0:
         raise UserError(f"--encode_batch_size {options.encode_batch_size} must be 0 (chosen by the device) or more")
@@ -94,7 +96,9 @@ def prepare_songs(songs: str, folder: Path, options: DataArguments, checkpoint: 
             cut = _cut(folder, found, options, checkpoint)
         PartialState().wait_for_everyone()
         prompt, batch_size = options.instance_prompt, options.encode_batch_size
-        encoded, captions = tokenize_clips(folder, checkpoint, batch_size=batch_size, instance_prompt=prompt)
+        encoded, captions = tokenize_clips(
+            folder, checkpoint, batch_size=batch_size, instance_prompt=prompt, text_states=text_states
+        )
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
 
 
@@ -123,14 +127,16 @@ def _columns(options: DataArguments) -> Columns:
     )
 
 
-def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint) -> Prepared:
+def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
     prompt, batch_size = options.instance_prompt, options.encode_batch_size
     with folder_lock(folder):
         if options.overwrite_cache and PartialState().is_main_process:
             _remove(folder, (TOKENS,))
         PartialState().wait_for_everyone()
-        encoded, captions = tokenize_clips(folder, checkpoint, batch_size=batch_size, instance_prompt=prompt)
+        encoded, captions = tokenize_clips(
+            folder, checkpoint, batch_size=batch_size, instance_prompt=prompt, text_states=text_states
+        )
     return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), 0, encoded, captions)
 
 

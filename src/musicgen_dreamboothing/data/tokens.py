@@ -52,7 +52,12 @@ CLIP_COLUMNS = ("file_name", "source", "split", "start", "seconds", "text")
 
 
 def tokenize_clips(
-    folder: Path, checkpoint: Checkpoint, *, batch_size: int = 0, instance_prompt: str | None = None
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    batch_size: int = 0,
+    instance_prompt: str | None = None,
+    text_states: bool = True,
 ) -> tuple[int, int]:
     """Brings `tokens/` up to date with `clips/`; under `accelerate launch` the processes share the clips.
 
@@ -61,6 +66,7 @@ def tokenize_clips(
         checkpoint: the base whose codec and text encoder are used.
         batch_size: clips encoded at once; 0 chooses by the device.
         instance_prompt: put in front of captions that do not begin with it.
+        text_states: False where the text encoder is trained, and no state of it stays true.
 
     Returns:
         How many clips and how many captions had to be encoded.
@@ -75,7 +81,7 @@ def tokenize_clips(
     state.wait_for_everyone()
     encoded = _update_codes(folder, rows, checkpoint, batch_size)
     captioned = 0
-    if state.is_main_process:
+    if state.is_main_process and text_states:
         captioned = _update_captions(tokens, [row["text"] for row in rows], checkpoint)
     state.wait_for_everyone()
     return encoded, captioned

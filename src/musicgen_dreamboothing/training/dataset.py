@@ -46,12 +46,14 @@ class ClipDataset(Dataset[dict[str, Any]]):
     where the song ends, as near to it as can be.
     """
 
-    def __init__(self, clips: datasets.Dataset, captions: datasets.Dataset, checkpoint: Checkpoint, drawing: Drawing):
+    def __init__(
+        self, clips: datasets.Dataset, captions: datasets.Dataset | None, checkpoint: Checkpoint, drawing: Drawing
+    ) -> None:
         self.clips = clips.with_format("numpy")
-        self.captions = captions.with_format("numpy")
+        self.captions = captions.with_format("numpy") if captions is not None else None
         self.checkpoint = checkpoint
         self.drawing = drawing
-        self._caption_rows = {caption: row for row, caption in enumerate(captions["text"])}
+        self._caption_rows = {caption: row for row, caption in enumerate(captions["text"] if captions else [])}
         self._passages = _passages(clips, checkpoint.frame_rate)
         self._longest = max((round(s * checkpoint.frame_rate) for s in clips["seconds"]), default=0)
 
@@ -64,13 +66,15 @@ class ClipDataset(Dataset[dict[str, Any]]):
         codes = torch.from_numpy(self._draw_codes(clip, rng).astype(np.int64))
         inputs, labels = training_steps(codes, self.checkpoint.delay, self.checkpoint.start_token_id)
         caption = str(self.clips[clip]["text"])
-        return {
+        piece = {
             "codes": inputs,
             "labels": labels,
             "caption": caption,
-            "text_states": self.captions[self._caption_rows[caption]]["states"],
             "keep_caption": bool(rng.random() >= self.drawing.caption_dropout),
         }
+        if self.captions is not None:
+            piece["text_states"] = self.captions[self._caption_rows[caption]]["states"]
+        return piece
 
     def _draw_codes(self, clip: int, rng: np.random.Generator) -> np.ndarray:
         """Codes `[K, T]` of one piece. It is taken `max(delay)` frames longer, which the delay pattern eats."""
@@ -143,11 +147,11 @@ class EpochSampler(Sampler[int]):
 
 @dataclass(frozen=True)
 class Tables:
-    """The token tables: clips to train on, clips held out, and the text states of all captions."""
+    """The token tables: clips to train on, clips held out, and the text states of all captions, if they are cached."""
 
     train: datasets.Dataset
     held_out: datasets.Dataset
-    captions: datasets.Dataset
+    captions: datasets.Dataset | None
 
     @property
     def fingerprint(self) -> str:
@@ -163,7 +167,7 @@ class Tables:
         return sorted(set(self.held_out["source"]))
 
 
-def load_tables(folder: Path, *, eval_fraction: float, seed: int) -> Tables:
+def load_tables(folder: Path, *, eval_fraction: float, seed: int, text_states: bool = True) -> Tables:
     """Reads a prepared folder and holds out songs, never single clips of a song.
 
     An explicit evaluation split wins. Else `eval_fraction` of the songs are held out, at least one,
@@ -173,7 +177,7 @@ def load_tables(folder: Path, *, eval_fraction: float, seed: int) -> Tables:
         UserError: nothing is left to train on.
     """
     clips = datasets.load_from_disk(str(folder / TOKENS / CODES))
-    captions = datasets.load_from_disk(str(folder / TOKENS / CAPTIONS))
+    captions = datasets.load_from_disk(str(folder / TOKENS / CAPTIONS)) if text_states else None
     in_eval_split = [split == EVAL for split in clips["split"]]
     if any(in_eval_split):
         held_out = in_eval_split

@@ -83,7 +83,12 @@ def train(options: TrainArguments) -> TrainResult:
 
 
 def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> TrainResult:
-    tables = load_tables(_prepared_folder(options, checkpoint), eval_fraction=options.eval_fraction, seed=options.seed)
+    tables = load_tables(
+        _prepared_folder(options, checkpoint),
+        eval_fraction=options.eval_fraction,
+        seed=options.seed,
+        text_states=options.freeze_text_encoder,
+    )
     tables = _limit(tables, options)
     _announce(tables, options)
     set_seed(options.seed)
@@ -183,9 +188,9 @@ def _prepared_folder(options: TrainArguments, checkpoint: Checkpoint) -> Path:
     songs = Path(str(options.dataset_name)).expanduser()
     prepared = songs if is_prepared(songs) else Path(options.prepared_dir or f"{options.output_dir}/data")
     if prepared == songs:
-        refresh(prepared, options, checkpoint)
+        refresh(prepared, options, checkpoint, text_states=options.freeze_text_encoder)
     else:
-        prepare_songs(str(options.dataset_name), prepared, options, checkpoint)
+        prepare_songs(str(options.dataset_name), prepared, options, checkpoint, text_states=options.freeze_text_encoder)
     return prepared
 
 
