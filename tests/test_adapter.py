@@ -27,7 +27,14 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import adapter
-from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, load_adapter, merge, target_pattern
+from musicgen_dreamboothing.model.adapter import (
+    LoraSettings,
+    add_adapter,
+    load_adapter,
+    merge,
+    save_adapter,
+    target_pattern,
+)
 from musicgen_dreamboothing.model.delay import training_steps
 from musicgen_dreamboothing.model.language_model import load_language_model
 from musicgen_dreamboothing.training.collator import Collator
@@ -88,7 +95,7 @@ def loss_of(model: nn.Module, folder: Path) -> torch.Tensor:
 
 
 def saved(model: PeftModel, folder: Path) -> Path:
-    model.save_pretrained(folder, save_embedding_layers=False)
+    save_adapter(model, folder)
     return folder
 
 
@@ -142,7 +149,9 @@ def test_the_text_encoder_is_adapted_when_it_is_trained(tiny: Path) -> None:
         (LoraSettings(targets="everything"), "everything not found.*--lora_targets takes all, attention, or a regular"),
         (LoraSettings(targets="(unclosed"), "no regular expression: .*unterminated subpattern"),
         (LoraSettings(targets=r".*self_attn"), "is not supported.*--lora_targets takes"),
-        (LoraSettings(init="pissa"), "--lora_init 'pissa' is unknown; it takes default, gaussian, orthogonal"),
+        (LoraSettings(init="eva"), "--lora_init 'eva' is unknown; it takes default, gaussian.* olora, pissa"),
+        (LoraSettings(init="pissa_niter_0"), "--lora_init 'pissa_niter_0' is unknown"),
+        (LoraSettings(init="olora", use_dora=True), "--lora_init olora changes the base.* --use_dora true needs"),
         (LoraSettings(init="orthogonal", r=3), "rank to be even, got 3"),
         (LoraSettings(r=0), "positive integer value but the value passed is 0"),
     ],
@@ -166,8 +175,14 @@ def test_an_adapter_that_cannot_be_made_is_told_in_one_line(settings: LoraSettin
         ("text", LoraSettings(init="gaussian")),
         ("text", LoraSettings(init="orthogonal", r=4)),
         ("melody", LoraSettings(dropout=0.1, targets="attention")),
+        ("text", LoraSettings(init="pissa", r=4)),
+        ("melody", LoraSettings(init="pissa_niter_4", r=4, alpha=8)),
+        ("text", LoraSettings(init="olora", use_rslora=True, r=4)),
     ],
-    ids=["default", "dora", "melody-dora", "rslora", "gaussian", "orthogonal", "dropout"],
+    ids=[
+        *("default", "dora", "melody-dora", "rslora", "gaussian", "orthogonal", "dropout"),
+        *("pissa", "melody-pissa-fast", "olora-rslora"),
+    ],
 )
 def test_every_variant_learns_and_comes_back_from_disk(
     kind: str, settings: LoraSettings, checkpoints: Folders, tmp_path: Path

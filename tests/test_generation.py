@@ -243,7 +243,7 @@ def test_files_have_the_length_and_the_channels_asked_for(
 ) -> None:
     ran = cli("generate", checkpoints(kind), "Punk, fast!", "a waltz", "--output_dir", tmp_path, "--seconds", 0.25)
     assert ran.code == 0, ran.err
-    assert names_in(tmp_path) == ["00_punk-fast_0.wav", "01_a-waltz_0.wav"]
+    assert names_in(tmp_path) == ["00_punk-fast_seed0_0.wav", "01_a-waltz_seed0_0.wav"]
     for name in names_in(tmp_path):
         info = soundfile.info(tmp_path / name)
         assert (info.channels, info.samplerate) == (channels, SAMPLING_RATE)
@@ -261,8 +261,8 @@ def test_formats(name: str, tiny: Path, tmp_path: Path, cli: Callable[..., Ran])
     ran = cli("generate", tiny, "punk", "--output_dir", tmp_path, "--format", name, *SHORT)
     assert ran.code == 0, ran.err
     suffix = name.lower().lstrip(".")
-    assert names_in(tmp_path) == [f"00_punk_0.{suffix}"]
-    info = soundfile.info(tmp_path / f"00_punk_0.{suffix}")
+    assert names_in(tmp_path) == [f"00_punk_seed0_0.{suffix}"]
+    info = soundfile.info(tmp_path / f"00_punk_seed0_0.{suffix}")
     assert (info.format.lower(), info.frames) == (suffix, 5 * 320)
 
 
@@ -275,7 +275,7 @@ def test_prompts_come_from_the_command_line_and_from_a_file(
     out = tmp_path / "out"
     ran = cli("generate", tiny, "punk", "--prompts_file", listed, "--output_dir", out, *SHORT)
     assert ran.code == 0, ran.err
-    assert names_in(out) == ["00_punk_0.wav", "01_dub_0.wav", "02_ska_0.wav", "03_prompt_0.wav"]
+    assert names_in(out) == ["00_punk_seed0_0.wav", "01_dub_seed0_0.wav", "02_ska_seed0_0.wav", "03_prompt_seed0_0.wav"]
 
 
 def test_files_stand_in_the_order_of_the_prompts(tiny: Path, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_files_stand_in_the_order_of_the_prompts(tiny: Path, tmp_path: Path) -> 
     )
     made = generating.generate(options)
     expected = [
-        tmp_path / f"{number:02d}_{prompt}_{variation}.wav"
+        tmp_path / f"{number:02d}_{prompt}_seed0_{variation}.wav"
         for number, prompt in enumerate(("zydeco", "acid"))
         for variation in range(11)
     ]
@@ -312,7 +312,7 @@ def test_a_prompt_of_ten_thousand_characters_is_cut_and_said_so(
     assert ran.code == 0, ran.err
     assert f"prompt of {len(long)} characters is cut to what the text encoder reads: 'loud guitars" in ran.out
     (name,) = names_in(tmp_path)
-    assert name == "00_loud-guitars-loud-guitars-loud-guitars-l_0.wav"
+    assert name == "00_loud-guitars-loud-guitars-loud-guitars-l_seed0_0.wav"
 
 
 def test_more_than_the_models_were_trained_on_is_noted(
@@ -383,6 +383,8 @@ def test_what_was_trained_makes_music_of_its_own(
     else:
         assert "loaded " in ran.out
         assert "adapter" not in ran.out.replace(str(tmp_path), "")
-    base, tuned = (audio.decode(tmp_path / folder / "00_punk_0.wav", SAMPLING_RATE) for folder in ("base", "tuned"))
+    base, tuned = (
+        audio.decode(tmp_path / folder / "00_punk_seed0_0.wav", SAMPLING_RATE) for folder in ("base", "tuned")
+    )
     assert base.shape == tuned.shape
     assert not np.array_equal(base, tuned)

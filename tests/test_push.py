@@ -163,6 +163,7 @@ def test_a_run_is_pushed_whole_and_nothing_else(visit: Visit) -> None:
     ran = visit.ran["push"]
     assert ran.code == 0, ran.err
     assert ran.out.endswith(f"uploaded to {visit.hub.endpoint}/someone/my-run\n")
+    assert "note: the adapter will name its base " in ran.out  # which is a folder of this machine
     files = visit.hub.files("someone/my-run")
     assert sorted(files) == [
         "README.md",
@@ -190,7 +191,10 @@ def test_a_finished_run_is_pushed_again_without_training(visit: Visit) -> None:
     ran = visit.ran["again"]
     assert ran.code == 0
     assert ran.err == "No files have been modified since last commit. Skipping to prevent empty commit.\n"
+    note = ran.out.splitlines()[0]
+    assert note.startswith("note: the adapter will name its base ")
     assert ran.out == (
+        f"{note}\n"
         f"{visit.work}/my-run holds this run already, finished; --restart true trains it anew\n"
         f"uploaded to {visit.hub.endpoint}/someone/my-run\n"
     )
@@ -208,7 +212,7 @@ def test_what_was_pushed_makes_music(visit: Visit) -> None:
     ran = visit.ran["generate"]
     assert ran.code == 0, ran.err
     assert "adapter someone/my-run: active in 29 of 29 layers" in ran.out
-    assert audio.decode(visit.work / "out" / "00_punk_0.wav", SAMPLING_RATE).shape == (1, 3200)
+    assert audio.decode(visit.work / "out" / "00_punk_seed0_0.wav", SAMPLING_RATE).shape == (1, 3200)
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,8 @@ def test_a_file_from_2024_runs_as_it_is(cli: Cli, tmp_path: Path, checkpoints: C
         else:
             assert lines == []
     assert "--eval_split_name clean is the training split; songs are held out of it instead" in ran.out
+    assert ran.out.count("has no part in this training") == 1
+    assert "--predict_with_generate has no part in this training: held-out songs are judged by their loss" in ran.out
     assert "evaluating on 1 clip of 1 song held out: clean/00000" in ran.out
     options = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
     assert (options["warmup_steps"], options["seed"], options["learning_rate"]) == (0.1, 456, 2e-4)
@@ -627,6 +629,28 @@ def test_a_full_fine_tune_is_resumed(
     assert ran.code == 0
     assert f"continuing from {tmp_path}/parts/checkpoint-2\n" in ran.out
     assert_same(whole_model(tmp_path / "parts"), whole_model(tmp_path / "whole"))
+
+
+def test_an_adapter_that_splits_the_base_is_resumed_and_fits_the_untouched_base(
+    cli: Cli, data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def words(name: str) -> list[object]:
+        steps = ("--lora_init", "pissa_niter_4", "--max_steps", 4, "--save_strategy", "steps", "--save_steps", 1)
+        return [*train_words(data, tmp_path / name, base), *ONCE, *steps, "--gradient_accumulation_steps", 1]
+
+    assert cli(*words("whole")).code == 0
+    monkeypatch.setattr(train, "Lines", Interrupting)
+    assert cli(*words("parts")).code == 130
+    monkeypatch.undo()
+    assert cli(*words("parts")).code == 0
+    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    tuned = PeftModel.from_pretrained(MusicgenForConditionalGeneration.from_pretrained(base), tmp_path / "whole")
+    assert tuned.peft_config["default"].r == 2 * 16
+    before, after = whole_model(base), dict(tuned.merge_and_unload().named_parameters())
+    for name, weight in before.items():
+        if name.startswith("decoder") and weight.dim() == 2 and "embed_positions" not in name:
+            change = (after[name] - weight).abs().max()
+            assert 0 < change < 0.05, name  # four small updates; PiSSA's own part of a weight is far larger
 
 
 @pytest.mark.parametrize("use_lora", ["true", "false"])

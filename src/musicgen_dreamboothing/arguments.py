@@ -86,14 +86,14 @@ class LoraArguments:
     use_dora: bool = option(False, "Weight-decomposed adapter (DoRA).")
     use_rslora: bool = option(False, "Scale by alpha / sqrt(r) (rank-stabilised LoRA).")
     lora_init: str = option(
-        "default", "Initial values: default, gaussian or orthogonal; those that change the base are left out."
+        "default", "Initial values: default, gaussian, orthogonal, olora, pissa, or pissa_niter_16 (the fast pissa)."
     )
     freeze_text_encoder: bool = option(True, "False trains the text encoder too; captions are then encoded each time.")
 
 
 @dataclass
-class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, ModelArguments):
-    """Options of `train`: ours, and all of transformers' `Seq2SeqTrainingArguments`."""
+class RunArguments:
+    """What is trained on."""
 
     dataset_name: str | None = option(
         None, "Songs (folder, Hub dataset, saved dataset) or a prepared folder (required)."
@@ -107,6 +107,11 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     caption_dropout: float = option(0.2, "Share of pieces trained without their caption (Meta: 0.3, melody 0.2).")
     dtype: str = option("auto", "Precision of the base: auto, float32, bfloat16 or float16.")
     restart: bool = option(False, "Discard an earlier run in OUTPUT_DIR instead of continuing it.")
+
+
+@dataclass
+class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, ModelArguments, RunArguments):
+    """Options of `train`: ours first, then all of transformers' `Seq2SeqTrainingArguments`."""
 
     # transformers' own options with the defaults that published fine-tunes of MusicGen settled on
     num_train_epochs: float = option(4.0, "Passes over all clips; few keep what the model could do before.")
@@ -212,7 +217,8 @@ class DemoArguments:
     """Options of `demo`."""
 
     output_dir: str = option("demo", "Where everything goes.")
-    seed: int = option(0, "Of the songs, the training and the music.")
+    seed: int = option(0, "Of the training and the music.")
+    restart: bool = option(False, "Train anew instead of keeping what is in OUTPUT_DIR.")
 
 
 # Names that older files carry, and what became of them.

@@ -29,7 +29,7 @@ from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
 from musicgen_dreamboothing.data.sources import CLIPS, TRAIN, read_json_lines
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
-from musicgen_dreamboothing.model.device import best_device, release_memory
+from musicgen_dreamboothing.model.device import release_memory
 
 TOKENS, CODES, CAPTIONS, PARTS, INFO = "tokens", "clips", "captions", "parts", "info.json"
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
@@ -222,7 +222,7 @@ def _quiet_bars() -> Iterator[None]:
 
 def _encode_missing(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int) -> None:
     """Runs EnCodec over the clips and keeps the codes in parts; the codec leaves memory at the end."""
-    device = best_device()
+    device = PartialState().device  # of this process, and the CPU where `--use_cpu` says so
     batch_size = batch_size or batch_size_of(device)
     model = load_codec(checkpoint, device)
     parts = folder / TOKENS / PARTS
@@ -302,7 +302,7 @@ def _update_captions(tokens: Path, captions: list[str], checkpoint: Checkpoint) 
 
 
 def _encode_captions(captions: list[str], checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    encoder = load_text_encoder(checkpoint, best_device())
+    encoder = load_text_encoder(checkpoint, PartialState().device)
     pairs = text.encode_captions(load_tokenizer(checkpoint), encoder, captions)
     yield from tqdm(pairs, total=len(captions), unit="caption", desc="captions")
     del encoder

@@ -55,7 +55,7 @@ def generate(options: GenerateArguments) -> Generation:
         sampling=Sampling(options.guidance_scale, options.temperature, options.top_k),
         batch_size=options.batch_size,
     ):
-        path = folder / _file_name(clip, prompts, suffix)
+        path = folder / _file_name(clip, prompts, options.seed, suffix)
         audio.write(path, clip.wave, clip.sampling_rate)
         files[clip.prompt, clip.variation] = path
     elapsed = time.perf_counter() - started
@@ -124,6 +124,7 @@ def _warn(generator: Generator, prompts: list[str], seconds: float) -> None:
         say(f"note: {seconds:g} s is longer than the {TRAINED_SECONDS:g} s the models were trained on")
 
 
-def _file_name(clip: GeneratedClip, prompts: list[str], suffix: str) -> str:
+def _file_name(clip: GeneratedClip, prompts: list[str], seed: int, suffix: str) -> str:
+    """The prompt's number and words, the seed and the variation: another seed overwrites nothing."""
     slug = re.sub(r"[^a-z0-9]+", "-", clip.prompt.lower()).strip("-")[:MAX_SLUG].strip("-") or "prompt"
-    return f"{prompts.index(clip.prompt):02d}_{slug}_{clip.variation}{suffix}"
+    return f"{prompts.index(clip.prompt):02d}_{slug}_seed{seed}_{clip.variation}{suffix}"

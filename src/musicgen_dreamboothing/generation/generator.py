@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers import EncodecModel
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import Sampling, clip_seed, generate_codes
@@ -81,6 +82,7 @@ class Generator:
             self._model = self._load_adapted(source)
         self._tokenizer = load_tokenizer(self.checkpoint)
         self._states: dict[str, np.ndarray] = {}
+        self._codec: EncodecModel | None = None  # loaded when there are codes to decode
 
     def _load_adapted(self, source: Source) -> TextLM | MelodyLM:
         """Merges in fp32: a small update added to a 16-bit weight would be rounded away, half of it at 3e-5 in bf16."""
@@ -171,7 +173,7 @@ class Generator:
 
     def _decode(self, codes: torch.Tensor) -> np.ndarray:
         """Codes `[B, K, T]` to waves `[B, C, S]`, one clip at a time: EnCodec wants much memory for each."""
-        if not hasattr(self, "_codec"):
+        if self._codec is None:
             self._codec = load_codec(self.checkpoint, self.device)
         waves = [codec.decode(self._codec, clip[None], self.checkpoint) for clip in codes]
         return torch.cat(waves).numpy()

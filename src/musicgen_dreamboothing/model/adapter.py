@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -29,7 +31,8 @@ PRESETS = {
     "all": (ATTENTION, FEED_FORWARD, HEADS, EMBEDDINGS, PROJECTIONS),
     "attention": (ATTENTION,),
 }
-INITIALISATIONS = ("default", "gaussian", "orthogonal")
+INITIALISATIONS = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16")
+SPLITTING = re.compile(r"olora|pissa(_niter_[1-9]\d*)?")  # these take a part of the base's weights into the adapter
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -40,8 +43,8 @@ class LoraSettings:
 
     Attributes:
         targets: `all`, `attention`, or a regular expression over full module names.
-        init: one of `INITIALISATIONS`; those that change the base weights are left out, because
-            the saved adapter would not fit the published base any more.
+        init: one of `INITIALISATIONS`, with any number of iterations behind `pissa_niter_`. What PEFT
+            offers beyond them measures data first (EVA, CorDA, LoRA-GA) or wants a quantised base (LoftQ).
     """
 
     r: int = 16
@@ -81,8 +84,50 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
             f"--freeze_text_encoder false, but --lora_targets {settings.targets!r} names no layer of the text encoder, "
             "such as text_encoder.encoder.block.0.layer.0.SelfAttention.q"
         )
+    # What PiSSA and OLoRA took out of the base; `save_adapter` gives it back.
+    wrapped.initial_adapter = _adapter_weights(wrapped) if SPLITTING.fullmatch(settings.init) else None
     compute_in_base_precision(wrapped)
     return wrapped
+
+
+def _adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """A copy of the adapter's weights on the CPU, under the names of its file."""
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Writes a trained adapter of `add_adapter` as one for the untouched base.
+
+    PiSSA (Meng et al. 2024) and OLoRA (Büyükakyüz 2024) train W - s·B₀A₀ + s·BA. The change of W is
+    s·[B, -B₀][A; A₀], a plain adapter of twice the rank. PEFT's own conversion
+    (`path_initial_model_for_weight_conversion`) leaves out adapted embeddings.
+    """
+    model.save_pretrained(folder, save_embedding_layers=False)
+    initial = model.initial_adapter
+    if initial is None:
+        return
+    weights = {name: _with_initial(name, now, initial[name]) for name, now in _adapter_weights(model).items()}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    scale = 2**0.5 if config["use_rslora"] else 2  # alpha grows as the rank does, so that s stays
+    changes = {"init_lora_weights": True, "r": 2 * config["r"], "lora_alpha": scale * config["lora_alpha"]}
+    path.write_text(json.dumps(config | changes, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _with_initial(name: str, now: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
+    """A `[r, in]` with A₀ below it, B `[out, r]` with -B₀ beside it."""
+    is_a = ".lora_A." in name or name.endswith("lora_embedding_A")
+    return torch.cat([now, initial if is_a else -initial], dim=0 if is_a else 1).contiguous()
+
+
+def has_learned(model: PeftModel) -> bool:
+    """Whether the training changed what the model computes."""
+    initial = model.initial_adapter
+    if initial is None:
+        return is_active(model)
+    return any(not torch.equal(now, initial[name]) for name, now in _adapter_weights(model).items())
 
 
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -96,8 +141,10 @@ def check_settings(settings: LoraSettings) -> None:
     Raises:
         UserError: an unknown initialisation or a broken regular expression.
     """
-    if settings.init not in INITIALISATIONS:
+    if settings.init not in INITIALISATIONS and not SPLITTING.fullmatch(settings.init):
         raise UserError(f"--lora_init {settings.init!r} is unknown; it takes {', '.join(INITIALISATIONS)}")
+    if settings.use_dora and SPLITTING.fullmatch(settings.init):
+        raise UserError(f"--lora_init {settings.init} changes the base, whose norms --use_dora true needs; choose one")
     try:
         re.compile(target_pattern(settings.targets))
     except re.error as error:

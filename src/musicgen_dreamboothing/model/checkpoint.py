@@ -32,10 +32,7 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.delay import delays
 
 TEXT, MELODY = "musicgen", "musicgen_melody"
-KNOWN_CHECKPOINTS = tuple(
-    f"facebook/musicgen-{size}"
-    for size in ("small", "medium", "large", "melody", "melody-large", "stereo-small", "stereo-medium", "stereo-large")
-)
+EXAMPLES = tuple(f"facebook/musicgen-{size}" for size in ("small", "medium", "large", "melody"))
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -131,7 +128,7 @@ def load_checkpoint(
     if config.model_type not in (TEXT, MELODY):
         raise UserError(
             f"{source.name} is a {config.model_type!r} model, not MusicGen; "
-            f"--model_name_or_path takes for example {', '.join(KNOWN_CHECKPOINTS[:4])}"
+            f"--model_name_or_path takes for example {', '.join(EXAMPLES)}"
         )
     decoder = config.decoder
     pad = _first(pad_token_id, decoder.pad_token_id, decoder.vocab_size)
@@ -155,7 +152,7 @@ def _read_config(source: Source) -> Any:
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         raise UserError(
             f"no model at {source.name!r} ({_first_line(error)}); give a folder with a config.json, "
-            f"or a Hub id such as {KNOWN_CHECKPOINTS[0]}"
+            f"or a Hub id such as {EXAMPLES[0]}"
         ) from error
 
 

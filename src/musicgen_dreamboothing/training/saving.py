@@ -14,7 +14,7 @@ from peft import PeftModel
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.files import write_json
-from musicgen_dreamboothing.model.adapter import is_active
+from musicgen_dreamboothing.model.adapter import has_learned, save_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, quiet_loading, save_processor
 from musicgen_dreamboothing.sharing.card import CardFacts, write_card
 from musicgen_dreamboothing.training.dataset import Tables
@@ -44,7 +44,7 @@ def save_run(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     if isinstance(model, PeftModel):
-        model.save_pretrained(staging, save_embedding_layers=False)
+        save_adapter(model, staging)
         _name_base(staging / "adapter_config.json", checkpoint)
         (staging / "README.md").unlink(missing_ok=True)  # PEFT's; ours is next
     else:
@@ -68,7 +68,7 @@ def _check_weights(model: torch.nn.Module) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
         raise UserError("the training diverged: weights are not finite; try a lower --learning_rate or --dtype float32")
-    if isinstance(model, PeftModel) and not is_active(model):
+    if isinstance(model, PeftModel) and not has_learned(model):
         raise UserError("the adapter learned nothing: all its updates are zero; train for more updates")
 
 

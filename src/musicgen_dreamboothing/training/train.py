@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import shlex
 import time
@@ -28,8 +29,8 @@ from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.training.collator import Collator
-from musicgen_dreamboothing.training.console import BarAndLines, Lines
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, Tables, load_tables
+from musicgen_dreamboothing.training.progress import BarAndLines, Lines
 from musicgen_dreamboothing.training.record import (
     RunRecord,
     check_same_data,
@@ -45,6 +46,11 @@ POSITIVE = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
 )
 UNSUPPORTED = ("label_smoothing_factor", "neftune_noise_alpha")
+# transformers' options that its Trainer reads for other models, or leaves to scripts
+IDLE = (
+    *("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config"),
+    *("sortish_sampler", "do_predict", "include_for_metrics", "train_sampling_strategy"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def train(options: TrainArguments) -> TrainResult:
     options = copy.copy(options)  # what is settled below is not the caller's business
     _check(options)
     checkpoint = checkpoint_of(options)
-    repository = _open_repository(options)
+    repository = _open_repository(options, checkpoint)
     folder = Path(str(options.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
@@ -129,6 +135,10 @@ def _check(options: TrainArguments) -> None:
             raise UserError(f"--{name} is not supported: the loss of the codebooks is computed here")
     if not 0 <= options.caption_dropout <= 1:
         raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(options)}
+    for name in IDLE:
+        if getattr(options, name, None) and getattr(options, name) != defaults[name]:
+            say(f"--{name} has no part in this training: held-out songs are judged by their loss, music by ear")
     if options.resume_from_checkpoint:
         say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
     parse_dtype(options.dtype, options.device)
@@ -149,7 +159,7 @@ def _check_trackers(trackers: list[str]) -> None:
             raise UserError(f"--report_to {tracker} needs: pip install 'musicgen-dreamboothing[{tracker}]'")
 
 
-def _open_repository(options: TrainArguments) -> str | None:
+def _open_repository(options: TrainArguments, checkpoint: Checkpoint) -> str | None:
     """The Hub repository to push to, made now. The Trainer itself must not push: it would upload the songs."""
     if not options.push_to_hub:
         return None
@@ -157,6 +167,8 @@ def _open_repository(options: TrainArguments) -> str | None:
     name = options.hub_model_id or Path(str(options.output_dir)).resolve().name
     if PartialState().is_main_process:
         name = open_repository(name, token=options.hub_token or options.token, private=options.hub_private_repo)
+        if options.use_lora and checkpoint.is_local:
+            say(f"note: the adapter will name its base {checkpoint.name}, which is a folder here and nowhere else")
     options.hub_model_id = name  # with its owner, for the card
     return name
 
