@@ -79,7 +79,7 @@ def main() -> None:
     again = [Clip(wave, clip.style, clip.bpm) for wave, clip in zip(decoded, real, strict=True)]
     classifier = Classifier.fit(_embeddings(train, rate), [clip.style for clip in train])
 
-    figures: Figure = {"model": options.model, "sampling": vars(_sampling(options)), "seeds": options.seeds}
+    figures: Figure = {"sampling": vars(_sampling(options)), "seeds": options.seeds, "threads": options.threads}
     figures["codec"] = codec_figures(real, again, rate)
     figures["cross_entropy"] = cross_entropy(checkpoint, codes, [row["caption"] for row in held_out])
     generator = Generator(options.model, device="cpu")

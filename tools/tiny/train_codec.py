@@ -1,6 +1,6 @@
 """Trains the tiny checkpoint's EnCodec from a random initialisation, and writes it as transformers does.
 
-    python tools/tiny/train_codec.py DATA --output_dir WORK/codec --minutes 45
+    python tools/tiny/train_codec.py DATA --output_dir WORK/codec
 
 DATA is what `render.py` made: `train/` and `valid/`, and `etudes/` beside it, with FLAC files at 16 kHz. The same
 command goes on where it was stopped. `WORK/codec` is an `EncodecModel` for `from_pretrained`.
@@ -13,7 +13,7 @@ averages (van den Oord et al. 2017, appendix A.1), begun by k-means after a warm
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -203,102 +203,94 @@ def judge(model: EncodecModel, quantizer: Quantizer, valid: np.ndarray) -> dict[
     return {"si_sdr": float(torch.cat(sdr).mean()), "mel": float(torch.cat(mel).mean())}
 
 
+class Training:
+    """The codec, its quantiser and its optimizer, with what a later run needs to go on."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        config = configuration(options.filters, options.hidden, options.ratios, options.residual, options.lstm)
+        self.model = EncodecModel(config).train()
+        self.quantizer, self.objective = Quantizer(options.hidden), Objective()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=options.learning_rate, betas=(0.8, 0.99), weight_decay=1e-4, fused=True
+        )
+        self.peak, self.steps, self.step = options.learning_rate, options.steps, 0
+        self._latents: list[torch.Tensor] = []  # of the last steps of the warm-up `[N, D]`
+
+    def parts(self) -> dict[str, Any]:
+        """What is kept on disk."""
+        return {"model": self.model, "quantizer": self.quantizer, "optimizer": self.optimizer}
+
+    def keep(self, path: Path) -> None:
+        """In one move."""
+        scratch = path.with_suffix(".new")
+        torch.save({"step": self.step} | {name: part.state_dict() for name, part in self.parts().items()}, scratch)
+        os.replace(scratch, path)
+
+    def go_on(self, path: Path) -> None:
+        """From where an earlier run was stopped; one that was stopped in its warm-up begins anew."""
+        kept = torch.load(path, weights_only=True)
+        self.step = kept["step"]
+        for name, part in self.parts().items():
+            part.load_state_dict(kept[name])
+
+    def learn(self, wave: torch.Tensor) -> dict[str, float]:
+        """One step on pieces `[B, 1, S]`; returns the parts of the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        latent = self.model.encoder(wave)
+        quantised, commit = self.quantizer(latent) if self.quantizer.ready else self._unquantised(latent)
+        parts = self.objective(self.model.decoder(quantised)[:, 0], wave[:, 0]) | {"commit": commit}
+        torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum().backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.step == WARM_UP:
+            self.quantizer.begin(torch.cat(self._latents))
+        return {name: float(part.detach()) for name, part in parts.items()}
+
+    def _rate(self) -> float:
+        """A short rise, then half a cosine down to a fiftieth."""
+        fall = 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+        return self.peak * min(1.0, (self.step + 1) / 100) * (0.02 + 0.98 * fall)
+
+    def _unquantised(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.step >= WARM_UP - 60:
+            self._latents.append(latent.detach().transpose(1, 2).reshape(-1, latent.shape[1]))
+        return latent, 1e-3 * latent.square().mean()
+
+
 def main() -> None:
     """See the module."""
     options = _options()
     torch.manual_seed(options.seed)
-    folder = Path(options.output_dir)
+    folder, data = Path(options.output_dir), Path(options.data)
     folder.mkdir(parents=True, exist_ok=True)
-    data = Path(options.data)
     audio = [load_audio(data / "train"), load_audio(data.resolve().parent / "etudes")]
-    valid = load_audio(data / "valid")[:: options.valid_step]
-    config = configuration(options.filters, options.hidden, options.ratios, options.residual, options.lstm)
-    model = EncodecModel(config).train()
-    quantizer, objective = Quantizer(options.hidden), Objective()
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M weights", flush=True)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=options.learning_rate, betas=(0.8, 0.99), weight_decay=1e-4, fused=True
-    )
-    path = folder / "training.pt"
-    state = {"step": 0, "seconds": 0.0}
+    valid = load_audio(data / "valid")
+    training, path = Training(options), folder / "training.pt"
     if path.exists():
-        kept = torch.load(path, weights_only=True)
-        model.load_state_dict(kept["model"]), quantizer.load_state_dict(kept["quantizer"])
-        optimizer.load_state_dict(kept["optimizer"])
-        state = kept["state"]
-        print(f"going on at step {state['step']}, after {state['seconds'] / 60:.1f} minutes", flush=True)
-    source = batches(
-        audio, [1 - options.etudes, options.etudes], options.clips, options.frames, options.seed + state["step"]
-    )
-    if not state["step"]:
-        unit_variance(model, next(source))
-    budget, kept_at, began = options.minutes * 60, time.monotonic(), time.monotonic()
-    already = state["seconds"]
-    latents: list[torch.Tensor] = []
-    bar = tqdm(source, initial=state["step"], unit="step", desc="codec", mininterval=10)
-    for wave in bar:
-        progress = min(1.0, state["seconds"] / budget)
-        rate = (
-            options.learning_rate
-            * min(1.0, (state["step"] + 1) / 100)
-            * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = float(rate)
-        latent = model.encoder(wave)
-        if quantizer.ready:
-            quantised, commit = quantizer(latent)
-        else:
-            quantised, commit = latent, 1e-3 * latent.square().mean()
-            if state["step"] > WARM_UP - 60:
-                latents.append(latent.detach().transpose(1, 2).reshape(-1, latent.shape[1]))
-        parts = objective(model.decoder(quantised)[:, 0], wave[:, 0])
-        loss = sum((WEIGHTS[name] * part for name, part in parts.items()), start=WEIGHTS["commit"] * commit)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        state["step"] += 1
-        state["seconds"] = already + time.monotonic() - began
-        if state["step"] == WARM_UP:
-            quantizer.begin(torch.cat(latents))
-            latents.clear()
-        if state["step"] % 25 == 0:
-            bar.set_postfix(
-                {name: f"{float(part.detach()):.3f}" for name, part in parts.items()}
-                | {"commit": f"{float(commit.detach()):.3f}"}
-            )
-        if state["step"] % 500 == 0:
-            print(
-                f"step {state['step']} {state['seconds'] / 60:.1f} min", judge(model, quantizer, valid[::4]), flush=True
-            )
-        done = state["seconds"] >= budget
-        if done or time.monotonic() - kept_at > KEEP_SECONDS:
-            keep(path, model, quantizer, optimizer, state)
-            kept_at = time.monotonic()
-        if done:
-            break
-    export(model, quantizer, folder)
-    figures = judge(model, quantizer, load_audio(data / "valid"))
-    (folder / "figures.json").write_text(json.dumps(figures | state, indent=2))
-    print(figures)
-
-
-def keep(
-    path: Path, model: EncodecModel, quantizer: Quantizer, optimizer: torch.optim.Optimizer, state: dict[str, float]
-) -> None:
-    """Everything that the next run needs, in one move."""
-    scratch = path.with_suffix(".new")
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "quantizer": quantizer.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "state": state,
-        },
-        scratch,
-    )
-    os.replace(scratch, path)
+        training.go_on(path)
+    shares = [1 - options.etudes, options.etudes]
+    pieces = batches(audio, shares, options.clips, options.frames, options.seed + training.step)
+    if not training.step:
+        unit_variance(training.model, next(pieces))
+    kept_at = time.monotonic()
+    with tqdm(total=options.steps, initial=training.step, unit="step", desc="codec") as bar:
+        while training.step < options.steps:
+            parts = training.learn(next(pieces))
+            bar.update()
+            if training.step % 25 == 0:
+                bar.set_postfix({name: f"{part:.3f}" for name, part in parts.items()})
+            if training.step % 500 == 0:
+                bar.write(f"step {training.step}: {judge(training.model, training.quantizer, valid[::4])}")
+            if training.step > WARM_UP and time.monotonic() - kept_at > KEEP_SECONDS:
+                training.keep(path)
+                kept_at = time.monotonic()
+    training.keep(path)
+    with torch.no_grad():
+        export(training.model, training.quantizer, folder)
+    print(judge(training.model, training.quantizer, valid))
 
 
 def export(model: EncodecModel, quantizer: Quantizer, folder: Path) -> None:
@@ -314,17 +306,16 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="what render.py made")
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--minutes", type=float, default=45, help="in all, over every part of the training")
-    parser.add_argument("--clips", type=int, default=24, help="pieces in a batch")
-    parser.add_argument("--frames", type=int, default=40, help="length of a piece, 40 ms each")
-    parser.add_argument("--filters", type=int, default=32)
-    parser.add_argument("--hidden", type=int, default=96, help="width of the quantised latent")
-    parser.add_argument("--ratios", type=int, nargs="*", default=[4, 4, 40])
+    parser.add_argument("--steps", type=int, default=1400, help="in all, over every part of the training")
+    parser.add_argument("--clips", type=int, default=12, help="pieces in a batch")
+    parser.add_argument("--frames", type=int, default=32, help="length of a piece, 40 ms each")
+    parser.add_argument("--filters", type=int, default=16)
+    parser.add_argument("--hidden", type=int, default=64, help="width of the quantised latent")
+    parser.add_argument("--ratios", type=int, nargs="*", default=[2, 4, 8, 10])
     parser.add_argument("--residual", type=int, default=0, help="residual blocks on each level")
-    parser.add_argument("--lstm", type=int, default=2, help="LSTM layers")
+    parser.add_argument("--lstm", type=int, default=1, help="LSTM layers")
     parser.add_argument("--etudes", type=float, default=0.15, help="share of the etudes in a batch")
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--valid_step", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -1,0 +1,87 @@
+"""tools/tiny: what the built-in checkpoint was made with, as far as it needs no sound font."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools" / "tiny"))
+
+import figures
+import make_base
+import music
+import train_codec
+
+SETTINGS = [(style, bpm) for style, tempi in music.TEMPI.items() for bpm in tempi]
+
+
+@pytest.mark.parametrize(("style", "bpm"), SETTINGS)
+def test_music_stands_on_the_codecs_grid(style: str, bpm: int) -> None:
+    piece = music.compose(style, bpm, "e minor", seed=3)
+    assert piece == music.compose(style, bpm, "e minor", seed=3)
+    assert piece != music.compose(style, bpm, "e minor", seed=4)
+    assert min(note.start_ms for note in piece.notes) == 0
+    assert abs(60_000 / (music.QUARTER_FRAMES[bpm] * music.FRAME_MS) - bpm) <= 0.5
+    if bpm != 167:  # the one tempo whose eighths fall between two frames
+        assert all(note.start_ms % music.FRAME_MS == 0 for note in piece.notes)
+    words = music.tokens(piece.caption)
+    assert style in words
+    assert str(bpm) in words
+
+
+def test_the_tokenizer_knows_every_word_of_every_caption() -> None:
+    pieces = {piece.lstrip("▁") for piece, score in make_base.vocabulary() if score == -1.0}
+    captions = [
+        music.compose(style, bpm, key, seed).caption
+        for style, bpm in SETTINGS
+        for key in music.KEYS
+        for seed in range(3)
+    ]
+    captions += [song.caption for song in music.songbook(24, seed=0)]
+    assert {word for caption in captions for word in music.tokens(caption)} <= pieces
+
+
+def test_no_tempo_gives_a_style_away_and_no_piece_is_in_both_sets() -> None:
+    trained = {style: music.TEMPI[style] for style in music.STYLES}
+    assert music.HELD_OUT not in trained
+    for tempi in trained.values():
+        assert any(set(tempi) & set(other) for other in trained.values() if other != tempi)
+    pieces = [music.compose("folk", 94, "c major", seed) for seed in range(200)]
+    valid = {piece.signature for piece in pieces if music.is_valid(piece)}
+    train = {piece.signature for piece in pieces if not music.is_valid(piece)}
+    assert valid
+    assert not valid & train
+
+
+def test_figures_of_a_copy() -> None:
+    times = torch.arange(16_000) / 16_000
+    tone = torch.sin(2 * torch.pi * 440 * times)[None]
+    noise = torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0))
+    noise = noise - (noise * tone).sum() / tone.square().sum() * tone
+    noise = noise * (tone.square().sum() / noise.square().sum()).sqrt() / 10  # 20 dB below the tone
+    assert figures.si_sdr(3 * (tone + noise), tone).item() == pytest.approx(20, abs=0.01)
+    assert figures.mel_distance(tone, tone, 16_000).item() == 0
+    assert figures.mel_distance(0.5 * noise, noise, 16_000).item() == pytest.approx(6.02, abs=0.3)
+
+
+def test_the_codec_in_training_and_the_exported_one_agree(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = train_codec.EncodecModel(train_codec.configuration(4, 8, [2, 4, 8, 10], 0, 1)).eval()
+    quantizer = train_codec.Quantizer(8).eval()
+    wave = torch.randn(2, 1, 30 * train_codec.HOP)
+    train_codec.unit_variance(model, wave)
+    with torch.no_grad():
+        latent = model.encoder(wave)
+        quantizer.begin(torch.randn(4096, 8) * latent.std())
+        trained = model.decoder(quantizer(latent)[0])
+        train_codec.export(model, quantizer, tmp_path)
+        exported = train_codec.EncodecModel.from_pretrained(tmp_path).eval()
+        codes = exported.encode(wave).audio_codes
+        decoded = exported.decode(codes, [None]).audio_values
+    assert codes.shape == (1, 2, train_codec.CODEBOOKS, 30)
+    assert len(np.unique(codes)) > 100
+    assert torch.allclose(decoded, trained, atol=1e-4)
