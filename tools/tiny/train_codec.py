@@ -32,6 +32,7 @@ from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecC
 
 RATE, HOP = 16_000, 640  # 25 frames a second
 CODEBOOKS, CODES = 4, 1024
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WARM_UP = 400  # steps without quantisation
 DECAY = 0.97  # of the moving averages of the codebooks
 KEEP_SECONDS = 60  # between two checkpoints
@@ -91,7 +92,7 @@ class Quantizer(nn.Module):
         self.total[level].lerp_(total, 1 - DECAY)
         dead = self.count[level] < 0.02
         if dead.any():  # codes that nobody uses begin anew where there is something
-            fresh = rows[torch.randint(len(rows), (int(dead.sum()),))]
+            fresh = rows[torch.randint(len(rows), (int(dead.sum()),), device=rows.device)]
             self.total[level][dead], self.count[level][dead] = fresh * 0.2, 0.2
         self.embed[level] = self.total[level] / self.count[level, :, None].clamp(min=1e-4)
 
@@ -100,7 +101,7 @@ class Quantizer(nn.Module):
         """k-means, level after level, over latents `[N, D]`."""
         residual = rows
         for level in range(CODEBOOKS):
-            centres = residual[torch.randperm(len(residual))[:CODES]].clone()
+            centres = residual[torch.randperm(len(residual), device=rows.device)[:CODES]].clone()
             for _ in range(12):
                 codes = nearest(residual, centres)
                 count = torch.bincount(codes, minlength=CODES).float()
@@ -196,7 +197,8 @@ def judge(model: EncodecModel, quantizer: Quantizer, valid: np.ndarray) -> dict[
     sdr, mel = [], []
     for rows in np.array_split(valid, max(1, len(valid) // 16)):
         wave = torch.from_numpy(rows.astype(np.float32) / 32768)
-        made = model.decoder(quantizer(model.encoder(wave[:, None]))[0])[:, 0, : wave.shape[1]]
+        latent = model.encoder(wave[:, None].to(DEVICE))
+        made = model.decoder(quantizer(latent)[0])[:, 0, : wave.shape[1]].cpu()
         sdr.append(si_sdr(made, wave))
         mel.append(mel_distance(made, wave, RATE))
     model.train(), quantizer.train()
@@ -208,8 +210,8 @@ class Training:
 
     def __init__(self, options: argparse.Namespace) -> None:
         config = configuration(options.filters, options.hidden, options.ratios, options.residual, options.lstm)
-        self.model = EncodecModel(config).train()
-        self.quantizer, self.objective = Quantizer(options.hidden), Objective()
+        self.model = EncodecModel(config).train().to(DEVICE)
+        self.quantizer, self.objective = Quantizer(options.hidden).to(DEVICE), Objective().to(DEVICE)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=options.learning_rate, betas=(0.8, 0.99), weight_decay=1e-4, fused=True
         )
@@ -228,7 +230,7 @@ class Training:
 
     def go_on(self, path: Path) -> None:
         """From where an earlier run was stopped; one that was stopped in its warm-up begins anew."""
-        kept = torch.load(path, weights_only=True)
+        kept = torch.load(path, weights_only=True, map_location=DEVICE)
         self.step = kept["step"]
         for name, part in self.parts().items():
             part.load_state_dict(kept[name])
@@ -274,11 +276,11 @@ def main() -> None:
     shares = [1 - options.etudes, options.etudes]
     pieces = batches(audio, shares, options.clips, options.frames, options.seed + training.step)
     if not training.step:
-        unit_variance(training.model, next(pieces))
+        unit_variance(training.model, next(pieces).to(DEVICE))
     kept_at = time.monotonic()
     with tqdm(total=options.steps, initial=training.step, unit="step", desc="codec") as bar:
         while training.step < options.steps:
-            parts = training.learn(next(pieces))
+            parts = training.learn(next(pieces).to(DEVICE))
             bar.update()
             if training.step % 25 == 0:
                 bar.set_postfix({name: f"{part:.3f}" for name, part in parts.items()})
