@@ -19,9 +19,9 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread costs twice the time it saves
 
 import torch
+from random_checkpoint import SAMPLING_RATE, write_tiny_checkpoint
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.builtin.checkpoint import SAMPLING_RATE, write_tiny_checkpoint
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.model.checkpoint import MELODY, TEXT, Checkpoint, Source, load_checkpoint
 

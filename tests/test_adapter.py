@@ -17,11 +17,11 @@ import torch
 from conftest import KINDS, Ran, read_checkpoint, tone_song, train_words
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from random_checkpoint import SAMPLING_RATE
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.builtin.checkpoint import SAMPLING_RATE
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import Sampling

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import AudioError, Wave
-from musicgen_dreamboothing.builtin.songs import write_songs
 
 RATE = 32_000
 PITCH = 440.0
@@ -433,28 +432,3 @@ def test_the_old_file_outlives_a_failure(tmp_path, monkeypatch, failure):
 def test_suffixes_are_lower_case_with_a_dot():
     assert {".mp3", ".m4a", ".opus", ".wma", ".mkv"} | audio.WRITTEN_SUFFIXES <= audio.AUDIO_SUFFIXES
     assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in audio.AUDIO_SUFFIXES)
-
-
-def test_example_songs(tmp_path):
-    paths = write_songs(tmp_path, count=4, seconds=3.0, seed=7)
-    assert len({path.parent for path in paths}) == 2
-    assert {path for path in tmp_path.rglob("*") if path.suffix in audio.AUDIO_SUFFIXES} == set(paths)
-    captions = [path.with_suffix(".txt") for path in paths if path.with_suffix(".txt").exists()]
-    assert len(captions) == 2
-    assert all(caption.read_text(encoding="utf-8").startswith("fast punk in ") for caption in captions)
-    waves = [audio.decode(path, RATE) for path in paths]
-    assert [len(wave) for wave in waves] == [2, 1, 2, 1]
-    for wave in waves:
-        assert wave.shape[1] == 3 * RATE
-        assert 0.7 < np.abs(wave).max() < 1.0
-    assert np.abs(waves[0][0] - waves[0][1]).max() > 0.05
-
-
-def test_example_songs_follow_their_seed(tmp_path):
-    first, again, other = (
-        [audio.decode(path, RATE) for path in write_songs(tmp_path / name, count=2, seconds=1.0, seed=seed)]
-        for name, seed in (("a", 3), ("b", 3), ("c", 4))
-    )
-    for wave, repeated, different in zip(first, again, other, strict=True):
-        np.testing.assert_array_equal(wave, repeated)
-        assert np.abs(wave - different).max() > 0.1

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 import torch
 from conftest import KINDS, Ran, read_checkpoint, tone_song, train_words
+from random_checkpoint import SAMPLING_RATE
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import GenerateArguments
-from musicgen_dreamboothing.builtin.checkpoint import SAMPLING_RATE
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation import generate as generating
 from musicgen_dreamboothing.generation.decoding import Sampling, clip_seed, generate_codes, sample

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
+from random_checkpoint import write_tiny_checkpoint
 from test_audio import dominant, encode, sine, sound_file
 from transformers import MusicgenForConditionalGeneration
 
 from musicgen_dreamboothing import PrepareArguments, audio, prepare
-from musicgen_dreamboothing.builtin.checkpoint import write_tiny_checkpoint
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import tokens
 from musicgen_dreamboothing.data.captions import with_instance_prompt

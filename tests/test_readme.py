@@ -83,7 +83,7 @@ def test_every_option_in_the_readme_exists() -> None:
 
 def test_every_room_in_the_readme_exists() -> None:
     rooms = re.findall(r"^\| `([a-z_./]+)` \|", README, flags=re.MULTILINE)
-    assert len(rooms) == 11
+    assert len(rooms) == 12
     source = ROOT / "src" / "musicgen_dreamboothing"
     assert all((source / room).exists() for room in rooms)
     listed = {room.rstrip("/") for room in rooms}
@@ -95,3 +95,16 @@ def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, flags=re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large", "melody", "melody-large"])
+def test_the_memory_of_a_training_is_computed(size: str) -> None:
+    """Weights, adapter four times over, what stands between the layers, one layer in full, one codebook's logits."""
+    widths = {"small": (1024, 24), "medium": (1536, 48), "large": (2048, 48)}
+    width, layers = widths.get(size) or widths[{"melody": "medium", "melody-large": "large"}[size]]
+    row = next(line for line in README.splitlines() if line.startswith(f"| `facebook/musicgen-{size}`"))
+    weights, adapter, told = (float(cell.split()[0]) for cell in row.split("|")[3:6])
+    steps = 30 * 50 + 3 + (235 if "melody" in size else 0)
+    half = 2  # bytes
+    activations = steps * width * half * (layers + 40) + 3 * 4 * steps * 2048
+    assert told == pytest.approx(weights + 4 * adapter / 1e3 + activations / 1e9, rel=0.06)

@@ -16,7 +16,7 @@ ABOUT = {
     "prepare": "Cut songs into clips, caption them and encode them to tokens.",
     "train": "Fine-tune MusicGen on songs or a prepared folder; options may stand in a JSON or YAML file.",
     "generate": "Make new music with an adapter, a full fine-tune or a base checkpoint.",
-    "demo": "Run the whole chain offline on material made on the spot.",
+    "demo": "Teach the built-in tiny checkpoint a new style, offline, and show before and after on one page.",
 }
 USAGE = {
     "prepare": "prepare SONGS --output_dir DIR [--option value ...]",
@@ -30,6 +30,7 @@ STOPPED = {
     "prepare": "stopped; what is done is kept, and the same command goes on from there",
     "train": "stopped; the same command goes on from the last checkpoint",
     "generate": "stopped; the clips made so far are kept",
+    "demo": "stopped; what is done is kept, and the same command goes on from there",
 }
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from figures import mel_distance, si_sdr
 from tqdm import tqdm
 
 from musicgen_dreamboothing import Generator, audio
+from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.evaluation.signal import (
     Space,
     bootstrap_interval,
@@ -42,6 +43,7 @@ from musicgen_dreamboothing.model.checkpoint import (
     load_codec,
     load_text_encoder,
     load_tokenizer,
+    weights_fingerprint,
 )
 from musicgen_dreamboothing.model.delay import training_steps
 from musicgen_dreamboothing.model.language_model import load_language_model
@@ -50,6 +52,8 @@ from musicgen_dreamboothing.training.collator import Collator
 SECONDS = 8.0
 CPU = torch.device("cpu")
 RIDGE = 0.1  # of the classifier's covariance, towards a round one
+SPLITS = 40  # of the songs in halves
+KEYWORD = "punk"
 Figure = dict[str, Any]
 
 
@@ -60,6 +64,7 @@ class Clip:
     wave: np.ndarray
     style: str
     bpm: float
+    source: str = ""  # the song it was cut from
 
 
 def main() -> None:
@@ -80,6 +85,7 @@ def main() -> None:
     classifier = Classifier.fit(_embeddings(train, rate), [clip.style for clip in train])
 
     figures: Figure = {"sampling": vars(_sampling(options)), "seeds": options.seeds, "threads": options.threads}
+    figures["weights"] = weights_fingerprint(Path(options.model))
     figures["codec"] = codec_figures(real, again, rate)
     figures["cross_entropy"] = cross_entropy(checkpoint, codes, [row["caption"] for row in held_out])
     generator = Generator(options.model, device="cpu")
@@ -192,7 +198,10 @@ def music_figures(clips: list[Clip], classifier: Classifier | None, rate: int) -
     matches = [tempo_matches(found, clip.bpm) for found, clip in zip(tempi, clips, strict=True)]
     pulses = [pulse(clip.wave, rate, seed=0) for clip in clips]
     figures = {"tempo": _by_style(matches, clips), "pulse": _by_style(pulses, clips)}
-    chance = np.mean([tempo_matches(found, other.bpm) for found in tempi for other in clips])
+    others = [
+        (tempi[one], clips[other].bpm) for one in range(len(clips)) for other in range(len(clips)) if one != other
+    ]
+    chance = np.mean([tempo_matches(found, bpm) for found, bpm in others])
     figures["tempo"]["chance"] = {"mean": float(chance)}
     if classifier:
         found = classifier.classify(_embeddings(clips, rate))
@@ -202,7 +211,7 @@ def music_figures(clips: list[Clip], classifier: Classifier | None, rate: int) -
 
 
 def seconds_for_one_clip(generator: Generator, caption: str, options: argparse.Namespace) -> float:
-    """The median of three, after the clips that were made before; the variation only changes the random numbers."""
+    """The median of three, after the clips that were made before."""
     taken = []
     for seed in range(3):
         began = time.perf_counter()
@@ -214,45 +223,66 @@ def seconds_for_one_clip(generator: Generator, caption: str, options: argparse.N
 def adapter_figures(
     generator: Generator, checkpoint: Checkpoint, train: list[Clip], options: argparse.Namespace
 ) -> Figure:
-    """How much nearer to the songs the adapter brings the music, in Fréchet distance to the songs trained on.
+    """How much nearer to the style the adapter brings the music, in Fréchet distances.
 
-    `own` is how far validation songs are from them, as they are; `own through codec` is what a perfect model would
-    reach with this codec. All sets have as many clips, for few clips make the distance larger. Those of `own` overlap
-    and come from four songs, so it is rather too large than too small.
+    The songs are split in halves, again and again. The distance of generated clips to one half is compared with that
+    of the other half, `own`: the style's own spread; `own through codec` is what a perfect model would reach with this
+    codec. All sets have as many clips, for few clips make the distance larger. Generated clips are drawn with
+    replacement in each split, so that the intervals hold for other songs and other clips.
     """
     rate, songs = checkpoint.sampling_rate, Path(options.songs)
-    taught, unheard = song_clips(songs, rate), song_clips(songs / "validation", rate)
-    prompts = song_prompts([*sorted(songs.glob("*.txt")), *sorted((songs / "validation").glob("*.txt"))])
+    folders = (songs, songs / "validation")
+    real = [clip for folder in folders for clip in song_clips(folder, rate)]
+    prompts = song_prompts([path for folder in folders for path in sorted(folder.glob("*.txt"))])
     rows = [prompts[n % len(prompts)] for n in range(options.adapter_clips)]
     adapted = Generator(options.adapter, base_model=options.model, device="cpu")
     made = {"before": generate(generator, rows, options), "after": generate(adapted, rows, options)}
-    _, decoded = through_codec(checkpoint, [clip.wave for clip in unheard])
-    again = [Clip(wave, clip.style, clip.bpm) for wave, clip in zip(decoded, unheard, strict=True)]
-    sets = {**made, "own": unheard, "own through codec": again}
-    space = Space.fit(_embeddings([*train, *taught], rate))
-    target = space.project(_embeddings(taught, rate))
+    _, decoded = through_codec(checkpoint, [clip.wave for clip in real])
+    again = [replace(clip, wave=wave) for wave, clip in zip(decoded, real, strict=True)]
+    space = Space.fit(_embeddings([*train, *real], rate))
+    sets = {**made, "own": real, "own through codec": again}
     points = {name: space.project(_embeddings(clips, rate)) for name, clips in sets.items()}
-    size = min(len(rows) for rows in points.values())
-    distances = {name: distance_figure(_spread(rows, size), target) for name, rows in points.items()}
-    before, after = distances["before"]["mean"], distances["after"]["mean"]
+    found = [split_distances(points, [clip.source for clip in real], seed) for seed in range(SPLITS)]
+    closed = {
+        name: [(d["before"] - d["after"]) / (d["before"] - d[name]) for d in found]
+        for name in ("own", "own through codec")
+    }
     return {
-        "clips_in_a_set": size,
-        "clips_of_the_style": len(target),
-        "frechet": distances,
-        "gap_closed": {
-            name: (before - after) / (before - distances[name]["mean"]) for name in ("own", "own through codec")
-        },
+        "clips_in_a_set": len(rows),
+        "songs": len(prompts),
+        "frechet": {name: _spread_over_splits([distances[name] for distances in found]) for name in sets},
+        "gap_closed": {name: _spread_over_splits(values) for name, values in closed.items()},
         "music": {name: music_figures(clips, None, rate) for name, clips in sets.items()},
     }
 
 
+def split_distances(points: dict[str, np.ndarray], sources: list[str], seed: int) -> dict[str, float]:
+    """Fréchet distances of all sets to one half of the songs; the real sets give the clips of the other half."""
+    rng = np.random.default_rng(seed)
+    names = rng.permutation(sorted(set(sources)))
+    is_target = np.isin(sources, names[: len(names) // 2])
+    size = len(points["before"])
+    target = points["own"][is_target]
+    distances = {}
+    for name, rows in points.items():
+        rows = rows[~is_target] if len(rows) == len(sources) else rows
+        distances[name] = frechet_distance(rows[rng.integers(len(rows), size=size)], target)
+    return distances
+
+
+def _spread_over_splits(values: list[float]) -> Figure:
+    """The mean over the splits, and where 95 % of them lie."""
+    low, high = np.percentile(values, (2.5, 97.5))
+    return _rounded(float(np.mean(values)), float(low), float(high))
+
+
 def song_clips(folder: Path, rate: int) -> list[Clip]:
-    """Clips of 8 s of all songs in a folder, each beginning 1 s after the last: four validation songs are few."""
+    """Clips of 8 s of all songs in a folder, each beginning 1 s after the last."""
     clips, size = [], round(SECONDS * rate)
     for path in sorted(path for path in folder.iterdir() if path.suffix in audio.AUDIO_SUFFIXES):
         wave, row = _read(path, rate), song_prompts([path.with_suffix(".txt")])[0]
         starts = range(0, len(wave) - size + 1, rate)
-        clips += [Clip(wave[start : start + size], row["style"], row["bpm"]) for start in starts]
+        clips += [Clip(wave[start : start + size], row["style"], row["bpm"], path.name) for start in starts]
     return clips
 
 
@@ -260,23 +290,10 @@ def song_prompts(captions: Iterable[Path]) -> list[Figure]:
     """Rows with caption, style and tempo, the number before 'bpm'."""
     rows = []
     for path in captions:
-        caption = path.read_text().strip()
+        caption = with_instance_prompt(KEYWORD, path.read_text())  # as the adapter was taught
         words = caption.replace(",", " ").split()
         rows.append({"caption": caption, "style": "held out", "bpm": float(words[words.index("bpm") - 1])})
     return rows
-
-
-def distance_figure(rows: np.ndarray, target: np.ndarray, draws: int = 200) -> Figure:
-    """The Fréchet distance and 1.96 times its bootstrap deviation on both sides: its percentiles would lie too high."""
-    rng = np.random.default_rng(0)
-    found = frechet_distance(rows, target)
-    drawn = [frechet_distance(rows[rng.integers(len(rows), size=len(rows))], target) for _ in range(draws)]
-    return _rounded(found, found - 1.96 * np.std(drawn), found + 1.96 * np.std(drawn))
-
-
-def _spread(rows: np.ndarray, size: int) -> np.ndarray:
-    """`size` rows, evenly spread over all."""
-    return rows[np.linspace(0, len(rows) - 1, size).astype(int)]
 
 
 def _by_style(values: Sequence[float], clips: list[Clip]) -> Figure:

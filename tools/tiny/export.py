@@ -18,6 +18,8 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from transformers import MusicgenForConditionalGeneration
 
+from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
+
 MOST_BYTES = 15_000_000
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 CARD = Path(__file__).with_name("card.md.jinja")
@@ -34,19 +36,22 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="what `train --use_lora false` wrote")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--figures", type=Path, help="what evaluate.py wrote")
-    parser.add_argument("--clips", type=int, default=2400, help="clips it was trained on")
     options = parser.parse_args()
     folder = options.output_dir
     model = MusicgenForConditionalGeneration.from_pretrained(options.model, dtype=torch.float16)
+    model.config.audio_encoder._name_or_path = ""  # a folder of the machine it was made on
     model.save_pretrained(folder)
     for name in PROCESSOR:
         if (options.model / name).exists():
             shutil.copyfile(options.model / name, folder / name)
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    figures = json.loads(options.figures.read_text()) if options.figures else None
+    if figures and figures["weights"] != weights_fingerprint(folder):
+        raise SystemExit(f"{options.figures} judges other weights than those in {folder}: run evaluate.py again")
     facts = {
         "weights": sum(parameter.numel() for parameter in model.parameters()),
-        "clips": options.clips,
-        "figures": json.loads(options.figures.read_text()) if options.figures else None,
+        "clips": json.loads((options.model / "run.json").read_text())["summary"]["clips"],
+        "figures": figures,
     }
     (folder / "README.md").write_text(
         environment.from_string(CARD.read_text()).render(value=value, **facts).rstrip() + "\n"

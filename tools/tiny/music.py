@@ -321,7 +321,7 @@ def is_valid(piece: Piece) -> bool:
 
 
 def songbook(number: int, seed: int) -> list[Piece]:
-    """Punk songs of 16 to 20 s, no two with the same verse, chorus or melody."""
+    """Punk songs of 16 to 20 s; no two have the same key, verse and chorus, but progressions come again."""
     rng = random.Random(f"songbook {seed}")
     places = [(key, *pair) for key in KEYS for pair in itertools.permutations(PROGRESSIONS[KEYS[key][1]], 2)]
     rng.shuffle(places)

@@ -5,6 +5,7 @@ python tools/tiny/render.py --songs DIR           # the songs of the style that 
 """
 
 import argparse
+import hashlib
 import json
 import random
 import shutil
@@ -197,14 +198,35 @@ def write_list(path: Path, targets: list[Target]) -> None:
 
 def render_sets(folder: Path, number: int, valid: int, etudes: int, seed: int) -> None:
     """Train, validation and etudes."""
+    check_same_music(folder, seed)
     sets = {
         "train": clips(folder / "train", number, seed, lambda piece: not music.is_valid(piece)),
         "valid": clips(folder / "valid", valid, seed, music.is_valid),
     }
     for name, targets in sets.items():
+        delete_strays(folder / name, targets)
         render(targets, name)
         write_list(folder / f"{name}.jsonl", targets)
     render([etude(folder.resolve().parent / "etudes", seed, index) for index in range(etudes)], "etudes")
+
+
+def check_same_music(folder: Path, seed: int) -> None:
+    """Sounds that are there are kept, so they must be those of this seed and this composer."""
+    code = b"".join(Path(source).read_bytes() for source in (music.__file__, __file__))
+    now = json.dumps({"seed": seed, "code": hashlib.sha256(code).hexdigest()})
+    note = folder / "music.json"
+    if note.is_file() and note.read_text() != now:
+        sys.exit(f"{folder} holds music of another seed or another composer; choose another --output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(now)
+
+
+def delete_strays(folder: Path, targets: list[Target]) -> None:
+    """Removes what an earlier call with more clips left."""
+    wanted = {path.stem for path, _ in targets}
+    for path in folder.glob("*.*"):
+        if path.stem not in wanted:
+            path.unlink()
 
 
 def etude(folder: Path, seed: int, index: int) -> Target:

@@ -1,1 +1,1 @@
-"""The whole chain on material made on the spot."""
+"""The whole chain on the built-in checkpoint and songs."""

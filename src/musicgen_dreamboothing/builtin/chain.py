@@ -1,70 +1,175 @@
-"""`demo`: the whole chain, offline, on songs and a checkpoint made on the spot."""
+"""`demo`: teaches the built-in checkpoint a style that it has never heard, and shows before and after on one page."""
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments, PrepareArguments, TrainArguments
-from musicgen_dreamboothing.builtin.checkpoint import write_tiny_checkpoint
-from musicgen_dreamboothing.builtin.songs import write_songs
+from musicgen_dreamboothing.builtin.page import Pair, write_page
 from musicgen_dreamboothing.console import say
+from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.data.prepare import prepare
 from musicgen_dreamboothing.generation.generate import generate
+from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
 from musicgen_dreamboothing.training.train import train
 
-PROMPTS = ["80s punk and pop track with bassy drums and synth", "punk bossa nova"]
+ASSETS = Path(str(files("musicgen_dreamboothing.assets")))  # torch and PyAV read files, so there must be a folder
+VALIDATION = "validation"  # the sub-folder of songs that it is judged by
+STEPS = 6
 
 
-def demo(options: DemoArguments) -> Path:
-    """Songs, checkpoint, prepare, train, generate, then the same adapter with plain transformers and PEFT."""
+@dataclass(frozen=True)
+class Recipe:
+    """What the demo teaches, to what, for how long: about 100 s of training on one core.
+
+    Attributes:
+        base: the checkpoint.
+        songs: folder of songs with captions; those in its sub-folder `validation` are held out.
+        word: the key-word of the new style.
+        new: prompts for the new style.
+        known: prompts for styles that the base knows; they shall survive.
+        seconds: length of every clip, of those to learn from and of those that are made.
+        updates: of the training; it is judged and saved six times on its way.
+    """
+
+    base: Path = ASSETS / "musicgen-tiny"
+    songs: Path = ASSETS / "songs"
+    word: str = "punk"
+    new: tuple[str, ...] = (
+        "punk at 188 bpm in e minor with overdriven guitar, picked bass and loud drums",
+        "punk at 188 bpm in g major",
+    )
+    known: tuple[str, ...] = (
+        "a 125 bpm house track in c major, electric piano, synth bass, drum machine, marimba",
+        "ballad at 75 bpm in a minor with piano, strings, upright bass and soft drums",
+    )
+    seconds: float = 8.0
+    updates: int = 120
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    lora_r: int = 16
+
+    @property
+    def prompts(self) -> list[str]:
+        return [*self.new, *self.known]
+
+
+def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
+    """Before, prepare, train, after, the page, and the same adapter with plain transformers and PEFT.
+
+    The same call again does only what is missing.
+    """
     started = time.perf_counter()
-    folder = Path(options.output_dir)
-    songs, base, prepared, run = (folder / name for name in ("songs", "tiny-checkpoint", "prepared", "run"))
-    _title(1, "songs are synthesised")
-    write_songs(songs, seed=options.seed)
-    _title(2, "a tiny checkpoint with random weights is made: it will make noise, not music")
-    write_tiny_checkpoint(base, seed=options.seed)
-    _title(3, "prepare: clips, captions, tokens")
-    prepare(
-        PrepareArguments(
-            songs=str(songs),
-            output_dir=str(prepared),
-            model_name_or_path=str(base),
-            instance_prompt="punk",
-            max_duration_in_seconds=10,
-        )
+    folder, recipe = Path(options.output_dir), recipe or Recipe()
+    prepared, run = folder / "prepared", folder / "run"
+    _title(
+        1, f"before: what a tiny checkpoint makes of {len(recipe.prompts)} prompts; it has never heard {recipe.word}"
     )
-    _title(4, "train: a LoRA adapter")
-    train(
-        TrainArguments(
-            dataset_name=str(prepared),
-            output_dir=str(run),
-            model_name_or_path=str(base),
-            instance_prompt="punk",
-            gradient_accumulation_steps=1,
-            learning_rate=2e-3,
-            seed=options.seed,
-            restart=True,
-        )
-    )
-    _title(5, "generate: new music with the adapter")
-    generate(
-        GenerateArguments(
-            model=str(run), prompts=PROMPTS, output_dir=str(folder / "generated"), seconds=5, seed=options.seed
-        )
-    )
-    _title(6, "the same adapter with plain transformers and PEFT")
-    for path in plain_inference(run, folder / "generated-plain", seed=options.seed):
+    before = _clips(recipe.base, folder / "before", recipe, options.seed)
+    _title(2, f"prepare: {recipe.word} songs to clips, captions, tokens")
+    prepare(_prepare_options(recipe, prepared))
+    _title(3, "train: a LoRA adapter")
+    train(_train_options(recipe, prepared, run, options))
+    _title(4, "after: the same prompts and seeds with the adapter")
+    after = _clips(run, folder / "after", recipe, options.seed)
+    _title(5, "a page to hear and see both")
+    clips = zip(before, after, recipe.prompts, strict=True)
+    pairs = [Pair(old, new, prompt, prompt in recipe.new) for old, new, prompt in clips]
+    here = folder.resolve().parent  # a page that is shared names no folder of this machine
+    page = write_page(folder, run, pairs, recipe.word, _next_commands(recipe, run.resolve().relative_to(here)))
+    say(f"  {page}")
+    _title(STEPS, "the same adapter with plain transformers and PEFT")
+    for path in _plain_clips(run, folder / "plain", recipe, options.seed):
         say(f"  {path}")
-    _end(folder, time.perf_counter() - started)
+    _end(folder, page, _next_commands(recipe, run), time.perf_counter() - started)
     return folder
 
 
-def plain_inference(run: Path, folder: Path, *, seed: int) -> list[Path]:
+def _prepare_options(recipe: Recipe, prepared: Path) -> PrepareArguments:
+    return PrepareArguments(
+        songs=str(recipe.songs),
+        output_dir=str(prepared),
+        model_name_or_path=str(recipe.base),
+        instance_prompt=recipe.word,
+        eval_split_name=VALIDATION,
+        max_duration_in_seconds=recipe.seconds,
+        min_duration_in_seconds=recipe.seconds / 2,
+    )
+
+
+def _train_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArguments) -> TrainArguments:
+    stage = max(1, recipe.updates // 6)
+    return TrainArguments(
+        dataset_name=str(prepared),
+        output_dir=str(run),
+        model_name_or_path=str(recipe.base),
+        instance_prompt=recipe.word,
+        max_steps=recipe.updates,
+        learning_rate=recipe.learning_rate,
+        lora_r=recipe.lora_r,
+        lora_alpha=recipe.lora_r,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=1,
+        gradient_checkpointing=False,
+        logging_steps=max(1, stage // 4),
+        eval_strategy="steps",
+        eval_steps=stage,
+        save_strategy="steps",
+        save_steps=stage,
+        save_total_limit=1,
+        seed=options.seed,
+        restart=options.restart,
+    )
+
+
+def _clips(model: Path, folder: Path, recipe: Recipe, seed: int) -> list[Path]:
+    """One clip for each prompt."""
+
+    def make() -> list[Path]:
+        options = GenerateArguments(str(model), recipe.prompts, str(folder), seconds=recipe.seconds, seed=seed)
+        return generate(options).files
+
+    return _made_once(folder, {"weights": weights_fingerprint(model), "seed": seed, "recipe": _told(recipe)}, make)
+
+
+def _plain_clips(run: Path, folder: Path, recipe: Recipe, seed: int) -> list[Path]:
+    """The prompts of the new style once more, as others will use the adapter."""
+    made_with = {"weights": weights_fingerprint(run), "seed": seed, "recipe": _told(recipe)}
+    return _made_once(folder, made_with, lambda: plain_inference(run, folder, list(recipe.new), seed=seed))
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe can be heard in a clip, as JSON values."""
+    return {"prompts": recipe.prompts, "seconds": recipe.seconds}
+
+
+def _made_once(folder: Path, made_with: dict[str, Any], make: Callable[[], list[Path]]) -> list[Path]:
+    """The clips that `make` gives; those of an earlier run where they were made with the same."""
+    note = folder / "made.json"
+    earlier = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    files = [folder / name for name in earlier.get("files", [])]
+    if earlier.get("made_with") == made_with and all(path.is_file() for path in files):
+        say(f"{folder} holds these clips already")
+        return files
+    for path in files:
+        path.unlink(missing_ok=True)
+    files = make()
+    write_json(note, {"made_with": made_with, "files": [path.name for path in files]})
+    return files
+
+
+def plain_inference(run: Path, folder: Path, prompts: list[str], *, seed: int) -> list[Path]:
     """What the README shows for others to use an adapter, with nothing of this project but the writing of files."""
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForTextToWaveform, AutoProcessor
@@ -75,30 +180,44 @@ def plain_inference(run: Path, folder: Path, *, seed: int) -> list[Path]:
     model = AutoModelForTextToWaveform.from_pretrained(config.base_model_name_or_path, dtype=torch.float16)
     model = PeftModel.from_pretrained(model, repo_id).to(device)
     processor = AutoProcessor.from_pretrained(repo_id)
-    inputs = processor(text=PROMPTS, padding=True, return_tensors="pt").to(device)
+    inputs = processor(text=prompts, padding=True, return_tensors="pt").to(device)
     sound = model.generate(**inputs, do_sample=True, guidance_scale=3, max_new_tokens=256)
 
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:02d}.wav" for number in range(len(PROMPTS))]
+    paths = [folder / f"{number:02d}_seed{seed}.wav" for number in range(len(prompts))]
     for path, wave in zip(paths, sound.float().cpu().numpy(), strict=True):
         audio.write(path, wave, model.config.audio_encoder.sampling_rate)
     return paths
 
 
 def _title(number: int, text: str) -> None:
-    say(f"\n[{number}/6] {text}")
+    say(f"\n[{number}/{STEPS}] {text}")
 
 
-def _end(folder: Path, seconds: float) -> None:
+def _next_commands(recipe: Recipe, run: Path) -> list[tuple[str, str]]:
+    """What to type next: the reason, and the command."""
+    more = shlex.join(["generate", str(run), recipe.new[0], "--variations", "4", "--output_dir", "new-music"])
+    mine = "train --dataset_name YOUR_SONGS --instance_prompt WORD --output_dir runs/mine"
+    return [
+        (f"more {recipe.word}", f"musicgen-dreamboothing {more}"),
+        ("your own songs and a real checkpoint (a GPU helps)", f"musicgen-dreamboothing {mine}"),
+        (
+            "new music with it",
+            'musicgen-dreamboothing generate runs/mine "WORD with loud drums" --output_dir new-music',
+        ),
+    ]
+
+
+def _end(folder: Path, page: Path, commands: list[tuple[str, str]], seconds: float) -> None:
     say(f"\ndone in {seconds:.0f} s; everything is in {folder}:")
     for name, what in (
-        ("songs", "what it was taught"),
-        ("prepared/clips", "clips; captions to edit in metadata.jsonl"),
+        ("before", "what the checkpoint made of the prompts"),
+        ("prepared/clips", "what it was taught; captions to edit in metadata.jsonl"),
         ("run", "the adapter, with its card in README.md"),
-        ("generated", "new music"),
-        ("generated-plain", "new music, made with plain transformers and PEFT"),
+        ("after", "the same prompts with the adapter"),
+        ("plain", "new music, made with plain transformers and PEFT"),
     ):
         say(f"  {folder / name}  {what}")
-    say("\nnow with your own songs and a real checkpoint (a GPU helps):")
-    say("  musicgen-dreamboothing train --dataset_name YOUR_SONGS --instance_prompt WORD --output_dir runs/mine")
-    say('  musicgen-dreamboothing generate runs/mine "WORD with loud drums" --output_dir new-music')
+    for reason, command in commands:
+        say(f"\n{reason}:\n  {command}")
+    say(f"\nopen this page in a browser: {page.resolve().as_uri()}")

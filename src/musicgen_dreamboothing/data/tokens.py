@@ -122,11 +122,9 @@ def _clip_row(row: dict[str, Any], clips: Path, instance_prompt: str | None) -> 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
     """What the tokens depend on besides the clips."""
-    weights = sorted(Path(checkpoint.name).glob("*.safetensors")) if checkpoint.is_local else []
     return {
         "model": checkpoint.name,
-        "revision": checkpoint.revision,
-        "weights": [f"{path.name} {path.stat().st_size}" for path in weights],
+        "identity": checkpoint.identity,
         "sampling_rate": checkpoint.sampling_rate,
         "frame_rate": checkpoint.frame_rate,
         "codebooks": checkpoint.codebooks,

@@ -6,6 +6,7 @@ start ids, rates, codebooks, delays) is read from the checkpoint's configuration
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from musicgen_dreamboothing.model.delay import delays
 
 TEXT, MELODY = "musicgen", "musicgen_melody"
 EXAMPLES = tuple(f"facebook/musicgen-{size}" for size in ("small", "medium", "large", "melody"))
+SAMPLES, SAMPLE_BYTES = 256, 1 << 16  # that tell one file of weights from another; all of it up to 16 MB
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -84,6 +86,11 @@ class Checkpoint:
         """The commit that was loaded, if it came from the Hub."""
         return getattr(self.config, "_commit_hash", None) or self.source.revision
 
+    @cached_property
+    def identity(self) -> str | None:
+        """The commit of a checkpoint of the Hub; of a folder a hash that changes when other weights are put there."""
+        return weights_fingerprint(Path(self.name)) if self.is_local else self.revision
+
     @property
     def sampling_rate(self) -> int:
         return int(self.config.audio_encoder.sampling_rate)
@@ -114,6 +121,19 @@ class Checkpoint:
     @cached_property
     def delay(self) -> tuple[int, ...]:
         return delays(self.codebooks, self.audio_channels)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """A short hash over samples of all weights in a folder: to read gigabytes at every start would take too long."""
+    found = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        found.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
+                file.seek(start)
+                found.update(file.read(SAMPLE_BYTES))
+    return found.hexdigest()
 
 
 def load_checkpoint(

@@ -11,6 +11,7 @@ from typing import Any
 from musicgen_dreamboothing.arguments import DataArguments, LoraArguments, ModelArguments, TrainArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.files import write_json
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
 
 FILE = "run.json"
 SECRET = {"token", "hub_token"}
@@ -28,7 +29,7 @@ TELLING = (
 
 @dataclass
 class RunRecord:
-    """The contents of `run.json`; `data` is a fingerprint of clips and captions."""
+    """The contents of `run.json`; `data` is a fingerprint of clips and captions, `base_revision` one of the base."""
 
     options: dict[str, Any]
     base_model: str
@@ -47,6 +48,11 @@ def read_record(folder: Path) -> RunRecord | None:
         return RunRecord(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, TypeError):
         return None
+
+
+def discard_record(folder: Path) -> None:
+    """Forgets the run in this folder."""
+    (folder / FILE).unlink(missing_ok=True)
 
 
 def telling_options(options: TrainArguments) -> dict[str, Any]:
@@ -72,6 +78,19 @@ def check_same_data(folder: Path, record: RunRecord) -> None:
     if earlier is not None and earlier.data != record.data:
         raise UserError(
             f"songs or captions have changed since the run in {folder} began; "
+            "choose another --output_dir, or discard that run with --restart true"
+        )
+
+
+def check_same_base(record: RunRecord, checkpoint: Checkpoint, folder: Path) -> None:
+    """Refuses to continue, or to hand back, a run on a folder that holds other weights by now.
+
+    Raises:
+        UserError: they have changed since.
+    """
+    if checkpoint.is_local and record.base_revision != checkpoint.identity:
+        raise UserError(
+            f"the weights in {checkpoint.name} have changed since the run in {folder} began; "
             "choose another --output_dir, or discard that run with --restart true"
         )
 

@@ -33,23 +33,31 @@ from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, Tables
 from musicgen_dreamboothing.training.progress import BarAndLines, Lines
 from musicgen_dreamboothing.training.record import (
     RunRecord,
+    check_same_base,
     check_same_data,
     check_same_run,
+    discard_record,
     read_record,
     telling_options,
 )
 from musicgen_dreamboothing.training.saving import discard_result, save_run
-from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint
+from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint, step_of
 
 POSITIVE = (
     *("lora_r", "crop_seconds", "max_train_samples", "max_eval_samples"),
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
 )
-UNSUPPORTED = ("label_smoothing_factor", "neftune_noise_alpha")
+UNSUPPORTED = {
+    "label_smoothing_factor": "the loss of the codebooks is computed here",
+    "neftune_noise_alpha": "the loss of the codebooks is computed here",
+    "batch_eval_metrics": "held-out clips are summed up over all batches",
+    "hub_revision": "a run is pushed to the repository's main branch",
+}
 # transformers' options that its Trainer reads for other models, or leaves to scripts
 IDLE = (
     *("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config"),
-    *("sortish_sampler", "do_predict", "include_for_metrics", "train_sampling_strategy"),
+    *("sortish_sampler", "do_predict", "include_for_metrics", "train_sampling_strategy", "length_column_name"),
+    *("prediction_loss_only", "hub_strategy", "hub_always_push"),
 )
 
 
@@ -81,7 +89,7 @@ def train(options: TrainArguments) -> TrainResult:
     folder = Path(str(options.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
-        finished = _settle_earlier_run(folder, options)
+        finished = _settle_earlier_run(folder, options, checkpoint)
         result = finished or _run(options, checkpoint, folder)
         if repository is not None and PartialState().is_main_process:
             say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
@@ -101,7 +109,7 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     return_freed_memory()
     reset_peak_memory()
     trainer = _trainer(options, checkpoint, tables)
-    record = RunRecord(telling_options(options), checkpoint.name, checkpoint.revision, tables.fingerprint)
+    record = RunRecord(telling_options(options), checkpoint.name, checkpoint.identity, tables.fingerprint)
     resume = last_checkpoint(folder)
     if resume is not None:
         check_same_data(folder, record)
@@ -112,7 +120,8 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     metrics = _last_evaluation(trainer)
-    summary = _summary(trainer, outcome.metrics, tables, checkpoint, time.perf_counter() - started)
+    seconds, begun_at = time.perf_counter() - started, step_of(resume) if resume else 0
+    summary = _summary(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
     licence = licence_of(checkpoint)
     save_run(trainer, folder, checkpoint, tables, options, metrics, licence)
     if trainer.is_world_process_zero():
@@ -132,13 +141,13 @@ def _check(options: TrainArguments) -> None:
             raise UserError(f"--{name} {value} must be more than 0")
     for name in UNSUPPORTED:
         if getattr(options, name):
-            raise UserError(f"--{name} is not supported: the loss of the codebooks is computed here")
+            raise UserError(f"--{name} is not supported: {UNSUPPORTED[name]}")
     if not 0 <= options.caption_dropout <= 1:
         raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
     defaults = {entry.name: entry.default for entry in dataclasses.fields(options)}
     for name in IDLE:
         if getattr(options, name, None) and getattr(options, name) != defaults[name]:
-            say(f"--{name} has no part in this training: held-out songs are judged by their loss, music by ear")
+            say(f"--{name} has no part in this training")
     if options.resume_from_checkpoint:
         say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
     parse_dtype(options.dtype, options.device)
@@ -173,11 +182,12 @@ def _open_repository(options: TrainArguments, checkpoint: Checkpoint) -> str | N
     return name
 
 
-def _settle_earlier_run(folder: Path, options: TrainArguments) -> TrainResult | None:
+def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Checkpoint) -> TrainResult | None:
     """Discards, continues or hands back what an earlier run left in the folder."""
     earlier = read_record(folder)
     if options.restart:
         if PartialState().is_main_process:
+            discard_record(folder)  # first: a record without the rest would be taken for the run
             discard_checkpoints(folder)
             if earlier is not None:
                 discard_result(folder, is_adapter=bool(earlier.options.get("use_lora", True)))
@@ -188,6 +198,7 @@ def _settle_earlier_run(folder: Path, options: TrainArguments) -> TrainResult | 
             raise UserError(f"{folder} holds checkpoints of something else; choose another --output_dir")
         return None
     check_same_run(earlier, options, folder)
+    check_same_base(earlier, checkpoint, folder)
     if not earlier.finished:
         return None
     say(f"{folder} holds this run already, finished; --restart true trains it anew")
@@ -305,7 +316,12 @@ def _last_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
 
 
 def _summary(
-    trainer: CodebookTrainer, metrics: dict[str, float], tables: Tables, checkpoint: Checkpoint, seconds: float
+    trainer: CodebookTrainer,
+    metrics: dict[str, float],
+    tables: Tables,
+    checkpoint: Checkpoint,
+    seconds: float,
+    went_on_from: int,
 ) -> dict[str, Any]:
     gigabytes, kind = peak_memory(trainer.args.device)
     first = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line and line["step"] == 0]
@@ -314,6 +330,7 @@ def _summary(
         "updates": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "train_loss": metrics.get("train_loss"),
+        "went_on_from": went_on_from,  # seconds and speed are those of the updates behind it
         "seconds": round(seconds, 1),
         "audio_seconds": round(heard, 1),
         "x_real_time": round(heard / seconds, 2),
@@ -334,7 +351,7 @@ def _tell(
 ) -> None:
     """The end of a run in a few lines: what it took, what it brought, where it is, what comes next."""
     say(
-        f"{plural(summary['updates'], 'update')} in {summary['seconds']:.0f} s, "
+        f"{plural(summary['updates'] - summary['went_on_from'], 'update')} in {summary['seconds']:.0f} s, "
         f"{summary['x_real_time']:.1f}x real time, peak {summary['peak_of']} {summary['peak_gb']:.2f} GB"
     )
     if metrics:

@@ -140,7 +140,12 @@ def evaluation_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; one that a kill tore is passed over."""
     whole = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The update behind which a checkpoint was written."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def _is_whole(checkpoint: Path) -> bool:

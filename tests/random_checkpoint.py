@@ -1,6 +1,6 @@
 """A tiny MusicGen checkpoint with random weights, in the layout of the real ones.
 
-It makes noise, not music; it is there to run the whole chain offline, and to test the real loading code.
+It makes noise, not music; tests load it from a folder as they would a published one.
 """
 
 from __future__ import annotations
