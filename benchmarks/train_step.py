@@ -29,6 +29,8 @@ from typing import Any
 
 import _common
 
+from musicgen_dreamboothing.cli import ask_for_huge_pages
+
 PUBLISHED, OURS, RECOMPUTE = "published", "ours", "ours, recompute"
 VARIANTS = (PUBLISHED, RECOMPUTE, OURS)
 WRITE = "checkpoint"
@@ -115,6 +117,9 @@ def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     """Loads the model, takes the steps and tells their seconds and the peak."""
+    if options.variant != PUBLISHED:
+        ask_for_huge_pages()  # as our commands do before torch is there
+
     import torch
 
     from musicgen_dreamboothing.model.device import parse_dtype, peak_memory

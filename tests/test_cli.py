@@ -179,3 +179,14 @@ def test_the_public_names_are_there() -> None:
         assert name in dir(musicgen_dreamboothing)
     with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it offers DemoArguments, GenerateArguments, "):
         musicgen_dreamboothing.trian  # noqa: B018
+
+
+def test_torch_is_told_of_huge_pages_before_it_makes_a_tensor(tmp_path: Path) -> None:
+    """Unless the person has decided."""
+    code = "import os, sys\nfrom musicgen_dreamboothing.cli import main\nmain(['nothing'])\n"
+    code += "print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)"
+    for given, told in ((None, "1 False"), ("0", "0 False")):
+        env = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+        env |= {"THP_MEM_ALLOC_ENABLE": given} if given else {}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout == told + "\n"

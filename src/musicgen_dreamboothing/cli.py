@@ -44,7 +44,16 @@ def main(words: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(__version__)
         return 0
+    ask_for_huge_pages()
     return _guarded(words)
+
+
+def ask_for_huge_pages() -> None:
+    """Lets torch ask Linux for pages of 2 MB for its large tensors; it reads this when it makes its first tensor.
+
+    On a CPU a training step gets and frees gigabytes; with pages of 4 KB a quarter of its time goes into their making.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def _help() -> str:
