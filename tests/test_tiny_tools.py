@@ -16,6 +16,9 @@ import make_base
 import music
 import train_codec
 
+from musicgen_dreamboothing import TrainArguments
+from musicgen_dreamboothing.arguments import parse
+
 SETTINGS = [(style, bpm) for style, tempi in music.TEMPI.items() for bpm in tempi]
 
 
@@ -86,3 +89,22 @@ def test_the_codec_in_training_and_the_exported_one_agree(tmp_path: Path) -> Non
     assert codes.shape == (1, 2, train_codec.CODEBOOKS, 30)
     assert len(np.unique(codes)) > 100
     assert torch.allclose(decoded, trained, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["language_model", "captions", "last"])
+def test_the_files_of_the_three_trainings_are_files_of_options(name: str) -> None:
+    path = Path(train_codec.__file__).with_name(f"{name}.yaml")
+    options = parse(TrainArguments, "train", "", [str(path), "--output_dir", "out"])
+    assert (options.use_lora, options.freeze_text_encoder) == (False, False)
+    assert options.random_crop == (name == "captions")
+
+
+def test_music_of_others_is_not_taken_for_ours(tmp_path: Path) -> None:
+    render = pytest.importorskip("render", reason="needs mido")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(SystemExit, match="is not of this script"):
+        render.check_same_music(tmp_path, seed=0)
+    render.check_same_music(tmp_path / "fresh", seed=0)
+    render.check_same_music(tmp_path / "fresh", seed=0)
+    with pytest.raises(SystemExit, match="holds music of another seed"):
+        render.check_same_music(tmp_path / "fresh", seed=1)

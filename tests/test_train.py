@@ -636,12 +636,14 @@ def test_all_weights_are_trained_without_lora(
     assert not (folder / "config.json").exists()
 
 
-def test_a_full_fine_tune_is_resumed(
-    cli: Cli, data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def in_two_parts(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, data: Path, base: Path, root: Path, *options: object
+) -> tuple[Path, Path]:
+    """The folders of a run of four updates and of the same run stopped in its third one."""
+
     def words(name: str) -> list[object]:
-        steps = ("--use_lora", "false", "--max_steps", 4, "--save_strategy", "steps", "--save_steps", 1)
-        return [*train_words(data, tmp_path / name, base), *ONCE, *steps, "--gradient_accumulation_steps", 1]
+        steps = (*options, "--max_steps", 4, "--save_strategy", "steps", "--save_steps", 1)
+        return [*train_words(data, root / name, base), *ONCE, *steps, "--gradient_accumulation_steps", 1]
 
     assert cli(*words("whole")).code == 0
     monkeypatch.setattr(train, "Lines", Interrupting)
@@ -649,24 +651,23 @@ def test_a_full_fine_tune_is_resumed(
     monkeypatch.undo()
     ran = cli(*words("parts"))
     assert ran.code == 0
-    assert f"continuing from {tmp_path}/parts/checkpoint-2\n" in ran.out
-    assert_same(whole_model(tmp_path / "parts"), whole_model(tmp_path / "whole"))
+    assert f"continuing from {root}/parts/checkpoint-2\n" in ran.out
+    return root / "whole", root / "parts"
+
+
+def test_a_full_fine_tune_is_resumed(
+    cli: Cli, data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = in_two_parts(cli, monkeypatch, data, base, tmp_path, "--use_lora", "false")
+    assert_same(whole_model(parts), whole_model(whole))
 
 
 def test_an_adapter_that_splits_the_base_is_resumed_and_fits_the_untouched_base(
     cli: Cli, data: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def words(name: str) -> list[object]:
-        steps = ("--lora_init", "pissa_niter_4", "--max_steps", 4, "--save_strategy", "steps", "--save_steps", 1)
-        return [*train_words(data, tmp_path / name, base), *ONCE, *steps, "--gradient_accumulation_steps", 1]
-
-    assert cli(*words("whole")).code == 0
-    monkeypatch.setattr(train, "Lines", Interrupting)
-    assert cli(*words("parts")).code == 130
-    monkeypatch.undo()
-    assert cli(*words("parts")).code == 0
-    assert_same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
-    tuned = PeftModel.from_pretrained(MusicgenForConditionalGeneration.from_pretrained(base), tmp_path / "whole")
+    whole, parts = in_two_parts(cli, monkeypatch, data, base, tmp_path, "--lora_init", "pissa_niter_4")
+    assert_same(weights(parts), weights(whole))
+    tuned = PeftModel.from_pretrained(MusicgenForConditionalGeneration.from_pretrained(base), whole)
     assert tuned.peft_config["default"].r == 2 * 16
     before, after = whole_model(base), dict(tuned.merge_and_unload().named_parameters())
     for name, weight in before.items():

@@ -3,8 +3,9 @@
     python tools/tiny/evaluate.py MODEL --data DATA --output FILE.json
     python tools/tiny/evaluate.py MODEL --data DATA --output FILE.json --adapter RUN --songs SONGS
 
-DATA and SONGS are what `render.py` wrote. Every figure made of clips has a 95 % bootstrap interval. Beside each figure
-of generated music stand the same on real held-out music, as it is and through the codec, and what chance would give.
+DATA and SONGS are what `render.py` wrote. Means over clips have a 95 % bootstrap interval, Fréchet distances one over
+splits of the songs. Beside each figure of generated music stand the same on real held-out music, as it is and through
+the codec, and what chance would give.
 """
 
 from __future__ import annotations

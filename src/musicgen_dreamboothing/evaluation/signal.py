@@ -11,18 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = [
-    "Space",
-    "bootstrap_interval",
-    "embed",
-    "frechet_distance",
-    "mel_db",
-    "onset_envelope",
-    "pulse",
-    "tempo",
-    "tempo_matches",
-]
+from transformers.audio_utils import mel_filter_bank
 
 Array = NDArray[np.float64]
 
@@ -43,8 +32,8 @@ SHRINKAGE = 0.1  # of covariances, towards their diagonal
 def mel_db(wave: NDArray[np.float32], rate: int) -> Array:
     """Power in 64 mel bands from 40 Hz to 8 kHz (or half the rate), in dB, `[T, BANDS]` at 100 Hz.
 
-    A sine at full scale has 0 dB, and nothing lies below -60 dB. Windows of 32 ms (Hann) lie wholly inside the wave;
-    one that is shorter than a window is filled up with silence.
+    A sine at full scale is near 0 dB, how near depends on the rate; nothing lies below -60 dB. Windows of 32 ms
+    (Hann) lie wholly inside the wave; one that is shorter than a window is filled up with silence.
     """
     window = round(WINDOW_SECONDS * rate)
     padded = np.pad(np.asarray(wave, np.float64), (0, max(0, window - len(wave))))
@@ -54,17 +43,9 @@ def mel_db(wave: NDArray[np.float32], rate: int) -> Array:
     size = 2 ** math.ceil(math.log2(2 * window))  # twice as fine as the window, for the narrow lowest bands
     spectrum = np.fft.rfft(padded[starts[:, None] + np.arange(window)] * hann, size)
     power = np.abs(spectrum) ** 2 / (hann.sum() / 2) ** 2
-    return 10 * np.log10(power @ _mel_filters(rate, size).T + 10 ** (FLOOR_DB / 10))
-
-
-def _mel_filters(rate: int, size: int) -> Array:
-    """Triangles `[BANDS, bins]` equally wide on the mel scale (HTK's formula)."""
-    lowest, highest = (2595 * math.log10(1 + hertz / 700) for hertz in (LOWEST_HZ, min(HIGHEST_HZ, rate / 2)))
-    mels = np.linspace(lowest, highest, BANDS + 2)
-    edges = 700 * (10 ** (mels / 2595) - 1)
-    hertz = np.fft.rfftfreq(size, 1 / rate)
-    left, middle, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    return np.clip(np.minimum((hertz - left) / (middle - left), (right - hertz) / (right - middle)), 0, None)
+    highest = min(HIGHEST_HZ, rate / 2)
+    filters = mel_filter_bank(size // 2 + 1, BANDS, LOWEST_HZ, highest, rate, norm=None, mel_scale="htk")
+    return 10 * np.log10(power @ filters + 10 ** (FLOOR_DB / 10))
 
 
 def onset_envelope(wave: NDArray[np.float32], rate: int) -> Array:
