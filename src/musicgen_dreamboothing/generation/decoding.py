@@ -1,8 +1,8 @@
 """The decode loop: text states in, codes out, for both families.
 
-It does what transformers' `generate` does for these models (same delay mask, guidance and top-k),
-with two differences: each clip draws from its own stream of random numbers, and captions of the
-melody family are never padded, so that a clip is the same whatever it is made beside.
+It does what transformers' `generate` does for these models (same delay mask, guidance, top-k and top-p), with two
+differences: each clip draws from its own stream of random numbers, and captions of the melody family are never padded,
+so that a clip is the same whatever it is made beside.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.generation.engine import Decoder
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.delay import apply_delay, undo_delay
+from musicgen_dreamboothing.model.delay import UNFILLED, apply_delay, undo_delay
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
 
-UNFILLED = -1
+EAGER, GRAPH, COMPILED = "eager", "graph", "compiled"  # how the steps run
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class Sampling:
         guidance_scale: 1 ignores classifier-free guidance; Meta uses 3 (Copet et al. 2023, section 3.1).
         temperature: 0 takes the likeliest code.
         top_k: number of likeliest codes to draw from; 0 draws from all.
+        top_p: draw from the fewest codes that have this probability together (Holtzman et al. 2020); 1 draws from all.
     """
 
     guidance_scale: float = 3.0
     temperature: float = 1.0
     top_k: int = 250
+    top_p: float = 1.0
 
 
 def clip_seed(seed: int, prompt: str, variation: int) -> int:
@@ -43,19 +45,8 @@ def clip_seed(seed: int, prompt: str, variation: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-@torch.inference_mode()
-def generate_codes(
-    model: TextLM | MelodyLM,
-    checkpoint: Checkpoint,
-    text_states: torch.Tensor,
-    text_mask: torch.Tensor,
-    *,
-    frames: int,
-    seeds: list[int],
-    sampling: Sampling,
-    on_step: Callable[[int], object] = lambda clips: None,
-) -> torch.Tensor:
-    """Samples codes for a batch of captions.
+class CodeStream:
+    """The codes of a batch of clips, drawn step by step.
 
     Args:
         model: the language model.
@@ -65,26 +56,133 @@ def generate_codes(
         frames: length T of each clip in codec frames.
         seeds: one for each clip.
         sampling: how codes are chosen.
+        how: `eager`; `graph` replays one captured CUDA graph; `compiled` is for long runs.
+
+    Attributes:
+        sequence: delayed codes `[B, K, T + max(delay)]`, -1 where none is drawn yet.
+        done: steps that were made.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: TextLM | MelodyLM,
+        checkpoint: Checkpoint,
+        text_states: torch.Tensor,
+        text_mask: torch.Tensor,
+        *,
+        frames: int,
+        seeds: list[int],
+        sampling: Sampling,
+        how: str = EAGER,
+    ) -> None:
+        device, batch = model.device, len(seeds)
+        conditioning = _guided_conditioning(model, text_states.to(device), text_mask.to(device), sampling)
+        blank = torch.full((batch, checkpoint.codebooks, frames), UNFILLED, dtype=torch.long, device=device)
+        self.sequence = apply_delay(blank, checkpoint.delay, checkpoint.pad_token_id)
+        self.done, self.frames, self._delay, self._sampling, self._how = 0, frames, checkpoint.delay, sampling, how
+        self._decoder = Decoder(model, conditioning, self.steps, whole=how != EAGER)
+        self._noise = _noise(seeds, self.steps, checkpoint.codebooks).to(device)
+        self._codes = torch.full_like(self.sequence[..., 0], checkpoint.start_token_id)
+        self._step = torch.zeros(1, dtype=torch.long, device=device)  # where the device counts itself
+        self._advance: Callable[[], object] = self._draw_counted
+
+    @property
+    def steps(self) -> int:
+        """Steps in all: the frames, and the delay of the last codebook."""
+        return self.sequence.shape[-1]
+
+    @property
+    def whole_frames(self) -> int:
+        """Frames whose codes are all drawn."""
+        return max(0, self.done - max(self._delay))
+
+    def codes(self, first: int, last: int) -> torch.Tensor:
+        """Codes `[B, K, last - first]` of a stretch of frames, without the delay."""
+        return undo_delay(self.sequence[..., first : last + max(self._delay)], self._delay)
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Makes one step."""
+        if self._how == EAGER:
+            self._draw(self.done)
+        elif self.done == 0:
+            self._first_of_many()
+        else:
+            self._advance()
+        self.done += 1
+
+    def _first_of_many(self) -> None:
+        """The first step as it is, which also warms up what is captured or compiled then."""
+        if self._how == COMPILED:
+            self._draw_counted()
+            self._advance = torch.compile(self._draw_counted)
+            return
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._draw_counted()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._draw_counted(check=False)
+        self._advance = graph.replay
+
+    def _draw_counted(self, check: bool = True) -> None:
+        """A step whose number is a tensor, so that nothing in it depends on the host."""
+        step = self._step
+        noise, planned = self._noise.index_select(1, step)[:, 0], self.sequence.index_select(2, step)[..., 0]
+        logits = self._logits(step, check=check and self.done == 0)
+        now = torch.where(planned == UNFILLED, sample(logits, noise, self._sampling), planned)
+        self.sequence.index_copy_(2, step, now[..., None])
+        self._codes.copy_(now)
+        self._step.add_(1)
+
+    def _draw(self, step: int) -> None:
+        """A step whose number the host knows."""
+        drawn = sample(self._logits(step, check=step == 0), self._noise[:, step], self._sampling)
+        planned = self.sequence[..., step]
+        self._codes = torch.where(planned == UNFILLED, drawn, planned)
+        self.sequence[..., step] = self._codes
+
+    def _logits(self, step: int | torch.Tensor, *, check: bool) -> torch.Tensor:
+        """Float32 logits of the next codes `[B, K, V]`, guided."""
+        scale = self._sampling.guidance_scale
+        if scale == 1:
+            return self._decoder.logits(self._codes, step)
+        captioned, null = self._decoder.logits(self._codes.repeat(2, 1), step).chunk(2)
+        if check and torch.equal(captioned, null):
+            raise UserError("the prompt changes nothing in this model: captioned and null logits are the same")
+        return null + scale * (captioned - null)
+
+
+def generate_codes(
+    model: TextLM | MelodyLM,
+    checkpoint: Checkpoint,
+    text_states: torch.Tensor,
+    text_mask: torch.Tensor,
+    *,
+    frames: int,
+    seeds: list[int],
+    sampling: Sampling,
+    how: str = EAGER,
+    on_step: Callable[[int], object] = lambda clips: None,
+) -> torch.Tensor:
+    """Samples codes for a batch of captions; the arguments are those of `CodeStream`.
+
+    Args:
         on_step: called after each step with the number of clips.
 
     Returns:
         int64 codes `[B, K, T]` on the model's device.
     """
-    device, batch = model.device, len(seeds)
-    conditioning = _guided_conditioning(model, text_states.to(device), text_mask.to(device), sampling)
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    blank = torch.full((batch, checkpoint.codebooks, frames), UNFILLED, dtype=torch.long, device=device)
-    sequence = apply_delay(blank, checkpoint.delay, checkpoint.pad_token_id)
-    noise = _noise(seeds, sequence.shape[-1], checkpoint.codebooks).to(device)
-    step_input = torch.full_like(sequence[..., :1], checkpoint.start_token_id)
-    for step in range(sequence.shape[-1]):
-        logits = _next_logits(model, step_input, conditioning, cache, sampling.guidance_scale, check=step == 0)
-        drawn = sample(logits, noise[:, step], sampling)
-        planned = sequence[..., step]
-        step_input = torch.where(planned == UNFILLED, drawn, planned)[..., None]
-        sequence[..., step] = step_input[..., 0]
-        on_step(batch)
-    return undo_delay(sequence, checkpoint.delay)
+    stream = CodeStream(
+        model, checkpoint, text_states, text_mask, frames=frames, seeds=seeds, sampling=sampling, how=how
+    )
+    for _ in range(stream.steps):
+        stream.advance()
+        on_step(len(seeds))
+    return stream.codes(0, frames)
 
 
 def _guided_conditioning(
@@ -95,34 +193,6 @@ def _guided_conditioning(
     if sampling.guidance_scale != 1:
         states, mask, keep = states.repeat(2, 1, 1), mask.repeat(2, 1), torch.cat([keep, ~keep])
     return model.condition(states, mask, keep)
-
-
-def _next_logits(
-    model: TextLM | MelodyLM,
-    step_input: torch.Tensor,
-    conditioning: Conditioning,
-    cache: EncoderDecoderCache,
-    guidance_scale: float,
-    check: bool,
-) -> torch.Tensor:
-    """Float32 logits of the next codes `[B, K, V]`, guided."""
-    if guidance_scale == 1:
-        return _logits(model, step_input, conditioning, cache)
-    doubled = _logits(model, step_input.repeat(2, 1, 1), conditioning, cache)
-    captioned, null = doubled.chunk(2)
-    if check and torch.equal(captioned, null):
-        raise UserError("the prompt changes nothing in this model: captioned and null logits are the same")
-    return null + guidance_scale * (captioned - null)
-
-
-def _logits(
-    model: TextLM | MelodyLM,
-    step_input: torch.Tensor,
-    conditioning: Conditioning,
-    cache: EncoderDecoderCache,
-) -> torch.Tensor:
-    hidden = model.hidden_states(step_input, conditioning, cache)
-    return model.logits(hidden[:, -1:])[:, :, 0].float()
 
 
 def _noise(seeds: list[int], steps: int, codebooks: int) -> torch.Tensor:
@@ -136,7 +206,11 @@ def sample(logits: torch.Tensor, noise: torch.Tensor, sampling: Sampling) -> tor
     if sampling.temperature == 0:
         return logits.argmax(-1)
     candidates = logits.shape[-1] if sampling.top_k == 0 else min(sampling.top_k, logits.shape[-1])
-    values, ids = logits.topk(candidates, dim=-1)
-    cumulative = torch.softmax(values / sampling.temperature, dim=-1).cumsum(-1)
-    choice = (cumulative < noise[..., None] * cumulative[..., -1:]).sum(-1, keepdim=True)
+    values, ids = logits.topk(candidates, dim=-1)  # sorted, so that those of top_p are the first ones
+    chances = torch.softmax(values / sampling.temperature, dim=-1)
+    cumulative = chances.cumsum(-1)
+    total = cumulative[..., -1:]
+    if sampling.top_p < 1:
+        total = torch.where(cumulative - chances < sampling.top_p, chances, 0).sum(-1, keepdim=True)
+    choice = (cumulative < noise[..., None] * total).sum(-1, keepdim=True)
     return ids.gather(-1, choice.clamp(max=candidates - 1))[..., 0]

@@ -40,6 +40,7 @@ def generate(options: GenerateArguments) -> Generation:
         cache_dir=options.cache_dir,
         token=options.token,
         dtype=options.dtype,
+        quantization=options.quantization,
     )
     say(_describe(generator, options.model))
     _warn(generator, prompts, options.seconds)
@@ -52,7 +53,7 @@ def generate(options: GenerateArguments) -> Generation:
         seconds=options.seconds,
         variations=options.variations,
         seed=options.seed,
-        sampling=Sampling(options.guidance_scale, options.temperature, options.top_k),
+        sampling=Sampling(options.guidance_scale, options.temperature, options.top_k, options.top_p),
         batch_size=options.batch_size,
     ):
         path = folder / _file_name(clip, prompts, options.seed, suffix)
@@ -72,8 +73,10 @@ def _check(options: GenerateArguments) -> None:
     if options.seconds <= 0:
         raise UserError(f"--seconds {options.seconds:g} must be above 0")
     for name, least in (("variations", 1), ("batch_size", 1), ("temperature", 0), ("top_k", 0)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} {getattr(options, name)} must be at least {least}")
+        if (value := getattr(options, name)) is not None and value < least:
+            raise UserError(f"--{name} {value} must be at least {least}")
+    if not 0 < options.top_p <= 1:
+        raise UserError(f"--top_p {options.top_p:g} must be above 0 and at most 1")
 
 
 def _prompts(options: GenerateArguments) -> list[str]:

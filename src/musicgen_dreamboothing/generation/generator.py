@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from tqdm.auto import tqdm
 from transformers import EncodecModel
 
-from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.generation.decoding import Sampling, clip_seed, generate_codes
+from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.generation.decoding import EAGER, GRAPH, CodeStream, Sampling, clip_seed
 from musicgen_dreamboothing.model import adapter, codec, text
 from musicgen_dreamboothing.model.checkpoint import (
     Checkpoint,
@@ -23,10 +24,16 @@ from musicgen_dreamboothing.model.checkpoint import (
     load_text_encoder,
     load_tokenizer,
 )
-from musicgen_dreamboothing.model.device import best_device, parse_dtype, release_memory
+from musicgen_dreamboothing.model.device import best_device, free_memory, parse_dtype, release_memory, synchronize
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, load_language_model
+from musicgen_dreamboothing.model.quantized import to_int8
 
 TRAINED_SECONDS = 30.0  # Meta trained on clips of 30 s; longer ones wander
+QUANTIZATIONS = ("none", "int8")
+LARGEST_BATCH = {"cpu": 16}  # beyond it two cores have more to compute than to read
+LARGEST_BATCH_ON_A_GPU = 64
+SYNCHRONISE = 25  # steps; a GPU runs behind its host, and the bar would be ahead of the music
+SHARE_OF_MEMORY = 0.5  # of what is free, for keys and values; the rest is for what a step needs beside them
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Generator:
         token: Hub token, where the stored login does not do.
         device: torch device; by default the best there is.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        quantization: `none`, or `int8` for weights of the decoder's layers in 8 bits: half of the memory or less, and
+            faster on a CPU for one or two clips at once.
 
     Attributes:
         checkpoint: the base's configuration.
@@ -67,7 +76,10 @@ class Generator:
         token: str | None = None,
         device: torch.device | str | None = None,
         dtype: str = "auto",
+        quantization: str = "none",
     ) -> None:
+        if quantization not in QUANTIZATIONS:
+            raise UserError(f"--quantization {quantization!r} is unknown here; it takes {', '.join(QUANTIZATIONS)}")
         self.device = torch.device(device) if device else best_device()
         self.dtype = parse_dtype(dtype, self.device)
         self.active_layers: tuple[int, int] | None = None
@@ -80,6 +92,8 @@ class Generator:
             base = base_model or str(config.base_model_name_or_path)
             self.checkpoint = _adapter_base(source, base, config.revision if base_model is None else None)
             self._model = self._load_adapted(source)
+        if quantization == "int8":
+            to_int8(self._model.decoder.model.decoder.layers)
         self._tokenizer = load_tokenizer(self.checkpoint)
         self._states: dict[str, np.ndarray] = {}
         self._codec: EncodecModel | None = None  # loaded when there are codes to decode
@@ -105,7 +119,7 @@ class Generator:
         variations: int = 1,
         seed: int = 0,
         sampling: Sampling = Sampling(),
-        batch_size: int = 8,
+        batch_size: int | None = None,
         progress: bool = True,
     ) -> Iterator[GeneratedClip]:
         """Yields `variations` clips of every prompt, batch by batch; each is the same whatever it is made beside.
@@ -115,46 +129,107 @@ class Generator:
             seconds: length of a clip; up to 30 s is what the models were trained on.
             variations: clips of each prompt, each with its own random stream.
             seed: with the prompt and the variation it fixes the clip.
-            sampling: guidance, temperature and top-k.
-            batch_size: clips made at once.
+            sampling: guidance, temperature, top-k and top-p.
+            batch_size: clips made at once; None makes as many as memory holds. Where memory runs out it is halved.
             progress: whether to show a bar on stderr.
         """
-        frames = max(1, round(seconds * self.checkpoint.frame_rate))
+        frames = self._frames(seconds)
         wanted = [(prompt, variation) for prompt in prompts for variation in range(variations)]
         self._encode(prompts)
         steps = (frames + max(self.checkpoint.delay)) * len(wanted)
+        size = batch_size or self._fitting_batch(frames, sampling)
         with tqdm(total=steps, unit="frame", desc="generating", disable=not progress) as bar:
-            for batch in self._batches(wanted, batch_size):
-                yield from self._generate_batch(batch, frames, seed, sampling, bar)
+            for group in self._groups(wanted):
+                while group:
+                    batch = group[:size]
+                    before = bar.n
+                    try:
+                        made = self._generate_batch(batch, frames, seed, sampling, bar)
+                    except RuntimeError as error:
+                        if len(batch) == 1 or not should_reduce_batch_size(error):
+                            raise
+                        size = len(batch) // 2
+                        bar.n = before
+                        say(f"no memory for {len(batch)} clips at once; going on with {size}")
+                        release_memory()
+                        continue
+                    yield from made
+                    group = group[len(batch) :]
+
+    def stream(
+        self, prompt: str, *, seconds: float = 10.0, seed: int = 0, sampling: Sampling = Sampling(), piece: float = 1.0
+    ) -> Iterator[np.ndarray]:
+        """Yields one clip while it is being made, float32 `[C, S]` in pieces; together they are the clip of `generate`.
+
+        Args:
+            prompt: description of the music.
+            seconds: length of the clip.
+            seed: with the prompt it fixes the clip.
+            sampling: guidance, temperature, top-k and top-p.
+            piece: seconds of music between two pieces; each comes as soon as its sound is certain.
+        """
+        frames, step = self._frames(seconds), max(1, round(piece * self.checkpoint.frame_rate))
+        self._encode([prompt])
+        states, mask = text.pad_states([self._states[prompt]])
+        codes = self._code_stream(states, mask, frames, [clip_seed(seed, prompt, 0)], sampling)
+        decoder = codec.StreamDecoder(self._loaded_codec(), self.checkpoint)
+        given, ready = 0, step + decoder.lookahead
+        while given < frames:
+            codes.advance()
+            if codes.whole_frames >= min(ready, frames):
+                last = codes.whole_frames == frames
+                wave = decoder.push(codes.codes(given, codes.whole_frames)[0], last=last)
+                given, ready = codes.whole_frames, codes.whole_frames + step
+                yield wave.numpy()
+
+    def _frames(self, seconds: float) -> int:
+        return max(1, round(seconds * self.checkpoint.frame_rate))
+
+    def _fitting_batch(self, frames: int, sampling: Sampling) -> int:
+        """As many clips as the keys and values of which fit into the memory that is free."""
+        config = self._model.config.decoder
+        rows = 1 if sampling.guidance_scale == 1 else 2
+        capacity = frames + max(self.checkpoint.delay)
+        if self.checkpoint.is_melody:
+            capacity += self._model.config.chroma_length + max(len(states) for states in self._states.values())
+        numbers = 2 * rows * config.num_hidden_layers * config.hidden_size * capacity
+        fitting = SHARE_OF_MEMORY * free_memory(self.device) / (numbers * self.dtype.itemsize)
+        return max(1, min(int(fitting), LARGEST_BATCH.get(self.device.type, LARGEST_BATCH_ON_A_GPU)))
+
+    def _code_stream(
+        self, states: torch.Tensor, mask: torch.Tensor, frames: int, seeds: list[int], sampling: Sampling
+    ) -> CodeStream:
+        how = GRAPH if self.device.type == "cuda" else EAGER
+        return CodeStream(
+            self._model, self.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling, how=how
+        )
 
     def _generate_batch(
         self, batch: list[tuple[str, int]], frames: int, seed: int, sampling: Sampling, bar: tqdm
-    ) -> Iterator[GeneratedClip]:
+    ) -> list[GeneratedClip]:
         states, mask = text.pad_states([self._states[prompt] for prompt, _ in batch])
-        codes = generate_codes(
-            self._model,
-            self.checkpoint,
-            states,
-            mask,
-            frames=frames,
-            seeds=[clip_seed(seed, prompt, variation) for prompt, variation in batch],
-            sampling=sampling,
-            on_step=bar.update,
-        )
+        seeds = [clip_seed(seed, prompt, variation) for prompt, variation in batch]
+        stream = self._code_stream(states, mask, frames, seeds, sampling)
+        for step in range(stream.steps):
+            stream.advance()
+            bar.update(len(batch))
+            if step % SYNCHRONISE == 0:
+                synchronize(self.device)
+        codes = stream.codes(0, frames)
+        del stream  # its keys and values, before the codec comes
         waves = self._decode(codes)
-        for (prompt, variation), clip_codes, wave in zip(batch, codes.cpu(), waves, strict=True):
-            yield GeneratedClip(prompt, variation, clip_codes, wave, self.checkpoint.sampling_rate)
+        rate = self.checkpoint.sampling_rate
+        return [
+            GeneratedClip(prompt, variation, clip_codes, wave, rate)
+            for (prompt, variation), clip_codes, wave in zip(batch, codes.cpu(), waves, strict=True)
+        ]
 
-    def _batches(self, wanted: list[tuple[str, int]], batch_size: int) -> Iterator[list[tuple[str, int]]]:
-        """Batches of clips; in the melody family only captions of equal length share one."""
+    def _groups(self, wanted: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+        """Clips that may share a batch; in the melody family only those with captions of equal length."""
         if not self.checkpoint.is_melody:
-            groups = [wanted]
-        else:
-            lengths = {len(self._states[prompt]) for prompt, _ in wanted}
-            groups = [[clip for clip in wanted if len(self._states[clip[0]]) == length] for length in sorted(lengths)]
-        for group in groups:
-            for first in range(0, len(group), batch_size):
-                yield group[first : first + batch_size]
+            return [wanted]
+        lengths = {len(self._states[prompt]) for prompt, _ in wanted}
+        return [[clip for clip in wanted if len(self._states[clip[0]]) == length] for length in sorted(lengths)]
 
     def _encode(self, prompts: Sequence[str]) -> None:
         """Fills the table of text states; T5 leaves memory when it is done."""
@@ -173,10 +248,13 @@ class Generator:
 
     def _decode(self, codes: torch.Tensor) -> np.ndarray:
         """Codes `[B, K, T]` to waves `[B, C, S]`, one clip at a time: EnCodec wants much memory for each."""
+        waves = [codec.decode(self._loaded_codec(), clip[None], self.checkpoint) for clip in codes]
+        return torch.cat(waves).numpy()
+
+    def _loaded_codec(self) -> EncodecModel:
         if self._codec is None:
             self._codec = load_codec(self.checkpoint, self.device)
-        waves = [codec.decode(self._codec, clip[None], self.checkpoint) for clip in codes]
-        return torch.cat(waves).numpy()
+        return self._codec
 
 
 def _adapter_base(source: Source, base: str, revision: str | None) -> Checkpoint:

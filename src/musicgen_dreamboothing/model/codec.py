@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import EncodecModel
 
 from musicgen_dreamboothing.console import UserError
@@ -48,3 +49,100 @@ def decode(codec: EncodecModel, codes: torch.Tensor, checkpoint: Checkpoint) -> 
         for channel in range(channels)
     ]
     return torch.cat(waves, dim=1).float().cpu()
+
+
+class StreamDecoder:
+    """Decodes codes while they come, into what `decode` makes of all of them, up to rounding.
+
+    The LSTM behind the first convolution hands its state on from piece to piece. All other layers hear a bounded
+    stretch of frames, so each piece is decoded with as many frames on both sides as can be heard, and they are cut off.
+
+    Args:
+        codec: the checkpoint's EnCodec.
+        checkpoint: says how channels share codebooks.
+    """
+
+    def __init__(self, codec: EncodecModel, checkpoint: Checkpoint) -> None:
+        if codec.config.norm_type != "weight_norm" or codec.config.chunk_length is not None:
+            raise UserError(f"the codec of {checkpoint.name} normalises whole clips, so it can't decode them in pieces")
+        self._codec, self._channels, self._hop = codec, checkpoint.audio_channels, checkpoint.hop_length
+        self._sides = [_Side(codec) for _ in range(self._channels)]
+
+    @property
+    def lookahead(self) -> int:
+        """Frames that must follow one before its sound is certain."""
+        return self._sides[0].lookahead
+
+    @torch.inference_mode()
+    def push(self, codes: torch.Tensor, *, last: bool) -> torch.Tensor:
+        """The next codes `[K, T]` -> what can be heard for certain now, float32 `[C, S]` on the CPU.
+
+        Some frames wait for those that follow them; `last` says that none follow.
+        """
+        codes = codes.to(self._codec.device)
+        sides = zip(self._sides, range(self._channels), strict=True)
+        return torch.cat([side.push(codes[channel :: self._channels], last) for side, channel in sides]).float().cpu()
+
+
+class _Side:
+    """One channel of a `StreamDecoder`."""
+
+    def __init__(self, codec: EncodecModel) -> None:
+        self._codec = codec
+        self._first, self._lstm, *self._rest = codec.decoder.layers
+        self._first_reach = _reach([self._first])
+        self._rest_reach = _reach(self._rest)
+        self._codes: torch.Tensor | None = None  # [k, frames]
+        self._state: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._hidden: list[torch.Tensor] = []  # behind the LSTM, [1, D, frames] in pieces
+        self._heard = self._decoded = 0  # frames behind the LSTM, and frames that were handed out
+
+    @property
+    def lookahead(self) -> int:
+        return self._first_reach + self._rest_reach
+
+    def push(self, codes: torch.Tensor, last: bool) -> torch.Tensor:
+        """`[k, T]` -> `[1, S]`."""
+        self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=-1)
+        total = self._codes.shape[-1]
+        self._hear(total if last else total - self._first_reach)
+        return self._decode(self._heard if last else self._heard - self._rest_reach)
+
+    def _hear(self, end: int) -> None:
+        """Through the first convolution and the LSTM, up to a frame."""
+        if end <= self._heard:
+            return
+        assert self._codes is not None
+        begin = max(0, self._heard - self._first_reach)
+        window = self._codes[:, begin : end + self._first_reach]
+        hidden = self._first(self._codec.quantizer.decode(window[:, None]))
+        hidden = hidden[..., self._heard - begin : end - begin].permute(2, 0, 1)
+        found, self._state = self._lstm.lstm(hidden, self._state)
+        self._hidden.append((found + hidden).permute(1, 2, 0))
+        self._heard = end
+
+    def _decode(self, end: int) -> torch.Tensor:
+        """Through the layers that make waves, up to a frame."""
+        if end <= self._decoded:
+            return torch.zeros(1, 0)
+        begin = max(0, self._decoded - self._rest_reach)
+        hidden = torch.cat(self._hidden, dim=-1)[..., begin : end + self._rest_reach]
+        frames = hidden.shape[-1]
+        for layer in self._rest:
+            hidden = layer(hidden)
+        hop = hidden.shape[-1] // frames
+        wave = hidden[0, :, (self._decoded - begin) * hop : (end - begin) * hop]
+        self._decoded = end
+        return wave.cpu()
+
+
+def _reach(layers: list[nn.Module]) -> int:
+    """How many frames before and behind its own a stretch of a decoder's layers may hear, at most."""
+    samples = 0  # at the rate of the layer that is looked at, from the last one to the first
+    convolutions = [layer for part in layers for layer in part.modules()]
+    for layer in reversed(convolutions):
+        if isinstance(layer, nn.ConvTranspose1d):
+            samples = -(-samples // layer.stride[0]) + 1
+        elif isinstance(layer, nn.Conv1d):
+            samples += (layer.kernel_size[0] - 1) * layer.dilation[0]
+    return samples

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 
+UNFILLED = -1  # a code that is still to be drawn
 IGNORED = -100  # label of a position that carries no loss, as in torch.nn.functional.cross_entropy
 
 

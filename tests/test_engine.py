@@ -1,0 +1,311 @@
+"""The decode engine gives transformers' own logits, step by step, and all of its ways give the same music."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import KINDS, read_checkpoint
+from torch.nn import functional
+from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.generation import generator as generators
+from musicgen_dreamboothing.generation.decoding import (
+    COMPILED,
+    EAGER,
+    CodeStream,
+    Sampling,
+    _guided_conditioning,
+    sample,
+)
+from musicgen_dreamboothing.generation.engine import Decoder
+from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.model import codec, text
+from musicgen_dreamboothing.model.delay import training_steps
+from musicgen_dreamboothing.model.quantized import Int8Linear
+
+PROMPTS = ("punk", "a slow waltz for two guitars")
+STEPS = 9
+
+Folders = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoints: Folders) -> Callable[[str], Generator]:
+    """A generator on the base checkpoint of a kind, loaded once, with the text states of the prompts."""
+    made: dict[str, Generator] = {}
+
+    def get(kind: str) -> Generator:
+        if kind not in made:
+            made[kind] = Generator(checkpoints(kind), device="cpu", dtype="float32")
+            made[kind]._encode(PROMPTS)
+        return made[kind]
+
+    return get
+
+
+def states_of(generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the prompts; in the melody family of the first one, twice, as only equal lengths share a batch."""
+    prompts = PROMPTS[:1] * 2 if generator.checkpoint.is_melody else PROMPTS
+    return text.pad_states([generator._states[prompt] for prompt in prompts])
+
+
+def some_codes(generator: Generator, seed: int = 0) -> torch.Tensor:
+    """Inputs of a few steps `[2, K, S]`, as teacher forcing gives them."""
+    checkpoint = generator.checkpoint
+    drawn = torch.randint(
+        checkpoint.codebook_size,
+        (2, checkpoint.codebooks, STEPS),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return training_steps(drawn, checkpoint.delay, checkpoint.start_token_id)[0]
+
+
+class Forcing(LogitsProcessor):
+    """Keeps the logits that `generate` computes and makes it draw given codes."""
+
+    def __init__(self, codes: torch.Tensor) -> None:
+        self.codes, self.kept = codes, []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.kept.append(scores.clone())
+        forced = self.codes[..., min(len(self.kept), self.codes.shape[-1] - 1)].flatten()
+        forced = forced.clamp(max=scores.shape[-1] - 1)  # pads come of the delay pattern by themselves
+        repeats = len(scores) // len(forced)  # captioned and null rows under guidance
+        return torch.full_like(scores, -1e9).scatter(1, forced.repeat(repeats)[:, None], 0.0)
+
+
+def their_logits(whole: Any, generator: Generator, codes: torch.Tensor, scale: float) -> torch.Tensor:
+    """Logits `[S, B, K, V]` that transformers' own `generate` computes behind the codes of each step."""
+    prompts = PROMPTS[:1] * 2 if generator.checkpoint.is_melody else PROMPTS
+    ids, mask = text.tokenize(generator._tokenizer, list(prompts))
+    forcing = Forcing(codes)
+    whole.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=False,
+        guidance_scale=scale,
+        max_new_tokens=STEPS + 9,  # its end, where codebooks fall silent one after the other, is not looked at
+        logits_processor=LogitsProcessorList([forcing]),
+    )
+    logits = torch.stack(forcing.kept[:STEPS])
+    logits = logits.view(STEPS, -1, generator.checkpoint.codebooks, logits.shape[-1])
+    if scale == 1:
+        return logits
+    captioned, null = logits.chunk(2, dim=1)
+    return null + scale * (captioned - null)
+
+
+@torch.inference_mode()
+def our_logits(generator: Generator, codes: torch.Tensor, scale: float, *, whole: bool) -> torch.Tensor:
+    """The same of the engine."""
+    model, sampling = generator._model, Sampling(guidance_scale=scale)
+    decoder = Decoder(model, _guided_conditioning(model, *states_of(generator), sampling), STEPS, whole=whole)
+    found = []
+    for step in range(STEPS):
+        rows = codes[..., step] if scale == 1 else codes[..., step].repeat(2, 1)
+        found.append(decoder.logits(rows, torch.tensor([step]) if whole else step))
+    logits = torch.stack(found)
+    if scale == 1:
+        return logits
+    captioned, null = logits.chunk(2, dim=1)
+    return null + scale * (captioned - null)
+
+
+@pytest.mark.parametrize("scale", [3.0, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_transformers_generate(
+    kind: str, scale: float, loaded: Callable[[str], Generator], checkpoints: Folders
+) -> None:
+    generator = loaded(kind)
+    checkpoint = read_checkpoint(checkpoints(kind))
+    theirs_model = checkpoint.model_class.from_pretrained(checkpoint.name, dtype=torch.float32).eval()
+    codes = some_codes(generator)
+    theirs = their_logits(theirs_model, generator, codes, scale)
+    assert theirs.std() > 0.01
+    for whole in (False, True):
+        ours = our_logits(generator, codes, scale, whole=whole)
+        assert torch.allclose(ours, theirs, atol=2e-5), (ours - theirs).abs().max()
+
+
+@pytest.mark.parametrize("kind", ["text", "melody-stereo"])
+def test_steps_of_equal_shape_draw_the_same_codes(kind: str, loaded: Callable[[str], Generator]) -> None:
+    """What a CUDA graph would replay, and what is compiled, step by step as the plain loop."""
+    generator = loaded(kind)
+    arguments = (generator._model, generator.checkpoint, *states_of(generator))
+    plain, counted = (
+        CodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=Sampling(), how=how) for how in (EAGER, COMPILED)
+    )
+    for _ in range(plain.steps):
+        plain.advance()
+        with torch.inference_mode():
+            counted._draw_counted()
+    assert torch.equal(plain.sequence, counted.sequence)
+
+
+def test_a_step_allocates_nothing_that_grows(loaded: Callable[[str], Generator]) -> None:
+    """Keys and values stay where they are."""
+    generator = loaded("text")
+    stream = CodeStream(
+        generator._model, generator.checkpoint, *states_of(generator), frames=STEPS, seeds=[1, 2], sampling=Sampling()
+    )
+    places = [buffer.data_ptr() for buffer in stream._decoder._keys + stream._decoder._values]
+    for _ in range(stream.steps):
+        stream.advance()
+    assert places == [buffer.data_ptr() for buffer in stream._decoder._keys + stream._decoder._values]
+    assert all(buffer.abs().sum(-1).ne(0).all() for buffer in stream._decoder._keys)
+
+
+# As much at once as memory holds
+
+
+def test_a_batch_that_finds_no_memory_is_halved(
+    loaded: Callable[[str], Generator], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = loaded("text")
+    options: dict[str, Any] = {"seconds": 0.1, "variations": 5, "progress": False}
+    expected = [clip.codes for clip in generator.generate(PROMPTS[:1], **options)]
+    whole, sizes = generator._code_stream, []
+
+    def narrow(states: torch.Tensor, *rest: Any) -> CodeStream:
+        sizes.append(len(states))
+        if len(states) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return whole(states, *rest)
+
+    monkeypatch.setattr(generator, "_code_stream", narrow)
+    made = [clip.codes for clip in generator.generate(PROMPTS[:1], batch_size=5, **options)]
+    assert sizes == [5, 2, 2, 1]
+    assert "no memory for 5 clips at once; going on with 2" in capsys.readouterr().out
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(made, expected, strict=True))
+
+
+def test_one_clip_without_memory_is_an_error(
+    loaded: Callable[[str], Generator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*rest: Any) -> CodeStream:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(loaded("text"), "_code_stream", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(loaded("text").generate(PROMPTS[:1], seconds=0.1, progress=False))
+
+
+@pytest.mark.parametrize("kind", ["text", "melody"])
+def test_the_batch_fits_into_free_memory(
+    kind: str, loaded: Callable[[str], Generator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = loaded(kind)
+    stream = generator._code_stream(*states_of(generator), 50, [1, 2], Sampling())
+    a_clip = sum(buffer.nbytes for buffer in stream._decoder._keys + stream._decoder._values) / 2
+    for clips in (0.5, 3, 1000):
+        monkeypatch.setattr(generators, "free_memory", lambda device, clips=clips: int(a_clip * clips / 0.5) + 1)
+        longest = max(len(generator._states[prompt]) for prompt in PROMPTS)
+        expected = {0.5: 1, 3: 3 if not generator.checkpoint.is_melody or longest == 1 else None, 1000: 16}[clips]
+        found = generator._fitting_batch(50, Sampling())
+        assert found == expected if expected is not None else found in (2, 3)
+
+
+# Streaming
+
+
+@pytest.mark.parametrize("piece", [0.04, 0.3, 5.0])
+@pytest.mark.parametrize("kind", ["text", "melody-stereo"])
+def test_a_stream_is_the_clip_in_pieces(kind: str, piece: float, loaded: Callable[[str], Generator]) -> None:
+    generator = loaded(kind)
+    (clip,) = generator.generate(PROMPTS[:1], seconds=1.0, seed=3, progress=False)
+    pieces = list(generator.stream(PROMPTS[0], seconds=1.0, seed=3, piece=piece))
+    whole = np.concatenate(pieces, axis=1)
+    assert whole.shape == clip.wave.shape
+    assert np.abs(clip.wave).max() > 1e-3
+    assert np.abs(whole - clip.wave).max() < 1e-5 * np.abs(clip.wave).max() + 1e-7
+    assert (len(pieces) > 2) == (piece < 1)
+
+
+def test_the_first_second_waits_for_little_more_than_its_own_frames(loaded: Callable[[str], Generator]) -> None:
+    generator = loaded("text")
+    made: list[int] = []
+    whole = generator._code_stream
+
+    class Counting(CodeStream):
+        def advance(self) -> None:
+            super().advance()
+            made.append(1)
+
+    generator._code_stream = lambda states, mask, frames, seeds, sampling: Counting(  # type: ignore[method-assign]
+        generator._model, generator.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling
+    )
+    try:
+        first = next(generator.stream(PROMPTS[0], seconds=4.0))
+    finally:
+        generator._code_stream = whole  # type: ignore[method-assign]
+    rate = generator.checkpoint.frame_rate
+    assert first.shape[1] >= generator.checkpoint.sampling_rate
+    assert rate < len(made) <= 1.4 * rate
+
+
+def test_frames_are_certain_as_soon_as_the_codec_can_know(loaded: Callable[[str], Generator]) -> None:
+    checkpoint = loaded("text").checkpoint
+    decoder = codec.StreamDecoder(loaded("text")._loaded_codec(), checkpoint)
+    codes = torch.randint(checkpoint.codebook_size, (checkpoint.codebooks, 30))
+    first = decoder.push(codes[:, :20], last=False)
+    assert first.shape[1] == (20 - decoder.lookahead) * checkpoint.hop_length
+    rest = decoder.push(codes[:, 20:], last=True)
+    assert first.shape[1] + rest.shape[1] == 30 * checkpoint.hop_length
+
+
+# Weights in 8 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_weights_compute_nearly_the_same(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(256, 300, dtype=dtype)
+    with torch.no_grad():
+        linear.weight[7] = 0  # a row without any weight has no scale
+    x = torch.randn(2, 3, 256, dtype=dtype)
+    exact = functional.linear(x.double(), linear.weight.double(), linear.bias.double())
+    found = Int8Linear(linear)(x)
+    assert (found.shape, found.dtype) == (exact.shape, dtype)
+    assert (found.double() - exact).norm() < 0.015 * exact.norm()
+    assert torch.allclose(found[..., 7].double(), linear.bias[7].double())
+
+
+def test_int8_music_is_near_and_small(checkpoints: Folders) -> None:
+    plain = Generator(checkpoints("text"), device="cpu", dtype="float32")
+    small = Generator(checkpoints("text"), device="cpu", dtype="float32", quantization="int8")
+    kinds = {type(module) for module in small._model.decoder.model.decoder.layers.modules()}
+    assert Int8Linear in kinds
+    assert torch.nn.Linear not in kinds
+    for generator in (plain, small):
+        generator._encode(PROMPTS)
+    codes = some_codes(plain)
+    theirs, ours = (our_logits(generator, codes, 3.0, whole=False) for generator in (plain, small))
+    assert 0 < (ours - theirs).norm() < 0.1 * theirs.norm()
+
+
+def test_an_unknown_quantisation_is_refused(checkpoints: Folders) -> None:
+    with pytest.raises(UserError, match="--quantization 'int3' is unknown here; it takes none, int8"):
+        Generator(checkpoints("text"), quantization="int3")
+
+
+# The fewest codes that matter
+
+
+def test_top_p_draws_from_the_fewest_codes_with_that_probability() -> None:
+    """Against transformers' own warper."""
+    logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(0)) * 2
+    noise = torch.linspace(0, 0.9999, 400)
+    for top_p in (0.05, 0.5, 0.9, 1.0):
+        kept = TopPLogitsWarper(top_p)(None, logits.clone()).isfinite()
+        drawn = sample(logits[:, None].expand(-1, 400, -1), noise.expand(7, -1), Sampling(top_p=top_p, top_k=0))
+        chances = torch.softmax(logits.masked_fill(~kept, -torch.inf), dim=-1)
+        for row in range(7):
+            frequencies = torch.bincount(drawn[row], minlength=50) / 400
+            assert set(drawn[row].tolist()) <= set(kept[row].nonzero()[:, 0].tolist())
+            assert torch.allclose(frequencies, chances[row], atol=6e-3)
