@@ -24,6 +24,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from musicgen_dreamboothing.console import UserError, say
 
+POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
 DEFAULT_MODEL = "facebook/musicgen-small"
 
 
@@ -59,7 +60,7 @@ class DataArguments:
     instance_prompt: str | None = option(None, "Key-word that stands first in every caption, e.g. punk.")
     max_duration_in_seconds: float = option(30.0, "Songs are cut into clips of this length.")
     min_duration_in_seconds: float = option(5.0, "A rest or a song shorter than this is left out.")
-    preprocessing_num_workers: int = option(2, "Songs that are decoded at the same time.")
+    preprocessing_num_workers: int = option(2, "Songs, and later clips, that are decoded at the same time.")
     encode_batch_size: int = option(0, "Clips that EnCodec encodes at once; 0 chooses by the device.")
     overwrite_cache: bool = option(False, "Prepare everything anew, edited captions included.")
 
@@ -106,6 +107,16 @@ class RunArguments:
     random_crop: bool = option(True, "Begin each piece elsewhere in every epoch.")
     caption_dropout: float = option(0.2, "Share of pieces trained without their caption (Meta: 0.3, melody 0.2).")
     dtype: str = option("auto", "Precision of the base: auto, float32, bfloat16 or float16.")
+    quantization: str = option("none", "Store the frozen base in fewer bits: none, nf4 or int8 (bitsandbytes).")
+    recompute: str = option(
+        "auto",
+        "What the backward pass computes again to save memory: none, light (normalisations and activations), full "
+        "(everything), or auto, which also splits the batch as memory allows.",
+    )
+    plan: bool = option(False, "Only say how much memory a step would take, and stop.")
+    memory: str | None = option(
+        None, "Memory to plan for, e.g. 8GB; by default what is free. Without a GPU it is that of a GPU elsewhere."
+    )
     restart: bool = option(False, "Discard an earlier run in OUTPUT_DIR instead of continuing it.")
 
 
@@ -116,13 +127,15 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     # transformers' own options with the defaults that published fine-tunes of MusicGen settled on
     num_train_epochs: float = option(4.0, "Passes over all clips; few keep what the model could do before.")
     learning_rate: float = option(2e-4, "Peak learning rate.")
-    per_device_train_batch_size: int = option(2, "Clips in memory at once on each device.")
+    per_device_train_batch_size: int = option(
+        2, "Clips in memory at once on each device; times the accumulation steps they are the clips of an update."
+    )
     per_device_eval_batch_size: int = option(2, "The same for evaluation.")
     gradient_accumulation_steps: int = option(8, "Batches added up before each update.")
     adam_beta2: float = option(0.99, "Beta2 of AdamW.")
     weight_decay: float = option(0.1, "Weight decay of AdamW.")
     gradient_checkpointing: bool | None = option(
-        True, "Compute activations again instead of keeping them: slower, smaller."
+        None, "transformers' name: true is --recompute full, false is --recompute none."
     )
     eval_on_start: bool = option(True, "Evaluate once before the training, to have something to compare with.")
     eval_strategy: str = option("epoch", "When to evaluate: no, steps or epoch.")
@@ -139,17 +152,31 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     remove_unused_columns: bool = option(False, "Kept false: the collator reads every column.")
 
     def __post_init__(self) -> None:
-        if not self.output_dir:  # transformers would choose "trainer_output"
+        if not self.output_dir and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("say where the result goes: --output_dir DIR")
         self._settle_precision()
-        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        self._settle_recompute()
         with warnings.catch_warnings():
             # transformers 5.23 calls it activation_checkpointing; its older versions know this name alone
             warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
             super().__post_init__()
         if self.use_lora and not self.fp16:
             self.mixed_precision = "no"  # whatever `accelerate launch` says: the base's dtype has it already
+
+    def _settle_recompute(self) -> None:
+        """One option says it all; transformers' own follows it."""
+        if self.recompute not in ("auto", *POLICIES):
+            raise UserError(f"--recompute {self.recompute!r} is unknown; it takes auto, {', '.join(POLICIES)}")
+        if self.gradient_checkpointing is not None:
+            asked = "full" if self.gradient_checkpointing else "none"
+            if self.recompute not in ("auto", asked):
+                raise UserError(
+                    f"--gradient_checkpointing means --recompute {asked}; --recompute {self.recompute} won't"
+                )
+            self.recompute = asked
+        self.gradient_checkpointing = self.recompute == "full"
+        if self.gradient_checkpointing_kwargs is None:
+            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
 
     def _settle_precision(self) -> None:
         """Makes `bf16`, `fp16` and accelerate's own setting choose the base's precision instead of autocast.
@@ -202,10 +229,12 @@ class GenerateArguments:
     guidance_scale: float = option(3.0, "How closely the prompt is followed; 1 switches guidance off.")
     temperature: float = option(1.0, "Above 1 is wilder, below 1 tamer, 0 takes the likeliest.")
     top_k: int = option(250, "Draw from the so many likeliest codes; 0 draws from all.")
+    top_p: float = option(1.0, "Draw from the fewest codes that have this probability together; 1 draws from all.")
     seed: int = option(0, "With the prompt it fixes the clip.")
-    batch_size: int = option(8, "Clips made at once.")
+    batch_size: int | None = option(None, "Clips made at once; as many as memory holds without it.")
     format: str = option("wav", "wav, flac or ogg.")
     dtype: str = option("auto", "auto, float32, bfloat16 or float16.")
+    quantization: str = option("none", "none, or int8 for weights in 8 bits: less memory, faster on a CPU.")
     base_model: str | None = option(None, "The adapter's base, if it has moved since the training.")
     model_revision: str | None = option(None, "Branch, tag or commit of MODEL on the Hub.")
     cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")

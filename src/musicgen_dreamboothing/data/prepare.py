@@ -97,7 +97,12 @@ def prepare_songs(
         PartialState().wait_for_everyone()
         prompt, batch_size = options.instance_prompt, options.encode_batch_size
         encoded, captions = tokenize_clips(
-            folder, checkpoint, batch_size=batch_size, instance_prompt=prompt, text_states=text_states
+            folder,
+            checkpoint,
+            batch_size=batch_size,
+            workers=options.preprocessing_num_workers,
+            instance_prompt=prompt,
+            text_states=text_states,
         )
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
 
@@ -135,7 +140,12 @@ def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, tex
             _remove(folder, (TOKENS,))
         PartialState().wait_for_everyone()
         encoded, captions = tokenize_clips(
-            folder, checkpoint, batch_size=batch_size, instance_prompt=prompt, text_states=text_states
+            folder,
+            checkpoint,
+            batch_size=batch_size,
+            workers=options.preprocessing_num_workers,
+            instance_prompt=prompt,
+            text_states=text_states,
         )
     return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), 0, encoded, captions)
 

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from musicgen_dreamboothing import audio
@@ -29,10 +31,11 @@ from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
 from musicgen_dreamboothing.data.sources import CLIPS, TRAIN, read_json_lines
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
-from musicgen_dreamboothing.model.device import release_memory
+from musicgen_dreamboothing.model.device import release_memory, usable_cpus
 
 TOKENS, CODES, CAPTIONS, PARTS, INFO = "tokens", "clips", "captions", "parts", "info.json"
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
+MANY_CLIPS = 32
 ENCODE_BATCH = 2  # clips at once on a CPU; on a GPU its free memory decides
 MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
 
@@ -56,6 +59,7 @@ def tokenize_clips(
     checkpoint: Checkpoint,
     *,
     batch_size: int = 0,
+    workers: int = 0,
     instance_prompt: str | None = None,
     text_states: bool = True,
 ) -> tuple[int, int]:
@@ -65,6 +69,7 @@ def tokenize_clips(
         folder: the prepared folder.
         checkpoint: the base whose codec and text encoder are used.
         batch_size: clips encoded at once; 0 chooses by the device.
+        workers: processes that read clips while the codec computes; 0 reads them in this one.
         instance_prompt: put in front of captions that do not begin with it.
         text_states: False where the text encoder is trained, and no state of it stays true.
 
@@ -79,7 +84,7 @@ def tokenize_clips(
     if state.is_main_process:
         _begin(tokens, checkpoint)
     state.wait_for_everyone()
-    encoded = _update_codes(folder, rows, checkpoint, batch_size)
+    encoded = _update_codes(folder, rows, checkpoint, batch_size, workers)
     captioned = 0
     if state.is_main_process and text_states:
         captioned = _update_captions(tokens, [row["text"] for row in rows], checkpoint)
@@ -137,7 +142,9 @@ def _read_info(tokens: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _update_codes(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int) -> int:
+def _update_codes(
+    folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
+) -> int:
     """Encodes what is missing, each process its share, and lets the main one write the table."""
     state, tokens = PartialState(), folder / TOKENS
     if _is_current(tokens / CODES, rows):
@@ -146,7 +153,7 @@ def _update_codes(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoi
     missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
     state.wait_for_everyone()  # all have looked before one of them writes
     if share := missing[state.process_index :: state.num_processes]:
-        _encode_missing(folder, share, checkpoint, batch_size)
+        _encode_missing(folder, share, checkpoint, batch_size, workers)
     state.wait_for_everyone()
     if state.is_main_process:
         _assemble(tokens, rows, _known_codes(tokens), checkpoint.frame_rate)
@@ -218,7 +225,9 @@ def _quiet_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _encode_missing(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int) -> None:
+def _encode_missing(
+    folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
+) -> None:
     """Runs EnCodec over the clips and keeps the codes in parts; the codec leaves memory at the end."""
     device = PartialState().device  # of this process, and the CPU where `--use_cpu` says so
     batch_size = batch_size or batch_size_of(device)
@@ -227,7 +236,7 @@ def _encode_missing(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkp
     parts.mkdir(exist_ok=True)
     pending: list[dict[str, Any]] = []
     with tqdm(total=len(rows), unit="clip", desc="encoding", disable=not PartialState().is_main_process) as bar:
-        for batch in _equal_length_batches(folder / CLIPS, rows, checkpoint, batch_size):
+        for batch in _equal_length_batches(folder / CLIPS, rows, checkpoint, batch_size, workers):
             waves = torch.from_numpy(np.stack([wave for _, wave in batch]))
             codes = codec.encode(model, waves, checkpoint).cpu().numpy().astype(np.uint16)
             pending += [{"digest": row["digest"], "codes": code} for (row, _), code in zip(batch, codes, strict=True)]
@@ -257,12 +266,11 @@ def _save_part(parts: Path, pending: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _equal_length_batches(
-    clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, batch_size: int
+    clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
 ) -> Iterator[list[tuple[dict[str, Any], np.ndarray]]]:
     """Clips with their waves, `[C, S]` at the codec's rate: padding would change the codes of the shorter ones."""
     ordered = sorted(rows, key=lambda row: (-row["seconds"], row["file_name"]))
-    waves = ((row, _wave(clips / row["file_name"], checkpoint)) for row in ordered)
-    for _, group in groupby(waves, key=lambda pair: pair[1].shape[-1]):
+    for _, group in groupby(_read(clips, ordered, checkpoint, workers), key=lambda pair: pair[1].shape[-1]):
         batch: list[tuple[dict[str, Any], np.ndarray]] = []
         for pair in group:
             batch.append(pair)
@@ -271,6 +279,41 @@ def _equal_length_batches(
                 batch = []
         if batch:
             yield batch
+
+
+def _read(
+    clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, workers: int
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Rows with their waves, in order; a few are read ahead, so that memory doesn't grow with their number."""
+    files = [clips / row["file_name"] for row in rows]
+    # The start of a process takes as long as a few clips do.
+    processes = min(workers, usable_cpus()) if len(rows) >= MANY_CLIPS else 0
+    waves = DataLoader(_Waves(files, checkpoint), batch_size=None, num_workers=processes, collate_fn=_as_it_is)
+    for row, wave in zip(rows, waves, strict=True):
+        if isinstance(wave, audio.AudioError):
+            raise wave
+        yield row, wave
+
+
+@dataclass(frozen=True)
+class _Waves(Dataset[Any]):
+    """Files as waves; a broken one as its error, which a process would hand on with a traceback in its text."""
+
+    files: list[Path]
+    checkpoint: Checkpoint
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> np.ndarray | audio.AudioError:
+        try:
+            return _wave(self.files[index], self.checkpoint)
+        except audio.AudioError as error:
+            return error
+
+
+def _as_it_is(wave: Any) -> Any:
+    return wave
 
 
 def _wave(path: Path, checkpoint: Checkpoint) -> np.ndarray:

@@ -9,6 +9,7 @@ an adapter trained here fits the original class.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ from transformers.utils import ModelOutput
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint, quiet_loading
 from musicgen_dreamboothing.model.delay import IGNORED
+from musicgen_dreamboothing.model.quantized import base_quantization
+from musicgen_dreamboothing.model.recompute import LightRecompute
+
+LOGITS_AT_ONCE = 1024  # rows; with 2048 codes a fp32 copy of them takes 8 MB
 
 
 @dataclass
@@ -72,6 +77,11 @@ class _CodebookLM:
     decoder: Any
     text_encoder: Any
     enc_to_dec_proj: nn.Module
+    light: LightRecompute | None = None  # set by `use_light_recompute`
+
+    def use_light_recompute(self) -> None:
+        """From now on outputs of normalisations and activations are made again instead of kept."""
+        self.light = LightRecompute(self.decoder.model.decoder)
 
     def forward(
         self,
@@ -92,6 +102,18 @@ class _CodebookLM:
             text_states: cached states of the text encoder `[B, L, D_text]`; or
             input_ids: tokens of the captions `[B, L]`, encoded here.
         """
+        with self.light.kept_small() if self.light is not None and torch.is_grad_enabled() else nullcontext():
+            return self._loss(codes, labels, text_mask, keep_caption, text_states, input_ids)
+
+    def _loss(
+        self,
+        codes: torch.Tensor,
+        labels: torch.Tensor,
+        text_mask: torch.Tensor,
+        keep_caption: torch.Tensor,
+        text_states: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+    ) -> CodebookLoss:
         if text_states is None:
             text_states = self.text_encoder(input_ids=input_ids, attention_mask=text_mask).last_hidden_state
         hidden = self.hidden_states(codes, self.condition(text_states, text_mask, keep_caption))
@@ -139,7 +161,9 @@ class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
         return self.decoder.model(
             input_ids=codes.reshape(-1, codes.shape[-1]),
             encoder_hidden_states=conditioning.states,
-            encoder_attention_mask=conditioning.mask,
+            # of four dimensions and bool, so that transformers takes it as it is and doesn't look into it: on a GPU
+            # that would wait for all work before
+            encoder_attention_mask=conditioning.mask[:, None, None].bool(),
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
@@ -203,34 +227,49 @@ def _take(sequence: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def _summed_cross_entropy(hidden: torch.Tensor, head: nn.Module, labels: torch.Tensor) -> torch.Tensor:
-    """`[B, S, D]` and `[B, S]` -> `[B]`. Logits are computed again in the backward pass instead of kept."""
+    """`[B, S, D]` and `[B, S]` -> `[B]`, a stretch of steps after the other.
 
-    def summed(hidden: torch.Tensor) -> torch.Tensor:
+    Logits are computed again in the backward pass instead of kept: there are never more than those of a stretch.
+    """
+
+    def summed(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = head(hidden).float()
         losses = functional.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
         )
         return losses.view(labels.shape).sum(-1)
 
-    if not torch.is_grad_enabled():
-        return summed(hidden)
-    return recompute(summed, hidden, use_reentrant=False)
+    steps = max(1, LOGITS_AT_ONCE // len(hidden))
+    total = hidden.new_zeros(len(hidden), dtype=torch.float32)
+    for first in range(0, hidden.shape[1], steps):
+        part = (hidden[:, first : first + steps], labels[:, first : first + steps])
+        total = total + (recompute(summed, *part, use_reentrant=False) if torch.is_grad_enabled() else summed(*part))
+    return total
 
 
 def load_language_model(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, with_text_encoder: bool = False
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    with_text_encoder: bool = False,
+    quantization: str = "none",
 ) -> TextLM | MelodyLM:
     """Loads the language model and, if wanted, the text encoder; the codec never.
 
+    A quantised one (`quantized.base_quantization`) is frozen: it takes adapters, and trains none of its own weights.
     Dropout is set to 0: audiocraft trained these models without, transformers' configurations say 0.1.
     """
     config = checkpoint.config
     config.decoder.dropout = config.decoder.attention_dropout = config.decoder.activation_dropout = 0.0
     config.text_encoder.dropout_rate = 0.0
     model_class = MelodyLM if config.model_type == MELODY else TextLM
-    parts = {"audio_encoder": Absent(config.audio_encoder)}
+    parts: dict[str, Any] = {"audio_encoder": Absent(config.audio_encoder)}
     if not with_text_encoder:
         parts["text_encoder"] = Absent(config.text_encoder)
+    stored = base_quantization(quantization, dtype)
+    if stored is not None:  # it is quantised where it will stay
+        parts |= {"quantization_config": stored, "device_map": {"": device}}
     with quiet_loading():
         model, report = model_class.from_pretrained(
             checkpoint.name,
@@ -243,4 +282,4 @@ def load_language_model(
         )
     if report["missing_keys"]:
         raise UserError(f"{checkpoint.name} lacks weights: {sorted(report['missing_keys'])[:3]}")
-    return model.to(device).eval()
+    return (model if stored is not None else model.to(device)).eval()

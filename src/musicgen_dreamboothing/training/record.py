@@ -23,7 +23,7 @@ TELLING = (
     *("optim", "optim_args", "weight_decay", "dataloader_drop_last"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "dtype"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "dataset_name", "max_train_samples"),
-    *("eval_fraction", "crop_seconds", "random_crop", "caption_dropout"),
+    *("eval_fraction", "crop_seconds", "random_crop", "caption_dropout", "quantization"),
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import IntervalStrategy, TrainerCallback, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -21,15 +22,17 @@ from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import checkpoint_of, is_prepared, prepare_songs, refresh
-from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, check_settings
+from musicgen_dreamboothing.model.adapter import SPLITTING, LoraSettings, add_adapter, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
 from musicgen_dreamboothing.model.device import parse_dtype, peak_memory, reset_peak_memory, return_freed_memory
 from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, Tables, load_tables
+from musicgen_dreamboothing.training.plan import plan_of
 from musicgen_dreamboothing.training.progress import BarAndLines, Lines
 from musicgen_dreamboothing.training.record import (
     RunRecord,
@@ -76,8 +79,10 @@ class TrainResult:
     summary: dict[str, Any]
 
 
-def train(options: TrainArguments) -> TrainResult:
+def train(options: TrainArguments) -> TrainResult | None:
     """Fine-tunes a base checkpoint; the same call again continues a run that was cut short.
+
+    With `plan` it only says how much memory a step takes, and returns None.
 
     Raises:
         UserError: anything that a person can mend, before hours are spent where possible.
@@ -85,6 +90,9 @@ def train(options: TrainArguments) -> TrainResult:
     options = copy.copy(options)  # what is settled below is not the caller's business
     _check(options)
     checkpoint = checkpoint_of(options)
+    if options.plan:
+        plan_of(options, checkpoint, _lora_settings(options))
+        return None
     repository = _open_repository(options, checkpoint)
     folder = Path(str(options.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,8 +116,9 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     set_seed(options.seed)
     return_freed_memory()
     reset_peak_memory()
+    asked = copy.copy(options)
     trainer = _trainer(options, checkpoint, tables)
-    record = RunRecord(telling_options(options), checkpoint.name, checkpoint.identity, tables.fingerprint)
+    record = RunRecord(telling_options(asked), checkpoint.name, checkpoint.identity, tables.fingerprint)
     resume = last_checkpoint(folder)
     if resume is not None:
         check_same_data(folder, record)
@@ -123,7 +132,7 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     seconds, begun_at = time.perf_counter() - started, step_of(resume) if resume else 0
     summary = _summary(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
     licence = licence_of(checkpoint)
-    save_run(trainer, folder, checkpoint, tables, options, metrics, licence)
+    save_run(trainer, folder, checkpoint, tables, asked, metrics, licence)
     if trainer.is_world_process_zero():
         record.finished, record.summary = True, summary | metrics
         record.write(folder)
@@ -134,7 +143,7 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
 
 def _check(options: TrainArguments) -> None:
     """What can be known to fail fails before anything is loaded."""
-    if not options.dataset_name:
+    if not options.dataset_name and not options.plan:
         raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
     for name in POSITIVE:
         if (value := getattr(options, name)) is not None and value <= 0:
@@ -152,10 +161,23 @@ def _check(options: TrainArguments) -> None:
         say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
     parse_dtype(options.dtype, options.device)
     check_settings(_lora_settings(options))
+    _check_quantization(options)
     _check_trackers(options.report_to)
     if options.n_gpu > 1:
         say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
         options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
+
+
+def _check_quantization(options: TrainArguments) -> None:
+    base_quantization(options.quantization, torch.float32)
+    if options.quantization == "none":
+        return
+    if not options.use_lora:
+        raise UserError(f"--quantization {options.quantization} freezes the base, which --use_lora false would train")
+    if SPLITTING.fullmatch(options.lora_init):
+        raise UserError(
+            f"--lora_init {options.lora_init} changes the base, which --quantization has rounded; choose one"
+        )
 
 
 def _check_trackers(trackers: list[str]) -> None:
@@ -234,7 +256,18 @@ def _announce(tables: Tables, options: TrainArguments) -> None:
         say("no song is held out: there are too few; --eval_split_name or a folder of more songs allows evaluation")
 
 
+def _split(options: TrainArguments, checkpoint: Checkpoint) -> None:
+    """Splits the batch as memory allows, and chooses what is recomputed; what was said explicitly stays."""
+    if options.recompute == "auto":
+        plan = plan_of(options, checkpoint, _lora_settings(options))
+        # Processes must agree, and find different amounts of memory free: the first one's plan holds for all.
+        policy, clips, times = broadcast_object_list([plan.policy, plan.clips, plan.accumulation])
+        options.per_device_train_batch_size, options.gradient_accumulation_steps = clips, times
+        options.recompute, options.gradient_checkpointing = policy, policy == "full"
+
+
 def _trainer(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> CodebookTrainer:
+    _split(options, checkpoint)
     model = _model(options, checkpoint)
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
     seed = options.seed if options.data_seed is None else options.data_seed
@@ -273,7 +306,11 @@ def _model(options: TrainArguments, checkpoint: Checkpoint) -> Any:
     # All weights of a full fine-tune are the optimizer's, which needs fp32.
     dtype = parse_dtype(options.dtype, device) if options.use_lora else torch.float32
     with_text = not options.freeze_text_encoder
-    model = load_language_model(checkpoint, dtype, device, with_text_encoder=with_text)
+    model = load_language_model(
+        checkpoint, dtype, device, with_text_encoder=with_text, quantization=options.quantization
+    )
+    if options.recompute == "light":
+        model.use_light_recompute()
     if not options.use_lora:
         return model
     wrapped = add_adapter(model, _lora_settings(options), with_text_encoder=with_text)

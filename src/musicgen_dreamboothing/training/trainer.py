@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
+from musicgen_dreamboothing.model.device import release_memory
 from musicgen_dreamboothing.training.dataset import EpochSampler
 
 
@@ -38,6 +41,8 @@ class CodebookTrainer(Trainer):
         self._sampler = EpochSampler(len(self.train_dataset), seed)
         self._train_sums: torch.Tensor | None = None  # [2, K]: nll and count since the last line of the log
         self._frames = 0  # of audio that this process was trained on since its start
+        self._parts = 1  # a micro-batch is computed in so many, since memory ran out
+        self._begun: list[dict[str, torch.Tensor]] = []  # micro-batches of this update before the one at hand
         self.add_callback(_EpochTeller(self._sampler))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -69,6 +74,52 @@ class CodebookTrainer(Trainer):
             sums = torch.stack([outputs.nll.detach().sum(0), outputs.count.sum(0)])
             self._train_sums = sums if self._train_sums is None else self._train_sums + sums
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Gradients of one micro-batch. Where memory runs out, this update begins anew with half as many clips at once.
+
+        The loss is a sum over clips, so the update stays the same. What a torn backward pass has left in the gradients
+        is thrown away with the rest of them, and the earlier micro-batches of the update are computed again.
+        """
+        begun, counted = self._begun, (self._train_sums, self._frames)
+        self._begun = [] if self.accelerator.sync_gradients else [*begun, inputs]
+        again: list[dict[str, torch.Tensor]] = []
+        while True:
+            try:
+                for earlier in again:
+                    self._in_parts(model, earlier, num_items_in_batch)
+                self._train_sums, self._frames = counted
+                return self._in_parts(model, inputs, num_items_in_batch)
+            except RuntimeError as error:
+                self._halve(error, len(inputs["labels"]))
+            model.zero_grad()
+            release_memory()
+            again = begun
+
+    def _in_parts(self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any) -> torch.Tensor:
+        """One micro-batch in as many parts as memory asks for; their losses add up."""
+        clips = len(inputs["labels"])
+        size = -(-clips // self._parts)
+        parts = (
+            {name: values[first : first + size] for name, values in inputs.items()} for first in range(0, clips, size)
+        )
+        step = super().training_step
+        return torch.stack([step(model, part, num_items_in_batch) for part in parts]).sum()
+
+    def _halve(self, error: RuntimeError, clips: int) -> None:
+        """Half as many clips at once from now on, or the error again where that is no cure."""
+        size = -(-clips // self._parts)
+        if not should_reduce_batch_size(error) or self.accelerator.num_processes > 1:
+            raise error
+        if size == 1:
+            raise UserError(
+                "no memory for a single clip; try --recompute full, --quantization nf4, shorter pieces "
+                "(--crop_seconds 15), or a smaller --model_name_or_path"
+            ) from error
+        self._parts = -(-clips // (size // 2))
+        say(f"no memory for {plural(size, 'clip')} at once; going on with {size // 2}, the update stays the same")
 
     def prediction_step(
         self,

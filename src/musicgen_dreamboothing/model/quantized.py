@@ -1,0 +1,88 @@
+"""Weights of 4 and 8 bits: of a frozen base that an adapter is trained on, and of layers that decode.
+
+The base is quantised by bitsandbytes while it is loaded. Decoding has kernels of torch's own, for a step of a single
+clip takes as long as its weights take to read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import BitsAndBytesConfig
+
+from musicgen_dreamboothing.console import UserError
+
+TRAINED_ON = ("none", "nf4", "int8")
+# Codes of a codebook stand close together in what these layers see, and they are a hundredth of the weights.
+KEPT = ("decoder.lm_heads", "enc_to_dec_proj", "audio_enc_to_dec_proj", "text_encoder")
+BLOCK = 256  # rows that are rounded at once, so that no second copy of a weight is made in fp32
+
+
+def base_quantization(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """How bitsandbytes stores the linear layers of a frozen base; None for `none`.
+
+    `nf4` is QLoRA's 4-bit type with its own scales quantised (Dettmers et al. 2023), `int8` is LLM.int8() with outliers
+    in 16 bits (Dettmers et al. 2022). Heads, embeddings and projections keep `dtype`.
+
+    Raises:
+        UserError: an unknown name, or bitsandbytes is missing.
+    """
+    if name not in TRAINED_ON:
+        raise UserError(f"--quantization {name!r} is unknown; it takes {', '.join(TRAINED_ON)}")
+    if name == "none":
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"--quantization {name} needs: pip install 'musicgen-dreamboothing[quantization]'")
+    if name == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(KEPT))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(KEPT),
+    )
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights, one scale for each output: symmetric, rounded to nearest.
+
+    Activations stay as they are. On a CPU they pass torch's kernel in bf16, which is the one that is fast.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        largest = weight.abs().amax(dim=1).float()
+        scale = torch.where(largest > 0, largest / 127, 1.0)
+        rounded = torch.empty_like(weight, dtype=torch.int8)
+        for first in range(0, len(weight), BLOCK):
+            rows = slice(first, first + BLOCK)
+            rounded[rows] = (weight[rows].float() / scale[rows, None]).round().to(torch.int8)
+        self.register_buffer("weight", rounded)
+        self.register_buffer("scale", scale.to(torch.bfloat16) if weight.device.type == "cpu" else scale)
+        self.bias: nn.Parameter | None = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` -> `[..., out]` in the precision of x."""
+        if x.device.type == "cpu":
+            flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+            found = torch._weight_int8pack_mm(flat, self.weight, self.scale).to(x.dtype)
+            found = found.view(*x.shape[:-1], -1)
+        else:
+            found = functional.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        return found if self.bias is None else found + self.bias
+
+
+def to_int8(layers: nn.ModuleList) -> None:
+    """Replaces the linear layers of decoder layers in place; embeddings, heads and projections stay as they are."""
+    for module in list(layers.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Int8Linear(child))

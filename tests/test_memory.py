@@ -1,0 +1,374 @@
+"""What a training step takes is known before, kept small without another result, and found again where it runs out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import KINDS, Ran, read_checkpoint, tone_song, train_words
+from peft import PeftModel
+from random_checkpoint import SAMPLING_RATE
+from safetensors.torch import load_file
+from transformers import MusicgenForConditionalGeneration
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model import language_model
+from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
+from musicgen_dreamboothing.model.delay import IGNORED, training_steps
+from musicgen_dreamboothing.model.footprint import Estimator, Live, Step, walked
+from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.training.plan import CONTEXT, make_plan, parse_memory
+from musicgen_dreamboothing.training.trainer import CodebookTrainer
+
+CPU = torch.device("cpu")
+POLICIES = ("none", "light", "full")
+FRAMES = 150
+
+Cli = Callable[..., Ran]
+Folders = Callable[[str], Path]
+
+
+def adapted(folder: Path, policy: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    """A model ready to train, its adapter with updates that are not zero."""
+    model = load_language_model(read_checkpoint(folder), dtype, CPU)
+    if policy == "light":
+        model.use_light_recompute()
+    torch.manual_seed(0)
+    wrapped = add_adapter(model, LoraSettings(**settings))
+    for _, parameter in trained_parameters(wrapped):
+        parameter.data.normal_(0, 0.05)
+    if policy == "full":
+        use_full_recompute(wrapped)
+    return wrapped.train()
+
+
+def batch_for(folder: Path, clips: int = 2, frames: int = FRAMES, tokens: int = 32) -> dict[str, torch.Tensor]:
+    checkpoint, draw = read_checkpoint(folder), torch.Generator().manual_seed(1)
+    codes = torch.randint(checkpoint.codebook_size, (clips, checkpoint.codebooks, frames), generator=draw)
+    inputs, labels = training_steps(codes, checkpoint.delay, checkpoint.start_token_id)
+    return {
+        "codes": inputs,
+        "labels": labels,
+        "text_states": torch.randn(clips, tokens, checkpoint.config.text_encoder.hidden_size, generator=draw),
+        "text_mask": torch.ones(clips, tokens, dtype=torch.long),
+        "keep_caption": torch.tensor([True] * (clips - 1) + [False]),
+    }
+
+
+def gradients(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    outputs = model(**batch)
+    (outputs.nll.sum(0) / outputs.count.sum(0)).mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in trained_parameters(model)}
+
+
+# Recomputation
+
+
+@pytest.mark.parametrize("policy", ["light", "full"])
+@pytest.mark.parametrize("kind", ["text", "melody-stereo"])
+def test_what_is_computed_again_gives_the_same_gradients(kind: str, policy: str, checkpoints: Folders) -> None:
+    batch = batch_for(checkpoints(kind))
+    expected, found = (gradients(adapted(checkpoints(kind), name), batch) for name in ("none", policy))
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+    assert max(gradient.abs().max() for gradient in expected.values()) > 1e-4
+
+
+def test_light_recomputation_runs_under_autocast_as_the_forward_pass_did(checkpoints: Folders) -> None:
+    batch = batch_for(checkpoints("text"))
+    found = []
+    for policy in ("none", "light"):
+        model = adapted(checkpoints("text"), policy)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(**batch)
+        (outputs.nll.sum(0) / outputs.count.sum(0)).mean().backward()
+        found.append({name: parameter.grad for name, parameter in trained_parameters(model)})
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
+
+
+def test_each_policy_keeps_less_than_the_one_before(checkpoints: Folders) -> None:
+    kept, peaks = zip(
+        *(walked(adapted(checkpoints("text"), policy), batch_for(checkpoints("text"))) for policy in POLICIES),
+        strict=True,
+    )
+    assert kept[0] > 1.3 * kept[1] > 1.3 * kept[2]
+    assert peaks[0] > peaks[1] > peaks[2]
+
+
+def test_logits_come_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients do not depend on how many there are at once; memory does."""
+    torch.manual_seed(0)
+    hidden, head = torch.randn(2, 90, 8), torch.nn.Linear(8, 5000, bias=False)
+    labels = torch.randint(5000, (2, 90))
+    labels[1, 40:] = IGNORED
+    found = []
+    for rows in (10_000, 14):
+        monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", rows)
+        given = hidden.clone().requires_grad_()
+        with Live([given, labels, head.weight]) as live:
+            sums = language_model._summed_cross_entropy(given, head, labels)
+            sums.sum().backward()
+        found.append((sums, given.grad, live.peak))
+    whole, parts = found
+    assert torch.allclose(parts[0], whole[0])
+    assert torch.allclose(parts[1], whole[1], atol=1e-6)
+    assert parts[2] < whole[2] / 5
+
+
+# The estimate
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_estimate_is_what_a_step_takes(kind: str, policy: str, checkpoints: Folders) -> None:
+    """All tensors of a real step are counted and compared with what was foretold from sizes alone."""
+    folder = checkpoints(kind)
+    model, batch = adapted(folder, policy), batch_for(folder, clips=3)
+    kept, peak = walked(model, batch)
+    found = Estimator(read_checkpoint(folder), Step(FRAMES)).footprint(policy, 3)
+    trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert found.trained == 16 * trained
+    assert found.base == 4 * (total - trained)
+    assert abs(found.kept / kept - 1) < 0.15
+    assert abs((found.kept + found.scratch) / peak - 1) < 0.15
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora": None},
+        {"dtype": torch.bfloat16},
+        {"lora": LoraSettings(r=4, targets="attention", use_dora=True)},
+        {"with_text_encoder": True},
+    ],
+)
+def test_the_estimate_knows_the_options(changes: dict[str, Any], checkpoints: Folders) -> None:
+    folder = checkpoints("text")
+    step = Step(FRAMES, **changes)
+    model = load_language_model(
+        read_checkpoint(folder), step.dtype, CPU, with_text_encoder=step.with_text_encoder
+    ).train()
+    if step.lora is not None:
+        model = add_adapter(model, step.lora, with_text_encoder=step.with_text_encoder).train()
+    batch = batch_for(folder)
+    if step.with_text_encoder:
+        del batch["text_states"]
+        batch["input_ids"] = batch["text_mask"]
+    kept, peak = walked(model, batch)
+    found = Estimator(read_checkpoint(folder), step).footprint("none", 2)
+    assert abs(found.kept / kept - 1) < 0.15
+    assert abs((found.kept + found.scratch) / peak - 1) < 0.15
+
+
+def test_a_base_of_fewer_bits_weighs_less(checkpoints: Folders) -> None:
+    checkpoint = read_checkpoint(checkpoints("text"))
+    sizes = [
+        Estimator(checkpoint, Step(FRAMES, torch.bfloat16, name)).footprint("full", 1).base
+        for name in ("none", "int8", "nf4")
+    ]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+# The plan
+
+
+class Line:
+    """An estimator by a formula: 1 GB, and for each clip 4, 2 or 0.5 GB."""
+
+    def footprint(self, policy: str, clips: int) -> Any:
+        kept = {"none": 4, "light": 2, "full": 0.5}[policy] * clips * 1e9
+        return type("Footprint", (), {"total": 1e9 + kept})()
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "most", "expected"),
+    [
+        (100, 16, ("none", 16, 1)),
+        (100, 15, ("none", 8, 2)),
+        (100, 1, ("none", 1, 16)),
+        (20, 16, ("none", 4, 4)),
+        (8, 16, ("none", 1, 16)),
+        (5, 16, ("light", 1, 16)),
+        (3, 16, ("full", 2, 8)),
+        (2, 16, ("full", 1, 16)),
+    ],
+)
+def test_the_fastest_way_that_fits_is_taken(gigabytes: float, most: int, expected: tuple[str, int, int]) -> None:
+    plan = make_plan(Line(), wanted=16, most=most, memory=int(gigabytes * 1e9))  # type: ignore[arg-type]
+    assert (plan.policy, plan.clips, plan.accumulation) == expected
+    assert plan.fits
+
+
+def test_what_does_not_fit_is_planned_as_small_as_can_be() -> None:
+    plan = make_plan(Line(), wanted=6, most=6, memory=int(1e9))  # type: ignore[arg-type]
+    assert (plan.policy, plan.clips, plan.accumulation, plan.fits) == ("full", 1, 6, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8GB", 8e9), ("8", 8e9), (" 7.5 GiB", 7.5 * 2**30), ("900mb", 9e8), ("512MiB", 2**29)]
+)
+def test_sizes_of_memory_are_read(text: str, size: float) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["lots", "8TBs", "0GB", "-8GB", ""])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"--memory {text!r} is no size; write 8GB")):
+        parse_memory(text)
+
+
+def test_plan_tells_and_stops(tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For any memory, without songs, an output folder or the weights."""
+    monkeypatch.chdir(tmp_path)
+    ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "8GB")
+    assert ran.code == 0, ran.err
+    parts = [float(size) for size in re.findall(r"(\d+\.\d\d) GB\n", ran.out)]
+    assert "in all" in ran.out
+    assert "GB of 8.00 GB" in ran.out
+    assert "weights of the base, bfloat16" in ran.out
+    assert re.search(r"16 clips an update: 16 at once; recompute none\n", ran.out)
+    whole = float(re.search(r"in all +(\d+\.\d\d) GB of", ran.out)[1])  # type: ignore[index]
+    assert abs(sum(parts[:5]) - whole) < 0.03
+    assert whole >= CONTEXT["cuda"] / 1e9
+    assert [line.split()[0] for line in ran.out.splitlines()[-3:]] == ["none", "light", "full"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_without_enough_memory_says_what_would_help(tiny: Path, cli: Cli) -> None:
+    ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "300MB")
+    assert ran.code == 0, ran.err
+    assert "that is more than there is; try a base in 4 bits (--quantization nf4), shorter pieces" in ran.out
+    assert "recompute full" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--recompute", "half"), "--recompute 'half' is unknown; it takes auto, none, light, full"),
+        (
+            ("--recompute", "light", "--gradient_checkpointing", "true"),
+            "means --recompute full; --recompute light won't",
+        ),
+        (("--quantization", "fp4"), "--quantization 'fp4' is unknown; it takes none, nf4, int8"),
+        (("--quantization", "nf4", "--use_lora", "false"), "--quantization nf4 freezes the base"),
+        (("--quantization", "nf4", "--lora_init", "pissa"), "--lora_init pissa changes the base"),
+    ],
+)
+def test_contradictions_are_refused(words: tuple[str, ...], message: str, cli: Cli) -> None:
+    ran = cli("train", "--dataset_name", "songs", "--output_dir", "out", *words)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert message in ran.err
+
+
+# Where memory runs out all the same
+
+
+@pytest.fixture
+def song(tmp_path: Path) -> Path:
+    audio.write(tmp_path / "song.wav", tone_song(9.0, seed=1), SAMPLING_RATE)
+    return tmp_path / "song.wav"
+
+
+def test_a_step_without_memory_is_split_and_the_update_stays_the_same(
+    song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails in the middle of the second update, behind a backward pass that was begun."""
+
+    def words(name: str, *more: object) -> list[object]:
+        steps = ("--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "no", "--eval_on_start", "false")
+        sizes = ("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2, "--max_train_samples", 8)
+        return [
+            *train_words(song, tmp_path / name, tiny),
+            *(*steps, *sizes, "--dtype", "float32", "--recompute", "none", "--max_duration_in_seconds", 1),
+            *("--min_duration_in_seconds", 0.5, "--learning_rate", 0.01),
+            *more,
+        ]
+
+    assert cli(*words("whole")).code == 0
+    compute, calls = CodebookTrainer.compute_loss, []
+
+    def narrow(trainer: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        calls.append(len(inputs["labels"]))
+        loss = compute(trainer, model, inputs, *rest, **options)
+        if len(calls) > 3 and len(inputs["labels"]) > 1:
+            loss.backward()  # as if it had torn at its very end
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return loss
+
+    monkeypatch.setattr(CodebookTrainer, "compute_loss", narrow)
+    ran = cli(*words("split"))
+    assert ran.code == 0, ran.err
+    assert "no memory for 4 clips at once; going on with 2, the update stays the same" in ran.out
+    assert "no memory for 2 clips at once; going on with 1, the update stays the same" in ran.out
+    assert calls == [4, 4, 4, 4, 2, *[1] * 8]
+    whole, split = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "split"))
+    for name, weight in whole.items():
+        assert torch.allclose(split[name], weight, atol=2e-5), name
+
+
+def test_one_clip_without_memory_ends_with_advice(
+    song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*rest: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(CodebookTrainer, "compute_loss", full)
+    ran = cli(*train_words(song, tmp_path / "out", tiny), "--eval_on_start", "false")
+    assert ran.code == 1
+    assert "no memory for a single clip; try --recompute full, --quantization nf4, shorter pieces" in ran.err
+    assert ran.err.count("\n") < 60  # no traceback
+
+
+# Fewer bits
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_an_adapter_is_trained_on_a_quantised_base_and_fits_the_plain_one(
+    name: str, song: Path, tiny: Path, tmp_path: Path, cli: Cli
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    words = [*train_words(song, tmp_path / "out", tiny), "--quantization", name, "--learning_rate", 0.01]
+    ran = cli(*words, "--save_strategy", "no", "--eval_strategy", "no", "--max_steps", 3)
+    assert ran.code == 0, ran.err
+    assert f"weights of the base, {name}" in ran.out
+    plain = MusicgenForConditionalGeneration.from_pretrained(tiny)
+    tuned = PeftModel.from_pretrained(plain, tmp_path / "out")
+    assert tuned.peft_config["default"].base_model_name_or_path == str(tiny)
+    ran = cli("generate", tmp_path / "out", "punk", "--seconds", 0.1, "--output_dir", tmp_path / "music")
+    assert ran.code == 0, ran.err
+    assert re.search(r"active in (\d+) of \1 layers", ran.out)
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["text", "melody"])
+def test_a_quantised_base_keeps_what_hears_and_speaks(name: str, kind: str, checkpoints: Folders) -> None:
+    """Heads, embeddings and projections stay; layers are rounded, and compute nearly the same."""
+    pytest.importorskip("bitsandbytes")
+    checkpoint = read_checkpoint(checkpoints(kind))
+    plain, stored = (load_language_model(checkpoint, torch.float32, CPU, quantization=q) for q in ("none", name))
+    linear = {path for path, module in stored.named_modules() if type(module) is torch.nn.Linear}
+    rounded = {path for path, module in stored.named_modules() if "bitsandbytes" in type(module).__module__}
+    assert linear
+    assert all(".layers." in path for path in rounded)
+    assert not any(".layers." in path for path in linear)
+    batch = batch_for(checkpoints(kind), tokens=4)
+    with torch.no_grad():
+        theirs, ours = (model(**batch).nll.sum().item() for model in (plain, stored))
+    assert 0 < abs(ours / theirs - 1) < 0.05
+
+
+def test_a_missing_library_is_named_with_its_command(
+    song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = language_model.base_quantization.__globals__["importlib"].util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    ran = cli(*train_words(song, tmp_path / "out", tiny), "--quantization", "nf4")
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "--quantization nf4 needs: pip install 'musicgen-dreamboothing[quantization]'" in ran.err
