@@ -10,7 +10,9 @@ loads it in a process of its own. The variants take turns, `--rounds` times.
 published        transformers' model and loss with T5 in the forward pass, PEFT as it comes, all
                  dropouts as published, gradient checkpointing; fp32, on a GPU with fp16 autocast
 ours             cached text states, our loss, our adapter defaults, the base in `--dtype`
-ours, recompute  the same with activation checkpointing, the default of `train`
+ours, light      the same with `--recompute light`: normalisations and activations are made again
+ours, recompute  the same with `--recompute full`: all of each layer is
+ours, nf4        the same on a base in 4 bits, with full recomputation
 
 One should see a table of seconds a step and peak memory with their ratios to the published recipe:
 the process's peak on a CPU (loading included), the allocator's on a GPU.
@@ -31,8 +33,8 @@ import _common
 
 from musicgen_dreamboothing.cli import ask_for_huge_pages
 
-PUBLISHED, OURS, RECOMPUTE = "published", "ours", "ours, recompute"
-VARIANTS = (PUBLISHED, RECOMPUTE, OURS)
+PUBLISHED, OURS, LIGHT, RECOMPUTE, NF4 = "published", "ours", "ours, light", "ours, recompute", "ours, nf4"
+VARIANTS = (PUBLISHED, NF4, RECOMPUTE, LIGHT, OURS)
 WRITE = "checkpoint"
 CAPTION_TOKENS = 24
 SIZES = ("tiny", "small", "medium", "large", "melody", "melody-large")
@@ -204,12 +206,17 @@ def our_step(
     from musicgen_dreamboothing.model.delay import training_steps
     from musicgen_dreamboothing.model.device import return_freed_memory
     from musicgen_dreamboothing.model.language_model import load_language_model
+    from musicgen_dreamboothing.model.recompute import use_full_recompute
 
     return_freed_memory()  # as `train` does before it loads anything
     checkpoint = load_checkpoint(Source(str(folder)))
-    model = add_adapter(load_language_model(checkpoint, dtype, device), LoraSettings())
-    if options.variant == RECOMPUTE:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    quantization = "nf4" if options.variant == NF4 else "none"
+    base = load_language_model(checkpoint, dtype, device, quantization=quantization)
+    if options.variant == LIGHT:
+        base.use_light_recompute()
+    model = add_adapter(base, LoraSettings())
+    if options.variant in (RECOMPUTE, NF4):
+        use_full_recompute(model)
     model.train()
     clips, frames = shape
     drawn = torch.randint(checkpoint.codebook_size, (clips, checkpoint.codebooks, frames))

@@ -26,7 +26,9 @@ from musicgen_dreamboothing.generation.decoding import (
 from musicgen_dreamboothing.generation.engine import Decoder
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import codec, text
+from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, merged_for_a_while
 from musicgen_dreamboothing.model.delay import training_steps
+from musicgen_dreamboothing.model.language_model import load_language_model
 from musicgen_dreamboothing.model.quantized import Int8Linear
 
 PROMPTS = ("punk", "a slow waltz for two guitars")
@@ -257,6 +259,36 @@ def test_frames_are_certain_as_soon_as_the_codec_can_know(loaded: Callable[[str]
     assert first.shape[1] == (20 - decoder.lookahead) * checkpoint.hop_length
     rest = decoder.push(codes[:, 20:], last=True)
     assert first.shape[1] + rest.shape[1] == 30 * checkpoint.hop_length
+
+
+# In the middle of a training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_merged_for_a_while_and_leaves_no_trace(dtype: torch.dtype, checkpoints: Folders) -> None:
+    generator = Generator(checkpoints("text"), device="cpu", dtype="float32")
+    generator._encode(PROMPTS)
+    base = load_language_model(generator.checkpoint, dtype, torch.device("cpu"))
+    adapted = add_adapter(base, LoraSettings())
+    before = {name: weight.clone() for name, weight in adapted.named_parameters()}
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                before[name] = weight.normal_(0, 0.05).clone()
+    codes = some_codes(generator)
+
+    def logits(model: Any) -> torch.Tensor:
+        generator._model = model
+        return our_logits(generator, codes, 3.0, whole=False)
+
+    plain, beside = logits(load_language_model(generator.checkpoint, dtype, torch.device("cpu"))), logits(base)
+    with merged_for_a_while(adapted) as merged:
+        inside = logits(merged)
+        changed = [name for name, weight in adapted.named_parameters() if not torch.equal(weight, before[name])]
+    assert changed
+    assert (inside - beside).norm() < (1e-4 if dtype == torch.float32 else 0.1) * (inside - plain).norm()
+    assert all(torch.equal(weight, before[name]) for name, weight in adapted.named_parameters())
+    assert torch.equal(logits(base), beside)
 
 
 # Weights in 8 bits

@@ -256,6 +256,7 @@ def test_plan_without_enough_memory_says_what_would_help(tiny: Path, cli: Cli) -
             ("--recompute", "light", "--gradient_checkpointing", "true"),
             "means --recompute full; --recompute light won't",
         ),
+        (("--recompute", "light", "--torch_compile", "true"), "--recompute light needs layers that are not compiled"),
         (("--quantization", "fp4"), "--quantization 'fp4' is unknown; it takes none, nf4, int8"),
         (("--quantization", "nf4", "--use_lora", "false"), "--quantization nf4 freezes the base"),
         (("--quantization", "nf4", "--lora_init", "pissa"), "--lora_init pissa changes the base"),
@@ -265,6 +266,36 @@ def test_contradictions_are_refused(words: tuple[str, ...], message: str, cli: C
     ran = cli("train", "--dataset_name", "songs", "--output_dir", "out", *words)
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert message in ran.err
+
+
+# Compiled layers
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # that is torch's compiler
+@pytest.mark.parametrize("policy", ["none", "full"])
+def test_compiled_layers_learn_the_same(policy: str, tiny: Path, tmp_path: Path, cli: Cli) -> None:
+    """With the compiler's front end alone: what Inductor makes of it takes minutes and rounds differently."""
+    audio.write(tmp_path / "song.wav", tone_song(9.0, seed=1), SAMPLING_RATE)
+    for name, more in (("plain", ()), ("compiled", ("--torch_compile", "true", "--torch_compile_backend", "eager"))):
+        words = [*train_words(tmp_path / "song.wav", tmp_path / name, tiny), "--recompute", policy, "--max_steps", 2]
+        ran = cli(*words, "--save_strategy", "no", "--eval_strategy", "no", "--dtype", "float32", *more)
+        assert ran.code == 0, ran.err
+    plain, compiled = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+    for name, weight in plain.items():
+        assert torch.allclose(compiled[name], weight, atol=1e-6), name
+
+
+def test_compiled_layers_are_compiled(tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda layer, **options: asked.append(options))
+    audio.write(tmp_path / "song.wav", tone_song(5.0, seed=1), SAMPLING_RATE)
+    words = [*train_words(tmp_path / "song.wav", tmp_path / "out", tiny), "--max_steps", 1, "--eval_strategy", "no"]
+    ran = cli(*words, "--torch_compile", "true", "--torch_compile_mode", "max-autotune")
+    assert ran.code == 0, ran.err
+    layers = read_checkpoint(tiny).config.decoder.num_hidden_layers
+    assert asked == [{"backend": "inductor", "mode": "max-autotune"}] * layers
+    assert "recompute none" in ran.out
 
 
 # Where memory runs out all the same

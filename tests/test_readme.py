@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Ran
 
 from musicgen_dreamboothing import TrainArguments
 from musicgen_dreamboothing.arguments import parse
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source
+from musicgen_dreamboothing.model.footprint import Estimator, Step
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -98,13 +101,14 @@ def test_make_targets_exist() -> None:
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large", "melody", "melody-large"])
-def test_the_memory_of_a_training_is_computed(size: str) -> None:
-    """Weights, adapter four times over, what stands between the layers, one layer in full, one codebook's logits."""
-    widths = {"small": (1024, 24), "medium": (1536, 48), "large": (2048, 48)}
-    width, layers = widths.get(size) or widths[{"melody": "medium", "melody-large": "large"}[size]]
+def test_the_memory_of_a_training_is_what_is_planned(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from _shapes import configuration
+
+    config = configuration(size)
+    base = Checkpoint(Source(f"facebook/musicgen-{size}"), config, config.decoder.pad_token_id)
     row = next(line for line in README.splitlines() if line.startswith(f"| `facebook/musicgen-{size}`"))
-    weights, adapter, told = (float(cell.split()[0]) for cell in row.split("|")[3:6])
-    steps = 30 * 50 + 3 + (235 if "melody" in size else 0)
-    half = 2  # bytes
-    activations = steps * width * half * (layers + 40) + 3 * 4 * steps * 2048
-    assert told == pytest.approx(weights + 4 * adapter / 1e3 + activations / 1e9, rel=0.06)
+    told = [float(cell.split()[0]) for cell in row.split("|")[4:7]]
+    for gigabytes, policy, quantization in zip(told, ("none", "full", "full"), ("none", "none", "nf4"), strict=True):
+        step = Step(30 * 50 + 3, torch.bfloat16, quantization)
+        assert gigabytes == pytest.approx(Estimator(base, step).footprint(policy, 1).total / 1e9, abs=0.051)

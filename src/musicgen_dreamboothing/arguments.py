@@ -156,6 +156,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
             raise UserError("say where the result goes: --output_dir DIR")
         self._settle_precision()
         self._settle_recompute()
+        self._settle_compilation()
         with warnings.catch_warnings():
             # transformers 5.23 calls it activation_checkpointing; its older versions know this name alone
             warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
@@ -177,6 +178,15 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         self.gradient_checkpointing = self.recompute == "full"
         if self.gradient_checkpointing_kwargs is None:
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+
+    def _settle_compilation(self) -> None:
+        """Layers are compiled one by one (`compiler` says how); transformers would compile the model as a whole."""
+        self.compiler: dict[str, Any] | None = None
+        if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
+            self.compiler = {"backend": self.torch_compile_backend or "inductor", "mode": self.torch_compile_mode}
+            self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+        if self.compiler and self.recompute == "light":
+            raise UserError("--recompute light needs layers that are not compiled; choose none or full, or auto")
 
     def _settle_precision(self) -> None:
         """Makes `bf16`, `fp16` and accelerate's own setting choose the base's precision instead of autocast.

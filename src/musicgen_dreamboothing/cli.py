@@ -89,6 +89,7 @@ def _quieten() -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch's compiler looks at it
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
 
 

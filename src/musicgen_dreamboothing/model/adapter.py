@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -251,3 +253,24 @@ def _is_felt(a: torch.Tensor, b: torch.Tensor) -> bool:
 def merge(model: PeftModel) -> nn.Module:
     """The base with the adapter's updates added to its weights, and the adapter gone."""
     return model.merge_and_unload()
+
+
+@contextmanager
+def merged_for_a_while(model: PeftModel) -> Iterator[nn.Module]:
+    """The base with its updates added, to make music in the middle of a training; then the base as it was, bit by bit.
+
+    PEFT takes updates away by subtraction, which leaves the rounding of 16-bit weights behind. The weights that change
+    are kept in the host's memory meanwhile. A quantised base can't take updates: there the adapter computes beside it.
+    """
+    bases = [layer.get_base_layer() for layer in model.modules() if isinstance(layer, LoraLayer)]
+    if any("bitsandbytes" in type(base).__module__ for base in bases):
+        yield model.get_base_model()
+        return
+    kept = [base.weight.detach().to("cpu", copy=True) for base in bases]
+    model.merge_adapter()
+    try:
+        yield model.get_base_model()
+    finally:
+        model.unmerge_adapter()
+        for base, weight in zip(bases, kept, strict=True):
+            base.weight.data.copy_(weight)

@@ -24,7 +24,6 @@ from musicgen_dreamboothing.model.language_model import Absent, MelodyLM, TextLM
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 
 DEPTHS = (1, 2)  # layers of the decoder that are walked
-BATCHES = (1, 2)
 CAPTION_TOKENS = 32  # more than most captions have
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight, its share of an 8-bit scale, and of that scale's own
 
@@ -76,13 +75,12 @@ class Estimator:
     def __init__(self, checkpoint: Checkpoint, step: Step) -> None:
         self._checkpoint, self._step = checkpoint, step
         self._layers = int(checkpoint.config.decoder.num_hidden_layers)
-        self._walks: dict[str, dict[tuple[int, int], tuple[int, int]]] = {}
+        self._models: dict[tuple[str, int], Any] = {}
+        self._walks: dict[tuple[str, int, int], tuple[int, int]] = {}
         self._weights: tuple[int, int] | None = None
 
     def footprint(self, policy: str, clips: int) -> Footprint:
         """The memory of a step on so many clips at once."""
-        if policy not in self._walks:
-            self._walks[policy] = self._walk_all(policy)
         kept, peak = (self._extrapolated(policy, clips, place) for place in (0, 1))
         if self._weights is None:
             self._weights = self._count_weights()
@@ -97,29 +95,31 @@ class Estimator:
 
     def _extrapolated(self, policy: str, clips: int, place: int) -> int:
         """From two depths and two batches to all layers and any batch."""
-        walks = self._walks[policy]
 
         def at(depth: int) -> int:
-            one, two = (walks[depth, batch][place] for batch in BATCHES)
-            return one + (clips - 1) * (two - one)
+            one = self._walk(policy, depth, 1)[place]
+            return one if clips == 1 else one + (clips - 1) * (self._walk(policy, depth, 2)[place] - one)
 
         shallow, deep = (at(depth) for depth in DEPTHS)
         return shallow + (self._layers - DEPTHS[0]) * (deep - shallow)
 
-    def _walk_all(self, policy: str) -> dict[tuple[int, int], tuple[int, int]]:
-        """(bytes kept, bytes at the peak) for each depth and batch."""
-        found = {}
-        for depth in DEPTHS:
+    def _walk(self, policy: str, depth: int, clips: int) -> tuple[int, int]:
+        """(bytes kept, bytes at the peak)."""
+        case = (policy, depth, clips)
+        if case not in self._walks:
             with _sizes_only(self._step.dtype if self._step.lora else torch.float32):
-                model = self._model(depth)
-                if policy == "light":
-                    model.use_light_recompute()
-                if policy == "full":
-                    use_full_recompute(model)
-                model.train()
-                for batch in BATCHES:
-                    found[depth, batch] = walked(model, self._batch(batch))
-        return found
+                if case[:2] not in self._models:
+                    self._models[case[:2]] = self._prepared_model(policy, depth)
+                self._walks[case] = walked(self._models[case[:2]], self._batch(clips))
+        return self._walks[case]
+
+    def _prepared_model(self, policy: str, depth: int) -> Any:
+        model = self._model(depth)
+        if policy == "light":
+            model.use_light_recompute()
+        if policy == "full":
+            use_full_recompute(model)
+        return model.train()
 
     def _model(self, depth: int) -> Any:
         """The model that is trained, with so many layers."""

@@ -107,7 +107,9 @@ def plan_of(options: TrainArguments, checkpoint: Checkpoint, lora: LoraSettings)
     step = planned_step(options, checkpoint, lora, here)
     estimator = Estimator(checkpoint, step)
     wanted = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    policies = POLICIES if options.recompute == "auto" else (options.recompute,)
+    policies: tuple[str, ...] = POLICIES if options.recompute == "auto" else (options.recompute,)
+    if options.compiler is not None:  # compiled layers make again what is cheap by themselves
+        policies = tuple(policy for policy in policies if policy != "light")
     most = max(1, ENOUGH_STEPS[device] // step.frames)
     if options.world_size > 1:  # larger micro-batches would leave some processes without any at the end of an epoch
         most = min(most, options.per_device_train_batch_size)

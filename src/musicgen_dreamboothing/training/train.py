@@ -312,12 +312,20 @@ def _model(options: TrainArguments, checkpoint: Checkpoint) -> Any:
     if options.recompute == "light":
         model.use_light_recompute()
     if not options.use_lora:
-        return model
+        return _compiled(model, options)
     wrapped = add_adapter(model, _lora_settings(options), with_text_encoder=with_text)
     trainable, total = wrapped.get_nb_trainable_parameters()
     base = (total - trainable) / 1e6
     say(f"adapter of {trainable / 1e6:.2f} M weights on a base of {base:.0f} M in {str(dtype)[6:]}")
-    return wrapped
+    return _compiled(wrapped, options)
+
+
+def _compiled(model: Any, options: TrainArguments) -> Any:
+    """Compiles the layers of the decoder, which are all alike: one compilation serves all of them."""
+    if options.compiler is not None:
+        for layer in model.decoder.model.decoder.layers:
+            layer.compile(**options.compiler)
+    return model
 
 
 def _lora_settings(options: TrainArguments) -> LoraSettings:

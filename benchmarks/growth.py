@@ -1,0 +1,116 @@
+"""Whether time per clip and memory stay flat as a folder grows: `prepare` and `train` on 100 and 1,000 clips.
+
+    python benchmarks/growth.py
+    python benchmarks/growth.py --clips 10 50 250
+
+Songs of two-second clips and the built-in tiny checkpoint. What a command takes for two clips is taken off, so that
+the start of a process is not what is compared; one epoch is trained, with four clips at once.
+
+One should see milliseconds a clip and peak memory of each command, with their ratios to those of the fewest clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import _common
+
+WRITE = "songs"
+CLIP_SECONDS, CLIPS_A_SONG, FEWEST = 2, 10, 2
+
+
+def main() -> None:
+    options = _options()
+    if options.variant is None:
+        _measure(options)
+    elif options.variant == _common.PROBE:
+        _common.tell(_common.machine(options.device))
+    else:
+        _write(Path(options.folder), options.number)
+        _common.tell({})
+
+
+def _options() -> argparse.Namespace:
+    parser = _common.options(__doc__)
+    parser.add_argument("--clips", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _measure(options: argparse.Namespace) -> None:
+    about = _common.run_variant(__file__, _common.PROBE)
+    found = {clips: _run(clips) for clips in (FEWEST, *options.clips)}
+    rows = []
+    for verb in ("prepare", "train"):
+        start = found[FEWEST][verb][0]
+        first: dict[str, float] = {}
+        for clips in options.clips:
+            seconds, gigabytes = found[clips][verb]
+            row = {"ms/clip": 1000 * (seconds - start) / (clips - FEWEST), "peak GB": gigabytes}
+            first = first or row
+            ratios = {"time": row["ms/clip"] / first["ms/clip"], "memory": row["peak GB"] / first["peak GB"]}
+            rows.append({"command": verb, "clips": clips, **row, **ratios})
+    _common.show(f"growth on {about['device']}", rows)
+    path = _common.keep(about, "growth", " ".join(map(str, options.clips)), {"rows": rows})
+    print(f"kept in {path.parent.name}/{path.name}")
+
+
+def _run(clips: int) -> dict[str, tuple[float, float]]:
+    """(seconds, peak GB) of both commands."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _common.run_variant(__file__, WRITE, "--folder", name, "--number", str(clips))
+        base = ["--model_name_or_path", folder / "base", "--instance_prompt", "noise"]
+        cut = ["--max_duration_in_seconds", CLIP_SECONDS, "--min_duration_in_seconds", 1]
+        sizes = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1, "--recompute", "none"]
+        quiet = ["--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no", "--eval_fraction", 0]
+        words = {
+            "prepare": [folder / "songs", "--output_dir", folder / "prepared", *base, *cut],
+            "train": [
+                *("--dataset_name", folder / "prepared", "--output_dir", folder / "run", *base, *cut),
+                *("--num_train_epochs", 1, "--logging_steps", 50, *sizes, *quiet),
+            ],
+        }
+        return {verb: _timed(verb, [str(word) for word in options]) for verb, options in words.items()}
+
+
+def _timed(verb: str, words: list[str]) -> tuple[float, float]:
+    """Runs a command; the peak is that of its process, as the system counted it."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "musicgen_dreamboothing", verb, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{verb} failed: {' '.join(words)}")
+    return time.perf_counter() - started, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _write(folder: Path, clips: int) -> None:
+    """Songs of ten clips; the last one has what is left."""
+    import numpy as np
+
+    from musicgen_dreamboothing import audio
+    from musicgen_dreamboothing.builtin.chain import ASSETS
+
+    (folder / "base").symlink_to(ASSETS / "musicgen-tiny")
+    (folder / "songs").mkdir()
+    rng, rate = np.random.default_rng(0), 16_000
+    for number, first in enumerate(range(0, clips, CLIPS_A_SONG)):
+        seconds = min(CLIPS_A_SONG, clips - first) * CLIP_SECONDS
+        wave: Any = 0.1 * rng.standard_normal((1, seconds * rate))
+        audio.write(folder / "songs" / f"song {number}.flac", wave.astype(np.float32), rate)
+
+
+if __name__ == "__main__":
+    main()
