@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from transformers import EncodecModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools" / "tiny"))
 
 import figures
 import make_base
 import music
+import polish_codec
 import train_codec
 
 from musicgen_dreamboothing import TrainArguments
@@ -89,6 +93,49 @@ def test_the_codec_in_training_and_the_exported_one_agree(tmp_path: Path) -> Non
     assert codes.shape == (1, 2, train_codec.CODEBOOKS, 30)
     assert len(np.unique(codes)) > 100
     assert torch.allclose(decoded, trained, atol=1e-4)
+
+
+def test_half_of_the_etudes_sound_like_the_held_out_style_and_are_no_music() -> None:
+    etudes = [music.etude(seed) for seed in range(60)]
+    held_out = [etude for etude in etudes if etude.style == music.HELD_OUT]
+    assert len(held_out) == 30
+    assert {etude.style for etude in etudes} == {*music.STYLES, music.HELD_OUT}
+    bands = [len({note.part for note in etude.notes}) for etude in held_out]
+    assert bands.count(4) >= 10
+    assert bands.count(1) >= 3
+    assert all(note.start_ms % (music.FRAME_MS // 2) == 0 for etude in etudes for note in etude.notes)
+    assert all(note.start_ms < 8000 and note.length_ms >= music.FRAME_MS for etude in etudes for note in etude.notes)
+    gaps = {b - a for etude in held_out for a, b in itertools.pairwise(sorted({n.start_ms for n in etude.notes}))}
+    assert len(gaps) > 8  # in a song it would be that of an eighth
+
+
+def test_polishing_changes_the_decoder_and_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for folder, number in (("data/train", 3), ("data/valid", 2), ("etudes", 2)):
+        for clip in range(number):
+            path = tmp_path / folder / f"{clip}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, 0.1 * rng.standard_normal(16_000), 16_000)
+    torch.manual_seed(0)
+    codec = EncodecModel(
+        train_codec.configuration(filters=4, hidden=8, ratios=[2, 4, 8, 10], residual=0, lstm=1)
+    ).eval()
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+    codec.save_pretrained(tmp_path / "codec")
+    words = ["polish", str(tmp_path / "codec"), "--data", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
+    words += ["--clips", "2", "--frames", "8", "--filters", "2"]
+    for steps in ("2", "3"):  # the second call goes on
+        monkeypatch.setattr(sys, "argv", [*words, "--steps", steps])
+        polish_codec.main()
+    polished = EncodecModel.from_pretrained(tmp_path / "out").eval()
+    wave = torch.from_numpy(0.1 * rng.standard_normal((1, 1, 6400)).astype(np.float32))
+    with torch.no_grad():
+        before, after = (model.encode(wave).audio_codes for model in (codec, polished))
+        assert torch.equal(before, after)
+        sounds = [model.decode(before, [None]).audio_values for model in (codec, polished)]
+    assert not torch.allclose(*sounds)
+    assert torch.load(tmp_path / "out" / "training.pt", weights_only=True)["step"] == 3
 
 
 @pytest.mark.parametrize("name", ["language_model", "captions", "last"])

@@ -347,28 +347,41 @@ def song(rng: random.Random, bpm: int, key: str, verse: tuple[int, ...], chorus:
 
 
 def etude(seed: int, seconds: float = 8.0) -> Piece:
-    """Random notes of one style's instruments anywhere on the frame grid: sounds for a codec, not music."""
+    """Random notes of one style's instruments in no bar and no key: sounds for a codec, not music.
+
+    Every other one has the sounds of the held-out style, which a codec hears nowhere else and which are hard to code;
+    half of these have its whole band.
+    """
     rng = random.Random(f"etude {seed}")
-    style = (*STYLES, HELD_OUT)[seed % 6]
+    style = HELD_OUT if seed % 2 else STYLES[seed // 2 % len(STYLES)]
     names = list(PARTS[style])
-    chosen = [names[seed // 6 % len(names)]]
-    chosen += [name for name in names if name not in chosen and rng.random() < 0.3]
+    share = rng.choice((0.3, 1.0)) if style == HELD_OUT else 0.3
+    first = names[seed // 10 % len(names)]
+    chosen = [first, *(name for name in names if name != first and rng.random() < share)]
     notes = [note for name in chosen for note in etude_part(rng, style, name, int(seconds * 1000) // FRAME_MS)]
     words = listed(instruments(notes), last=" and ")
     return Piece(style, 0, "", f"etude with {words}", f"etude {seed}", seconds, notes)
 
 
+# Lengths of notes in frames, and how often each is struck. The held-out style's are eighths and quarters at its tempi.
+ETUDE_FRAMES, ETUDE_TIMES = (3, 4, 5, 6, 8, 10, 12, 16), (1,)
+HELD_OUT_FRAMES, HELD_OUT_TIMES = (4, 4, 4.5, 4.5, 8, 9), (1, 2, 4, 8)
+
+
 def etude_part(rng: random.Random, style: str, role: str, frames: int) -> list[Note]:
     """One instrument: a hit, a note or a chord, then a pause, until the end; velocities are those of the pieces."""
-    part, notes, at = PARTS[style][role], [], 0
+    part, notes, at = PARTS[style][role], [], 0.0
+    lengths, times = (HELD_OUT_FRAMES, HELD_OUT_TIMES) if style == HELD_OUT else (ETUDE_FRAMES, ETUDE_TIMES)
     while at < frames:
-        length = rng.choice((3, 4, 5, 6, 8, 10, 12, 16))
+        length = rng.choice(lengths)
         pitches, velocity = etude_pitches(rng, style, role), rng.choice((90, 100, 110))
-        for pitch in pitches:
-            loud = etude_velocity(style, pitch) if role == "drums" else velocity
-            notes.append(Note(part, pitch, at * FRAME_MS, (length - 1) * FRAME_MS, loud))
-        at += length + rng.choice((0, 0, 0, 2, 5))
-    return notes
+        for _ in range(rng.choice(times)):
+            for pitch in pitches:
+                loud = etude_velocity(style, pitch) if role == "drums" else velocity
+                notes.append(Note(part, pitch, int(at * FRAME_MS), (int(length) - 1) * FRAME_MS, loud))
+            at += length
+        at += rng.choice((0, 0, 0, 2, 5))
+    return cut(notes, seconds=frames * FRAME_MS / 1000)
 
 
 def etude_velocity(style: str, sound: int) -> int:

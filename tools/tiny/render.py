@@ -217,6 +217,8 @@ def check_same_music(folder: Path, seed: int) -> None:
     note = folder / "music.json"
     if note.is_file() and note.read_text() != now:
         sys.exit(f"{folder} holds music of another seed or another composer; choose another --output_dir")
+    if not note.is_file() and any((folder / name).exists() for name in ("train", "valid")):
+        sys.exit(f"{folder} holds a train or valid folder that is not of this script; choose another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(now)
 
@@ -260,7 +262,7 @@ def main() -> None:
     where.add_argument("--songs", type=Path, help="folder for the punk songs")
     parser.add_argument("--clips", type=int, default=2400)
     parser.add_argument("--valid", type=int, default=160)
-    parser.add_argument("--etudes", type=int, default=300)
+    parser.add_argument("--etudes", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     check_tools()
