@@ -16,8 +16,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation import generator as generators
 from musicgen_dreamboothing.generation.decoding import (
-    COMPILED,
     EAGER,
+    GRAPH,
     CodeStream,
     Sampling,
     _guided_conditioning,
@@ -137,11 +137,11 @@ def test_logits_are_those_of_transformers_generate(
 
 @pytest.mark.parametrize("kind", ["text", "melody-stereo"])
 def test_steps_of_equal_shape_draw_the_same_codes(kind: str, loaded: Callable[[str], Generator]) -> None:
-    """What a CUDA graph would replay, and what is compiled, step by step as the plain loop."""
+    """What a CUDA graph would replay, step by step as the plain loop."""
     generator = loaded(kind)
     arguments = (generator._model, generator.checkpoint, *states_of(generator))
     plain, counted = (
-        CodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=Sampling(), how=how) for how in (EAGER, COMPILED)
+        CodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=Sampling(), how=how) for how in (EAGER, GRAPH)
     )
     for _ in range(plain.steps):
         plain.advance()

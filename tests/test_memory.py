@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from random_checkpoint import SAMPLING_RATE
 from safetensors.torch import load_file
 from transformers import MusicgenForConditionalGeneration
 
-from musicgen_dreamboothing import audio
+from musicgen_dreamboothing import TrainArguments, audio
+from musicgen_dreamboothing.arguments import parse
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model import language_model
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
@@ -23,7 +27,7 @@ from musicgen_dreamboothing.model.delay import IGNORED, training_steps
 from musicgen_dreamboothing.model.footprint import Estimator, Live, Step, walked
 from musicgen_dreamboothing.model.language_model import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
-from musicgen_dreamboothing.training.plan import CONTEXT, make_plan, parse_memory
+from musicgen_dreamboothing.training.plan import CONTEXT, make_plan, parse_memory, policies_of, sizes_of
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 CPU = torch.device("cpu")
@@ -104,15 +108,15 @@ def test_each_policy_keeps_less_than_the_one_before(checkpoints: Folders) -> Non
 def test_logits_come_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients do not depend on how many there are at once; memory does."""
     torch.manual_seed(0)
-    hidden, head = torch.randn(2, 90, 8), torch.nn.Linear(8, 5000, bias=False)
-    labels = torch.randint(5000, (2, 90))
-    labels[1, 40:] = IGNORED
+    hidden, heads = torch.randn(2, 90, 8), torch.nn.ModuleList(torch.nn.Linear(8, 5000, bias=False) for _ in "ab")
+    labels = torch.randint(5000, (2, 2, 90))
+    labels[1, 1, 40:] = IGNORED
     found = []
     for rows in (10_000, 14):
         monkeypatch.setattr(language_model, "LOGITS_AT_ONCE", rows)
         given = hidden.clone().requires_grad_()
-        with Live([given, labels, head.weight]) as live:
-            sums = language_model._summed_cross_entropy(given, head, labels)
+        with Live([given, labels, *heads.parameters()]) as live:
+            sums = language_model._summed_cross_entropy(given, heads, labels)
             sums.sum().backward()
         found.append((sums, given.grad, live.peak))
     whole, parts = found
@@ -187,28 +191,65 @@ class Line:
         return type("Footprint", (), {"total": 1e9 + kept})()
 
 
+SIZES = [16, 8, 4, 2, 1]
+
+
 @pytest.mark.parametrize(
-    ("gigabytes", "most", "expected"),
+    ("gigabytes", "sizes", "expected"),
     [
-        (100, 16, ("none", 16, 1)),
-        (100, 15, ("none", 8, 2)),
-        (100, 1, ("none", 1, 16)),
-        (20, 16, ("none", 4, 4)),
-        (8, 16, ("none", 1, 16)),
-        (5, 16, ("light", 1, 16)),
-        (3, 16, ("full", 2, 8)),
-        (2, 16, ("full", 1, 16)),
+        (100, SIZES, ("none", 16, 1)),
+        (100, [1], ("none", 1, 16)),
+        (20, SIZES, ("none", 4, 4)),
+        (8, SIZES, ("none", 1, 16)),
+        (5, SIZES, ("light", 1, 16)),
+        (3, SIZES, ("full", 2, 8)),
+        (2, SIZES, ("full", 1, 16)),
+        (12, [4], ("light", 4, 4)),
     ],
 )
-def test_the_fastest_way_that_fits_is_taken(gigabytes: float, most: int, expected: tuple[str, int, int]) -> None:
-    plan = make_plan(Line(), wanted=16, most=most, memory=int(gigabytes * 1e9))  # type: ignore[arg-type]
+def test_the_fastest_way_that_fits_is_taken(gigabytes: float, sizes: list[int], expected: tuple[str, int, int]) -> None:
+    plan = make_plan(Line(), wanted=16, sizes=sizes, memory=int(gigabytes * 1e9))  # type: ignore[arg-type]
     assert (plan.policy, plan.clips, plan.accumulation) == expected
     assert plan.fits
 
 
 def test_what_does_not_fit_is_planned_as_small_as_can_be() -> None:
-    plan = make_plan(Line(), wanted=6, most=6, memory=int(1e9))  # type: ignore[arg-type]
+    plan = make_plan(Line(), wanted=6, sizes=[3, 1], memory=int(1e9))  # type: ignore[arg-type]
     assert (plan.policy, plan.clips, plan.accumulation, plan.fits) == ("full", 1, 6, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        ((), [16, 8, 4, 2, 1]),
+        (("--per_device_train_batch_size", 3, "--gradient_accumulation_steps", 2), [6, 3, 2, 1]),
+        (("--dataloader_drop_last", "true"), [2]),  # what is dropped depends on it
+        (("--recompute", "light"), [2]),
+    ],
+)
+def test_a_batch_is_split_where_that_changes_nothing(words: tuple[object, ...], sizes: list[int]) -> None:
+    options = parse(TrainArguments, "train", "", ["--output_dir", "out", *map(str, words)])
+    assert sizes_of(options, "cuda", steps=1500) == sizes
+    assert sizes_of(options, "cpu", steps=1500) == (sizes if len(sizes) == 1 else [1])
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "policies"),
+    [
+        ((), "cuda", ("none", "light", "full")),
+        (("--torch_compile", "true"), "cuda", ("none", "full")),
+        ((), "mps", ("full",)),
+        (("--recompute", "light"), "cpu", ("light",)),
+        (("--gradient_checkpointing", "true"), "cpu", ("full",)),
+        (("--gradient_checkpointing", "false"), "cpu", ("none",)),
+        (("--gradient_checkpointing", "true", "--recompute", "light"), "cpu", ("light",)),
+    ],
+)
+def test_what_may_be_recomputed(words: tuple[str, ...], device: str, policies: tuple[str, ...]) -> None:
+    options = parse(TrainArguments, "train", "", ["--output_dir", "out", *words])
+    assert policies_of(options, device) == policies
+    assert policies_of(dataclasses.replace(options, seed=1), device) == policies
+    assert not options.gradient_checkpointing  # Trainer has no part in it
 
 
 @pytest.mark.parametrize(
@@ -252,10 +293,6 @@ def test_plan_without_enough_memory_says_what_would_help(tiny: Path, cli: Cli) -
     ("words", "message"),
     [
         (("--recompute", "half"), "--recompute 'half' is unknown; it takes auto, none, light, full"),
-        (
-            ("--recompute", "light", "--gradient_checkpointing", "true"),
-            "means --recompute full; --recompute light won't",
-        ),
         (("--recompute", "light", "--torch_compile", "true"), "--recompute light needs layers that are not compiled"),
         (("--quantization", "fp4"), "--quantization 'fp4' is unknown; it takes none, nf4, int8"),
         (("--quantization", "nf4", "--use_lora", "false"), "--quantization nf4 freezes the base"),
@@ -266,6 +303,62 @@ def test_contradictions_are_refused(words: tuple[str, ...], message: str, cli: C
     ran = cli("train", "--dataset_name", "songs", "--output_dir", "out", *words)
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert message in ran.err
+
+
+@pytest.fixture
+def song(tmp_path: Path) -> Path:
+    audio.write(tmp_path / "song.wav", tone_song(9.0, seed=1), SAMPLING_RATE)
+    return tmp_path / "song.wav"
+
+
+@pytest.mark.parametrize(
+    ("words", "policy"),
+    [
+        (("--memory", "452MB"), "full"),  # a process alone takes 450
+        (("--memory", "8GB"), "none"),
+        (("--recompute", "full"), "full"),
+        (("--recompute", "light"), "light"),
+        (("--gradient_checkpointing", "true"), "full"),
+    ],
+)
+def test_what_is_planned_is_done(
+    words: tuple[str, ...], policy: str, song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: Any
+) -> None:
+    compute, seen = CodebookTrainer.compute_loss, []
+
+    def watching(trainer: Any, model: Any, *rest: Any, **options: Any) -> Any:
+        layers = trainer.model.decoder.model.decoder.layers
+        full, light = layers[0].gradient_checkpointing, trainer.model.light is not None
+        seen.append("full" if full else "light" if light else "none")
+        return compute(trainer, model, *rest, **options)
+
+    monkeypatch.setattr(CodebookTrainer, "compute_loss", watching)
+    more = ("--max_steps", 1, "--eval_strategy", "no", "--save_strategy", "no", "--dtype", "float32")
+    ran = cli(*train_words(song, tmp_path / "out", tiny), *words, *more)
+    assert ran.code == 0, ran.err
+    assert set(seen) == {policy}
+    told = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert told["split"]["recompute"] == policy
+
+
+def test_a_run_that_goes_on_keeps_its_split(
+    song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other sums would round differently."""
+    words = [*train_words(song, tmp_path / "out", tiny), "--max_steps", 2, "--eval_strategy", "no", "--save_steps", 1]
+    words += ["--save_strategy", "steps", "--dtype", "float32", "--gradient_accumulation_steps", 2]
+    words += ["--max_duration_in_seconds", 1, "--min_duration_in_seconds", 0.5]
+    assert cli(*words, "--memory", "452MB").code == 0
+    record = tmp_path / "out" / "run.json"
+    before = json.loads(record.read_text())
+    record.write_text(json.dumps(before | {"finished": False}))
+    (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
+    ran = cli(*words, "--memory", "8GB")
+    assert ran.code == 0, ran.err
+    assert "continuing from" in ran.out
+    assert "memory of a training step" not in ran.out
+    assert json.loads(record.read_text())["split"] == before["split"]
 
 
 # Compiled layers
@@ -299,12 +392,6 @@ def test_compiled_layers_are_compiled(tiny: Path, tmp_path: Path, cli: Cli, monk
 
 
 # Where memory runs out all the same
-
-
-@pytest.fixture
-def song(tmp_path: Path) -> Path:
-    audio.write(tmp_path / "song.wav", tone_song(9.0, seed=1), SAMPLING_RATE)
-    return tmp_path / "song.wav"
 
 
 def test_a_step_without_memory_is_split_and_the_update_stays_the_same(
@@ -344,6 +431,23 @@ def test_a_step_without_memory_is_split_and_the_update_stays_the_same(
         assert torch.allclose(split[name], weight, atol=2e-5), name
 
 
+def test_one_clip_without_memory_is_recomputed(
+    song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = CodebookTrainer.compute_loss
+
+    def narrow(trainer: Any, model: Any, *rest: Any, **options: Any) -> Any:
+        if not trainer.model.decoder.model.decoder.layers[0].gradient_checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return compute(trainer, model, *rest, **options)
+
+    monkeypatch.setattr(CodebookTrainer, "compute_loss", narrow)
+    words = ("--max_steps", 1, "--eval_strategy", "no", "--eval_on_start", "false", "--recompute", "light")
+    ran = cli(*train_words(song, tmp_path / "out", tiny), *words)
+    assert ran.code == 0, ran.err
+    assert "no memory for a single clip; going on with --recompute full, the update stays the same" in ran.out
+
+
 def test_one_clip_without_memory_ends_with_advice(
     song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +457,7 @@ def test_one_clip_without_memory_ends_with_advice(
     monkeypatch.setattr(CodebookTrainer, "compute_loss", full)
     ran = cli(*train_words(song, tmp_path / "out", tiny), "--eval_on_start", "false")
     assert ran.code == 1
-    assert "no memory for a single clip; try --recompute full, --quantization nf4, shorter pieces" in ran.err
+    assert "no memory for a single clip; try --quantization nf4, shorter pieces" in ran.err
     assert ran.err.count("\n") < 60  # no traceback
 
 

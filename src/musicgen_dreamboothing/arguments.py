@@ -12,7 +12,6 @@ import difflib
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from musicgen_dreamboothing.console import UserError, say
 
 POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' old and new name
 DEFAULT_MODEL = "facebook/musicgen-small"
 
 
@@ -135,7 +135,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     adam_beta2: float = option(0.99, "Beta2 of AdamW.")
     weight_decay: float = option(0.1, "Weight decay of AdamW.")
     gradient_checkpointing: bool | None = option(
-        None, "transformers' name: true is --recompute full, false is --recompute none."
+        None, "transformers' name: true is --recompute full, false is --recompute none; --recompute wins over it."
     )
     eval_on_start: bool = option(True, "Evaluate once before the training, to have something to compare with.")
     eval_strategy: str = option("epoch", "When to evaluate: no, steps or epoch.")
@@ -156,37 +156,40 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
             raise UserError("say where the result goes: --output_dir DIR")
         self._settle_precision()
         self._settle_recompute()
-        self._settle_compilation()
-        with warnings.catch_warnings():
-            # transformers 5.23 calls it activation_checkpointing; its older versions know this name alone
-            warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
-            super().__post_init__()
+        compiler = self.compiler
+        if compiler and self.recompute == "light":
+            raise UserError("--recompute light needs layers that are not compiled; choose none or full, or auto")
+        # transformers would compile the model as a whole, and tell accelerate by environment variables
+        self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+        super().__post_init__()
+        if compiler:
+            self.torch_compile, self.torch_compile_backend = True, compiler["backend"]
+            self.torch_compile_mode = compiler["mode"]
+        self._checkpoint_nothing()
         if self.use_lora and not self.fp16:
             self.mixed_precision = "no"  # whatever `accelerate launch` says: the base's dtype has it already
 
+    @property
+    def compiler(self) -> dict[str, Any] | None:
+        """How layers are compiled, as `nn.Module.compile` takes it; None where they are not."""
+        if not (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+            return None
+        return {"backend": self.torch_compile_backend or "inductor", "mode": self.torch_compile_mode}
+
     def _settle_recompute(self) -> None:
-        """One option says it all; transformers' own follows it."""
+        """One option says it all: transformers' own two names for it are read, and then left empty."""
         if self.recompute not in ("auto", *POLICIES):
             raise UserError(f"--recompute {self.recompute!r} is unknown; it takes auto, {', '.join(POLICIES)}")
-        if self.gradient_checkpointing is not None:
-            asked = "full" if self.gradient_checkpointing else "none"
-            if self.recompute not in ("auto", asked):
-                raise UserError(
-                    f"--gradient_checkpointing means --recompute {asked}; --recompute {self.recompute} won't"
-                )
-            self.recompute = asked
-        self.gradient_checkpointing = self.recompute == "full"
-        if self.gradient_checkpointing_kwargs is None:
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        asked = [getattr(self, name, None) for name in CHECKPOINTING]
+        if self.recompute == "auto" and any(value is not None for value in asked):
+            self.recompute = "full" if any(asked) else "none"
+        self._checkpoint_nothing()
 
-    def _settle_compilation(self) -> None:
-        """Layers are compiled one by one (`compiler` says how); transformers would compile the model as a whole."""
-        self.compiler: dict[str, Any] | None = None
-        if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
-            self.compiler = {"backend": self.torch_compile_backend or "inductor", "mode": self.torch_compile_mode}
-            self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
-        if self.compiler and self.recompute == "light":
-            raise UserError("--recompute light needs layers that are not compiled; choose none or full, or auto")
+    def _checkpoint_nothing(self) -> None:
+        """The model sees to it itself (`recompute`); Trainer shall not do it a second time."""
+        for name in CHECKPOINTING:
+            if hasattr(self, name):
+                setattr(self, name, None)
 
     def _settle_precision(self) -> None:
         """Makes `bf16`, `fp16` and accelerate's own setting choose the base's precision instead of autocast.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from musicgen_dreamboothing import audio
@@ -31,11 +31,11 @@ from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
 from musicgen_dreamboothing.data.sources import CLIPS, TRAIN, read_json_lines
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
-from musicgen_dreamboothing.model.device import release_memory, usable_cpus
+from musicgen_dreamboothing.model.device import release_memory
 
 TOKENS, CODES, CAPTIONS, PARTS, INFO = "tokens", "clips", "captions", "parts", "info.json"
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
-MANY_CLIPS = 32
+READ_AHEAD = 8  # clips
 ENCODE_BATCH = 2  # clips at once on a CPU; on a GPU its free memory decides
 MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
 
@@ -59,7 +59,7 @@ def tokenize_clips(
     checkpoint: Checkpoint,
     *,
     batch_size: int = 0,
-    workers: int = 0,
+    workers: int = 1,
     instance_prompt: str | None = None,
     text_states: bool = True,
 ) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def tokenize_clips(
         folder: the prepared folder.
         checkpoint: the base whose codec and text encoder are used.
         batch_size: clips encoded at once; 0 chooses by the device.
-        workers: processes that read clips while the codec computes; 0 reads them in this one.
+        workers: threads that read clips while the codec computes.
         instance_prompt: put in front of captions that do not begin with it.
         text_states: False where the text encoder is trained, and no state of it stays true.
 
@@ -285,35 +285,24 @@ def _read(
     clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, workers: int
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Rows with their waves, in order; a few are read ahead, so that memory doesn't grow with their number."""
-    files = [clips / row["file_name"] for row in rows]
-    # The start of a process takes as long as a few clips do.
-    processes = min(workers, usable_cpus()) if len(rows) >= MANY_CLIPS else 0
-    waves = DataLoader(_Waves(files, checkpoint), batch_size=None, num_workers=processes, collate_fn=_as_it_is)
-    for row, wave in zip(rows, waves, strict=True):
-        if isinstance(wave, audio.AudioError):
-            raise wave
-        yield row, wave
+    ahead: deque[tuple[dict[str, Any], Future[np.ndarray]]] = deque()
+    pool = ThreadPoolExecutor(
+        max(1, workers)
+    )  # decoding and resampling are done by C, which lets others work meanwhile
+    try:
+        for row in rows:
+            ahead.append((row, pool.submit(_wave, clips / row["file_name"], checkpoint)))
+            if len(ahead) > READ_AHEAD:
+                yield _next(ahead)
+        while ahead:
+            yield _next(ahead)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class _Waves(Dataset[Any]):
-    """Files as waves; a broken one as its error, which a process would hand on with a traceback in its text."""
-
-    files: list[Path]
-    checkpoint: Checkpoint
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> np.ndarray | audio.AudioError:
-        try:
-            return _wave(self.files[index], self.checkpoint)
-        except audio.AudioError as error:
-            return error
-
-
-def _as_it_is(wave: Any) -> Any:
-    return wave
+def _next(ahead: deque[tuple[dict[str, Any], Future[np.ndarray]]]) -> tuple[dict[str, Any], np.ndarray]:
+    row, wave = ahead.popleft()
+    return row, wave.result()
 
 
 def _wave(path: Path, checkpoint: Checkpoint) -> np.ndarray:

@@ -19,7 +19,7 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import UNFILLED, apply_delay, undo_delay
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
 
-EAGER, GRAPH, COMPILED = "eager", "graph", "compiled"  # how the steps run
+EAGER, GRAPH = "eager", "graph"  # how the steps run
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CodeStream:
         frames: length T of each clip in codec frames.
         seeds: one for each clip.
         sampling: how codes are chosen.
-        how: `eager`; `graph` replays one captured CUDA graph; `compiled` is for long runs.
+        how: `eager`, or `graph`, which captures a step as a CUDA graph and replays it.
 
     Attributes:
         sequence: delayed codes `[B, K, T + max(delay)]`, -1 where none is drawn yet.
@@ -85,7 +85,7 @@ class CodeStream:
         self._noise = _noise(seeds, self.steps, checkpoint.codebooks).to(device)
         self._codes = torch.full_like(self.sequence[..., 0], checkpoint.start_token_id)
         self._step = torch.zeros(1, dtype=torch.long, device=device)  # where the device counts itself
-        self._advance: Callable[[], object] = self._draw_counted
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     @property
     def steps(self) -> int:
@@ -106,27 +106,24 @@ class CodeStream:
         """Makes one step."""
         if self._how == EAGER:
             self._draw(self.done)
-        elif self.done == 0:
-            self._first_of_many()
         else:
-            self._advance()
+            with torch.cuda.device(self.sequence.device):
+                self._replay()
         self.done += 1
 
-    def _first_of_many(self) -> None:
-        """The first step as it is, which also warms up what is captured or compiled then."""
-        if self._how == COMPILED:
-            self._draw_counted()
-            self._advance = torch.compile(self._draw_counted)
+    def _replay(self) -> None:
+        """The first step is made as it is, which also warms up what is captured then."""
+        if self._graph is not None:
+            self._graph.replay()
             return
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._draw_counted()
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
             self._draw_counted(check=False)
-        self._advance = graph.replay
 
     def _draw_counted(self, check: bool = True) -> None:
         """A step whose number is a tensor, so that nothing in it depends on the host."""

@@ -143,18 +143,18 @@ class Generator:
                 while group:
                     batch = group[:size]
                     before = bar.n
+                    made: list[GeneratedClip] = []
                     try:
                         made = self._generate_batch(batch, frames, seed, sampling, bar)
                     except RuntimeError as error:
                         if len(batch) == 1 or not should_reduce_batch_size(error):
                             raise
-                        size = len(batch) // 2
-                        bar.n = before
+                    if not made:  # outside of `except`, whose error holds on to all that is to be freed
+                        size, bar.n = len(batch) // 2, before
                         say(f"no memory for {len(batch)} clips at once; going on with {size}")
                         release_memory()
-                        continue
                     yield from made
-                    group = group[len(batch) :]
+                    group = group[len(made) :]
 
     def stream(
         self, prompt: str, *, seconds: float = 10.0, seed: int = 0, sampling: Sampling = Sampling(), piece: float = 1.0

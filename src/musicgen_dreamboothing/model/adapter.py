@@ -267,8 +267,8 @@ def merged_for_a_while(model: PeftModel) -> Iterator[nn.Module]:
         yield model.get_base_model()
         return
     kept = [base.weight.detach().to("cpu", copy=True) for base in bases]
-    model.merge_adapter()
     try:
+        model.merge_adapter()
         yield model.get_base_model()
     finally:
         model.unmerge_adapter()

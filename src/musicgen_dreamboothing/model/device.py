@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -75,12 +76,18 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), _left_to_container())
 
 
-def usable_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _left_to_container(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes below the limit of a container (cgroup v2), whose pages of files can be dropped; huge without a limit."""
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # another system, or "max"
+        return sys.maxsize
+    return max(0, limit - used + int(files.get("inactive_file", 0)))
 
 
 def synchronize(device: torch.device) -> None:

@@ -38,6 +38,7 @@ class Step:
         quantization: of the base: none, nf4 or int8.
         lora: settings of the adapter; None trains all weights, in fp32.
         with_text_encoder: whether it is trained, too.
+        caption_tokens: of the longest caption.
     """
 
     frames: int
@@ -45,6 +46,7 @@ class Step:
     quantization: str = "none"
     lora: LoraSettings | None = field(default_factory=LoraSettings)
     with_text_encoder: bool = False
+    caption_tokens: int = CAPTION_TOKENS
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,13 @@ class Estimator:
     def _batch(self, clips: int) -> dict[str, torch.Tensor]:
         """What the collator gives."""
         codes = torch.zeros(clips, self._checkpoint.codebooks, self._step.frames, dtype=torch.long)
-        captions = torch.ones(clips, CAPTION_TOKENS, dtype=torch.long)
+        captions = torch.ones(clips, self._step.caption_tokens, dtype=torch.long)
         batch = {"codes": codes, "labels": codes, "text_mask": captions}
         batch["keep_caption"] = torch.ones(clips, dtype=torch.bool)
         if self._step.with_text_encoder:
             return batch | {"input_ids": captions}
         width = self._checkpoint.config.text_encoder.hidden_size
-        return batch | {"text_states": torch.zeros(clips, CAPTION_TOKENS, width)}
+        return batch | {"text_states": torch.zeros(clips, self._step.caption_tokens, width)}
 
     def _count_weights(self) -> tuple[int, int]:
         """Bytes of the base, and of what is trained with its gradients and moments."""

@@ -117,11 +117,8 @@ class _CodebookLM:
         if text_states is None:
             text_states = self.text_encoder(input_ids=input_ids, attention_mask=text_mask).last_hidden_state
         hidden = self.hidden_states(codes, self.condition(text_states, text_mask, keep_caption))
-        columns = [
-            _summed_cross_entropy(hidden, head, labels[:, codebook])
-            for codebook, head in enumerate(self.decoder.lm_heads)
-        ]
-        return CodebookLoss(nll=torch.stack(columns, dim=1), count=(labels != IGNORED).sum(-1))
+        sums = _summed_cross_entropy(hidden, self.decoder.lm_heads, labels)
+        return CodebookLoss(nll=sums, count=(labels != IGNORED).sum(-1))
 
     def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
         raise TypeError("a family's class defines this")
@@ -226,25 +223,26 @@ def _take(sequence: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return sequence.gather(1, places[..., None].expand(-1, -1, sequence.shape[-1]))
 
 
-def _summed_cross_entropy(hidden: torch.Tensor, head: nn.Module, labels: torch.Tensor) -> torch.Tensor:
-    """`[B, S, D]` and `[B, S]` -> `[B]`, a stretch of steps after the other.
+def _summed_cross_entropy(hidden: torch.Tensor, heads: nn.ModuleList, labels: torch.Tensor) -> torch.Tensor:
+    """`[B, S, D]` and `[B, K, S]` -> `[B, K]`, a stretch of steps after the other.
 
     Logits are computed again in the backward pass instead of kept: there are never more than those of a stretch.
     """
 
     def summed(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        logits = head(hidden).float()
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        return losses.view(labels.shape).sum(-1)
+        columns = [
+            functional.cross_entropy(
+                head(hidden).float().flatten(0, 1), labels[:, k].flatten(), ignore_index=IGNORED, reduction="none"
+            )
+            for k, head in enumerate(heads)
+        ]
+        return torch.stack([column.view(len(hidden), -1).sum(-1) for column in columns], dim=1)
 
     steps = max(1, LOGITS_AT_ONCE // len(hidden))
-    total = hidden.new_zeros(len(hidden), dtype=torch.float32)
-    for first in range(0, hidden.shape[1], steps):
-        part = (hidden[:, first : first + steps], labels[:, first : first + steps])
-        total = total + (recompute(summed, *part, use_reentrant=False) if torch.is_grad_enabled() else summed(*part))
-    return total
+    parts = zip(hidden.split(steps, dim=1), labels.split(steps, dim=2), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.stack([summed(*part) for part in parts]).sum(0)
+    return torch.stack([recompute(summed, *part, use_reentrant=False) for part in parts]).sum(0)
 
 
 def load_language_model(

@@ -76,7 +76,8 @@ class Int8Linear(nn.Module):
             found = torch._weight_int8pack_mm(flat, self.weight, self.scale).to(x.dtype)
             found = found.view(*x.shape[:-1], -1)
         else:
-            found = functional.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+            weight = self.weight.to(x.dtype) * self.scale.to(x.dtype)[:, None]  # unscaled, sums would overflow fp16
+            found = functional.linear(x, weight)
         return found if self.bias is None else found + self.bias
 
 

@@ -90,7 +90,9 @@ class LightRecompute:
 
 
 def use_full_recompute(model: Any) -> None:
-    """transformers' gradient checkpointing of every layer; 5.23 has given it another name."""
+    """transformers' gradient checkpointing of every layer, in the place of light recomputation."""
+    model.light = None
+    # transformers 5.23 has given it another name
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -161,6 +162,13 @@ class Tables:
             for digest, caption in zip(table["digest"], table["text"], strict=True):
                 found.update(f"{digest} {caption}\n".encode())
         return found.hexdigest()[:16]
+
+    @property
+    def longest_caption(self) -> int | None:
+        """In tokens of the text encoder, which need not be looked at for it; None where no states are cached."""
+        if self.captions is None or not len(self.captions):
+            return None
+        return int(pc.max(pc.list_value_length(self.captions.data.column("states"))).as_py())
 
     @property
     def held_out_songs(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,8 @@ from musicgen_dreamboothing.arguments import POLICIES, TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.model.adapter import LoraSettings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.device import DTYPES, free_memory, parse_dtype
-from musicgen_dreamboothing.model.footprint import Estimator, Footprint, Step
+from musicgen_dreamboothing.model.device import free_memory, parse_dtype
+from musicgen_dreamboothing.model.footprint import CAPTION_TOKENS, Estimator, Footprint, Step
 
 RESERVE = 0.1  # of the memory stays free: allocators leave holes, and the estimate may err
 CONTEXT = {"cuda": 0.6e9, "mps": 0.6e9, "cpu": 0.45e9}  # of a process with its libraries, before it loads a model
@@ -51,73 +51,93 @@ def parse_memory(text: str) -> int:
 
 
 def make_plan(
-    estimator: Estimator, *, wanted: int, most: int, memory: int, policies: tuple[str, ...] = POLICIES
+    estimator: Estimator, *, wanted: int, sizes: Sequence[int], memory: int, policies: Sequence[str] = POLICIES
 ) -> Plan:
     """The fastest way to compute a batch in the memory there is.
 
     Args:
         estimator: knows the model and its kind of step.
         wanted: clips in an update, on each device.
-        most: clips at once that are of use.
+        sizes: numbers of clips at once that may be chosen, the most first.
         memory: bytes for the model and its step.
-        policies: those that may be chosen.
+        policies: those that may be chosen, the fastest first.
 
     Returns:
-        The first policy, from none to full, under which one clip fits, with as many clips as fit and are of use. Where
-        nothing fits, one clip and full recomputation.
+        The first policy under which some size fits, with the first such size. Where nothing fits, the last of both.
     """
     budget = memory * (1 - RESERVE)
     for policy in policies:
-        for clips in _divisors(wanted, most):
+        for clips in sizes:
             found = estimator.footprint(policy, clips)
             if found.total <= budget:
                 return Plan(policy, clips, wanted // clips, found, fits=True)
-    return Plan(policies[-1], 1, wanted, estimator.footprint(policies[-1], 1), fits=False)
+    policy, clips = policies[-1], sizes[-1]
+    return Plan(policy, clips, wanted // clips, estimator.footprint(policy, clips), fits=False)
 
 
-def _divisors(number: int, at_most: int) -> Iterator[int]:
-    """From the largest to 1."""
-    return (clips for clips in range(min(number, at_most), 0, -1) if number % clips == 0)
+def sizes_of(options: TrainArguments, device: str, steps: int) -> list[int]:
+    """Numbers of clips at once that make the same update, the most first.
+
+    Of several processes, and where the rest of an epoch is dropped, the number decides which clips are in an update.
+    """
+    asked, times = options.per_device_train_batch_size, options.gradient_accumulation_steps
+    if options.recompute != "auto" or options.world_size > 1 or options.dataloader_drop_last:
+        return [asked]
+    most = max(1, ENOUGH_STEPS[device] // steps)
+    return [clips for clips in range(min(asked * times, most), 0, -1) if asked * times % clips == 0]
 
 
-def planned_step(options: TrainArguments, checkpoint: Checkpoint, lora: LoraSettings, device: torch.device) -> Step:
-    """The step that these options ask for. With `--memory` and no GPU here, that of a GPU with bf16."""
-    imagined = options.memory is not None and device.type == "cpu"
-    if imagined and options.dtype == "auto":
-        dtype = torch.bfloat16
-    else:
-        dtype = DTYPES[options.dtype] if options.dtype in DTYPES else parse_dtype(options.dtype, device)
-    seconds = options.crop_seconds or options.max_duration_in_seconds
-    frames = round(seconds * checkpoint.frame_rate) + (max(checkpoint.delay) if options.random_crop else 0)
-    return Step(
-        frames,
+def policies_of(options: TrainArguments, device: str) -> tuple[str, ...]:
+    """What may be recomputed. `light` knows no copies that autocast makes, and compiled layers do what it does."""
+    if options.recompute != "auto":
+        return (options.recompute,)
+    if device == "mps":  # its attention keeps all of its scores, which no estimate here knows
+        return ("full",)
+    without_light = options.compiler is not None or options.fp16 or options.bf16
+    return tuple(policy for policy in POLICIES if not (policy == "light" and without_light))
+
+
+def plan_of(
+    options: TrainArguments,
+    checkpoint: Checkpoint,
+    lora: LoraSettings,
+    longest_clip: float | None = None,
+    longest_caption: int | None = None,
+) -> Plan:
+    """Settles and tells how the batch of these options is split, before anything is loaded.
+
+    `--plan --memory 8GB` without a GPU is asked for a GPU that is elsewhere.
+
+    Args:
+        options: of the training.
+        checkpoint: the base.
+        lora: settings of the adapter.
+        longest_clip: in seconds; None takes that of the options.
+        longest_caption: in tokens of the text encoder.
+    """
+    here = options.device
+    imagined = options.plan and options.memory is not None and here.type == "cpu"
+    device = "cuda" if imagined else here.type
+    # What is free comes on top of what this process has taken already.
+    memory = parse_memory(options.memory) if options.memory is not None else free_memory(here) + int(CONTEXT[device])
+    dtype = torch.bfloat16 if imagined and options.dtype == "auto" else parse_dtype(options.dtype, here)
+    seconds = options.crop_seconds or longest_clip or options.max_duration_in_seconds
+    step = Step(
+        round(seconds * checkpoint.frame_rate) + (max(checkpoint.delay) if options.random_crop else 0),
         dtype if options.use_lora else torch.float32,
         options.quantization,
         lora if options.use_lora else None,
         not options.freeze_text_encoder,
+        longest_caption or CAPTION_TOKENS,
     )
-
-
-def plan_of(options: TrainArguments, checkpoint: Checkpoint, lora: LoraSettings) -> Plan:
-    """Settles and tells how the batch of these options is split, before anything is loaded."""
-    here = options.device
-    device = "cuda" if options.memory is not None and here.type == "cpu" else here.type
-    # What is free comes on top of what this process has taken already.
-    memory = parse_memory(options.memory) if options.memory is not None else free_memory(here) + int(CONTEXT[device])
-    step = planned_step(options, checkpoint, lora, here)
     estimator = Estimator(checkpoint, step)
+    sizes, policies = sizes_of(options, device, step.frames), policies_of(options, device)
     wanted = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    policies: tuple[str, ...] = POLICIES if options.recompute == "auto" else (options.recompute,)
-    if options.compiler is not None:  # compiled layers make again what is cheap by themselves
-        policies = tuple(policy for policy in policies if policy != "light")
-    most = max(1, ENOUGH_STEPS[device] // step.frames)
-    if options.world_size > 1:  # larger micro-batches would leave some processes without any at the end of an epoch
-        most = min(most, options.per_device_train_batch_size)
     free = int(memory - CONTEXT[device])
-    plan = make_plan(estimator, wanted=wanted, most=most, memory=free, policies=policies)
+    plan = make_plan(estimator, wanted=wanted, sizes=sizes, memory=free, policies=policies)
     _tell(plan, checkpoint, step, memory, CONTEXT[device])
     if options.plan:
-        _tell_others(estimator, wanted, policies, CONTEXT[device])
+        _tell_others(estimator, sizes, policies, CONTEXT[device])
     if not plan.fits:
         cures = ["shorter pieces (--crop_seconds 15)", "a smaller --model_name_or_path"]
         if step.quantization == "none" and step.lora is not None:
@@ -145,10 +165,9 @@ def _tell(plan: Plan, checkpoint: Checkpoint, step: Step, memory: int, context: 
     say(f"{plural(wanted, 'clip')} an update: {split}; recompute {plan.policy}")
 
 
-def _tell_others(estimator: Estimator, wanted: int, policies: tuple[str, ...], context: float) -> None:
+def _tell_others(estimator: Estimator, sizes: Sequence[int], policies: Sequence[str], context: float) -> None:
     """What other ways would take."""
-    counts = [clips for clips in (1, 2, 4, 8, 16) if clips <= wanted]
-    say("GB in all:" + "".join(f"{plural(clips, 'clip'):>10}" for clips in counts))
+    say("GB in all:" + "".join(f"{plural(clips, 'clip'):>10}" for clips in sizes[::-1]))
     for policy in policies:
-        sizes = [(estimator.footprint(policy, clips).total + context) / 1e9 for clips in counts]
-        say(f"{policy:10}" + "".join(f"{size:10.2f}" for size in sizes))
+        found = [(estimator.footprint(policy, clips).total + context) / 1e9 for clips in sizes[::-1]]
+        say(f"{policy:10}" + "".join(f"{gigabytes:10.2f}" for gigabytes in found))

@@ -29,12 +29,15 @@ TELLING = (
 
 @dataclass
 class RunRecord:
-    """The contents of `run.json`; `data` is a fingerprint of clips and captions, `base_revision` one of the base."""
+    """The contents of `run.json`; `data` is a fingerprint of clips and captions, `base_revision` one of the base.
+
+    `split` says how the batch was split: another one would add up in another order."""
 
     options: dict[str, Any]
     base_model: str
     base_revision: str | None
     data: str
+    split: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -106,7 +109,8 @@ def check_same_run(record: RunRecord, options: TrainArguments, folder: Path) -> 
     Raises:
         UserError: names the options that differ.
     """
-    before, now = record.options, telling_options(options)
+    usual = {entry.name: _plain(entry.default) for entry in dataclasses.fields(options)}
+    before, now = usual | record.options, telling_options(options)  # older records lack newer options
     changed = [f"{name} ({before.get(name)} -> {now[name]})" for name in now if before.get(name) != now[name]]
     if changed:
         raise UserError(

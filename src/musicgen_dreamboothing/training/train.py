@@ -27,6 +27,7 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
 from musicgen_dreamboothing.model.device import parse_dtype, peak_memory, reset_peak_memory, return_freed_memory
 from musicgen_dreamboothing.model.language_model import load_language_model
 from musicgen_dreamboothing.model.quantized import base_quantization
+from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
@@ -50,9 +51,11 @@ POSITIVE = (
     *("lora_r", "crop_seconds", "max_train_samples", "max_eval_samples"),
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
 )
+SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "recompute")
 UNSUPPORTED = {
     "label_smoothing_factor": "the loss of the codebooks is computed here",
     "neftune_noise_alpha": "the loss of the codebooks is computed here",
+    "auto_find_batch_size": "--recompute auto splits the batch as memory allows",
     "batch_eval_metrics": "held-out clips are summed up over all batches",
     "hub_revision": "a run is pushed to the repository's main branch",
 }
@@ -118,7 +121,8 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     reset_peak_memory()
     asked = copy.copy(options)
     trainer = _trainer(options, checkpoint, tables)
-    record = RunRecord(telling_options(asked), checkpoint.name, checkpoint.identity, tables.fingerprint)
+    split = {name: getattr(options, name) for name in SPLIT}
+    record = RunRecord(telling_options(asked), checkpoint.name, checkpoint.identity, tables.fingerprint, split)
     resume = last_checkpoint(folder)
     if resume is not None:
         check_same_data(folder, record)
@@ -256,18 +260,26 @@ def _announce(tables: Tables, options: TrainArguments) -> None:
         say("no song is held out: there are too few; --eval_split_name or a folder of more songs allows evaluation")
 
 
-def _split(options: TrainArguments, checkpoint: Checkpoint) -> None:
-    """Splits the batch as memory allows, and chooses what is recomputed; what was said explicitly stays."""
-    if options.recompute == "auto":
-        plan = plan_of(options, checkpoint, _lora_settings(options))
+def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> None:
+    """Splits the batch as memory allows, and chooses what is recomputed; what was said explicitly stays.
+
+    A run that goes on keeps its split, so that it ends with the same weights.
+    """
+    earlier = read_record(Path(str(options.output_dir)))
+    if options.recompute == "auto" and earlier is not None and earlier.split.keys() == set(SPLIT):
+        for name, value in earlier.split.items():
+            setattr(options, name, value)
+    elif options.recompute == "auto" or options.memory is not None:
+        longest = max(tables.train["seconds"])
+        plan = plan_of(options, checkpoint, _lora_settings(options), longest, tables.longest_caption)
         # Processes must agree, and find different amounts of memory free: the first one's plan holds for all.
-        policy, clips, times = broadcast_object_list([plan.policy, plan.clips, plan.accumulation])
-        options.per_device_train_batch_size, options.gradient_accumulation_steps = clips, times
-        options.recompute, options.gradient_checkpointing = policy, policy == "full"
+        values = broadcast_object_list([plan.clips, plan.accumulation, plan.policy])
+        for name, value in zip(SPLIT, values, strict=True):
+            setattr(options, name, value)
 
 
 def _trainer(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> CodebookTrainer:
-    _split(options, checkpoint)
+    _split(options, checkpoint, tables)
     model = _model(options, checkpoint)
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
     seed = options.seed if options.data_seed is None else options.data_seed
@@ -311,6 +323,8 @@ def _model(options: TrainArguments, checkpoint: Checkpoint) -> Any:
     )
     if options.recompute == "light":
         model.use_light_recompute()
+    elif options.recompute == "full":
+        use_full_recompute(model)
     if not options.use_lora:
         return _compiled(model, options)
     wrapped = add_adapter(model, _lora_settings(options), with_text_encoder=with_text)
@@ -325,6 +339,8 @@ def _compiled(model: Any, options: TrainArguments) -> Any:
     if options.compiler is not None:
         for layer in model.decoder.model.decoder.layers:
             layer.compile(**options.compiler)
+    # done: transformers shall not compile the model as a whole
+    options.torch_compile, options.torch_compile_backend, options.torch_compile_mode = False, None, None
     return model
 
 

@@ -21,6 +21,7 @@ from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.device import release_memory
+from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.training.dataset import EpochSampler
 
 
@@ -42,6 +43,7 @@ class CodebookTrainer(Trainer):
         self._train_sums: torch.Tensor | None = None  # [2, K]: nll and count since the last line of the log
         self._frames = 0  # of audio that this process was trained on since its start
         self._parts = 1  # a micro-batch is computed in so many, since memory ran out
+        self._recomputes_all = self.args.recompute == "full"
         self._begun: list[dict[str, torch.Tensor]] = []  # micro-batches of this update before the one at hand
         self.add_callback(_EpochTeller(self._sampler))
 
@@ -87,13 +89,14 @@ class CodebookTrainer(Trainer):
         self._begun = [] if self.accelerator.sync_gradients else [*begun, inputs]
         again: list[dict[str, torch.Tensor]] = []
         while True:
+            at_hand = inputs
             try:
-                for earlier in again:
-                    self._in_parts(model, earlier, num_items_in_batch)
-                self._train_sums, self._frames = counted
+                for at_hand in again:
+                    self._in_parts(model, at_hand, num_items_in_batch)
+                at_hand, (self._train_sums, self._frames) = inputs, counted
                 return self._in_parts(model, inputs, num_items_in_batch)
             except RuntimeError as error:
-                self._halve(error, len(inputs["labels"]))
+                self._shrink(error, len(at_hand["labels"]))
             model.zero_grad()
             release_memory()
             again = begun
@@ -108,18 +111,23 @@ class CodebookTrainer(Trainer):
         step = super().training_step
         return torch.stack([step(model, part, num_items_in_batch) for part in parts]).sum()
 
-    def _halve(self, error: RuntimeError, clips: int) -> None:
-        """Half as many clips at once from now on, or the error again where that is no cure."""
+    def _shrink(self, error: RuntimeError, clips: int) -> None:
+        """Half as many clips at once from now on, then full recomputation, or the error where neither is a cure."""
         size = -(-clips // self._parts)
         if not should_reduce_batch_size(error) or self.accelerator.num_processes > 1:
             raise error
-        if size == 1:
+        if size > 1:
+            self._parts = -(-clips // (size // 2))
+            say(f"no memory for {plural(size, 'clip')} at once; going on with {size // 2}, the update stays the same")
+        elif not self._recomputes_all:
+            use_full_recompute(self.model)
+            self._recomputes_all = True
+            say("no memory for a single clip; going on with --recompute full, the update stays the same")
+        else:
             raise UserError(
-                "no memory for a single clip; try --recompute full, --quantization nf4, shorter pieces "
-                "(--crop_seconds 15), or a smaller --model_name_or_path"
+                "no memory for a single clip; try --quantization nf4, shorter pieces (--crop_seconds 15), or a smaller "
+                "--model_name_or_path"
             ) from error
-        self._parts = -(-clips // (size // 2))
-        say(f"no memory for {plural(size, 'clip')} at once; going on with {size // 2}, the update stays the same")
 
     def prediction_step(
         self,
