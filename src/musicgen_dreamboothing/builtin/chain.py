@@ -54,9 +54,9 @@ class Recipe:
         "ballad at 75 bpm in a minor with piano, strings, upright bass and soft drums",
     )
     seconds: float = 8.0
-    updates: int = 120
-    batch_size: int = 8
-    learning_rate: float = 2e-3
+    updates: int = 240
+    batch_size: int = 4
+    learning_rate: float = 4e-3
     lora_r: int = 16
 
     @property
