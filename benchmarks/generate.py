@@ -184,8 +184,7 @@ def _ours(options: argparse.Namespace, device: Any, clips: int) -> Any:
     def make(seconds: float) -> int:
         frames = round(seconds * generator.checkpoint.frame_rate)
         stream = generator._code_stream(states, mask, frames, list(range(clips)), Sampling(GUIDANCE))
-        for _ in range(stream.steps):
-            stream.advance()
+        stream.finish()
         return stream.steps
 
     return make

@@ -18,7 +18,7 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import GenerateArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation import generate as generating
-from musicgen_dreamboothing.generation.decoding import Sampling, clip_seed, generate_codes, sample
+from musicgen_dreamboothing.generation.decoding import CodeStream, Sampling, clip_seed, sample
 from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, Generator
 from musicgen_dreamboothing.model import text
 
@@ -161,10 +161,11 @@ def test_states_may_be_padded_in_the_text_family(generators: Generators) -> None
     assert len(set(mask.sum(-1).tolist())) == 3
     options = {"frames": FRAMES, "sampling": Sampling()}
     model, checkpoint, seeds = generator._model, generator.checkpoint, [clip_seed(0, prompt, 0) for prompt in PROMPTS]
-    together = generate_codes(model, checkpoint, states, mask, seeds=seeds, **options)
+    together = CodeStream(model, checkpoint, states, mask, seeds=seeds, **options).finish()
     for number, length in enumerate(mask.sum(-1).tolist()):
         one = slice(number, number + 1)
-        alone = generate_codes(model, checkpoint, states[one, :length], mask[one, :length], seeds=seeds[one], **options)
+        narrow = (states[one, :length], mask[one, :length])
+        alone = CodeStream(model, checkpoint, *narrow, seeds=seeds[one], **options).finish()
         assert torch.equal(alone[0], together[number])
 
 

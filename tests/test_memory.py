@@ -437,6 +437,7 @@ def test_one_clip_without_memory_is_recomputed(
     compute = CodebookTrainer.compute_loss
 
     def narrow(trainer: Any, model: Any, *rest: Any, **options: Any) -> Any:
+        assert (trainer.model.get_base_model().light is None) == trainer._recomputes_all
         if not trainer.model.decoder.model.decoder.layers[0].gradient_checkpointing:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return compute(trainer, model, *rest, **options)

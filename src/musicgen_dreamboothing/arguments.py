@@ -115,7 +115,8 @@ class RunArguments:
     )
     plan: bool = option(False, "Only say how much memory a step would take, and stop.")
     memory: str | None = option(
-        None, "Memory to plan for, e.g. 8GB; by default what is free. Without a GPU it is that of a GPU elsewhere."
+        None,
+        "Memory to plan for, e.g. 8GB; by default what is free. With --plan and without a GPU: that of some GPU.",
     )
     restart: bool = option(False, "Discard an earlier run in OUTPUT_DIR instead of continuing it.")
 

@@ -11,7 +11,6 @@ it was stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 from tqdm import tqdm
-from train_codec import DEVICE, KEEP_SECONDS, RATE, WEIGHTS, Objective, batches, load_audio
+from train_codec import DEVICE, KEEP_SECONDS, RATE, WEIGHTS, Objective, Resumable, batches, load_audio
 from transformers import EncodecModel
 
 WINDOWS = (512, 1024, 2048)
@@ -62,7 +61,7 @@ class Discriminator(nn.Module):
         return self.last(hidden), maps
 
 
-class Polishing:
+class Polishing(Resumable):
     """Decoder and discriminators with their optimizers; encoder and quantiser are frozen."""
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -82,19 +81,6 @@ class Polishing:
             "optimizer": self.optimizer,
             "judges_optimizer": self.judges_optimizer,
         }
-
-    def keep(self, path: Path) -> None:
-        """In one move."""
-        scratch = path.with_suffix(".new")
-        torch.save({"step": self.step} | {name: part.state_dict() for name, part in self.parts().items()}, scratch)
-        os.replace(scratch, path)
-
-    def go_on(self, path: Path) -> None:
-        """From where an earlier run was stopped."""
-        kept = torch.load(path, weights_only=True, map_location=DEVICE)
-        self.step = kept["step"]
-        for name, part in self.parts().items():
-            part.load_state_dict(kept[name])
 
     def learn(self, wave: torch.Tensor) -> dict[str, float]:
         """One step on pieces `[B, 1, S]`: first the discriminators, then the decoder."""

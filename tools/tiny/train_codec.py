@@ -205,8 +205,31 @@ def judge(model: EncodecModel, quantizer: Quantizer, valid: np.ndarray) -> dict[
     return {"si_sdr": float(torch.cat(sdr).mean()), "mel": float(torch.cat(mel).mean())}
 
 
-class Training:
-    """The codec, its quantiser and its optimizer, with what a later run needs to go on."""
+class Resumable:
+    """A training that is kept on disk and taken up again; `parts` and `step` are its own."""
+
+    step: int
+
+    def parts(self) -> dict[str, Any]:
+        """Modules and optimizers by name."""
+        raise NotImplementedError
+
+    def keep(self, path: Path) -> None:
+        """In one move."""
+        scratch = path.with_suffix(".new")
+        torch.save({"step": self.step} | {name: part.state_dict() for name, part in self.parts().items()}, scratch)
+        os.replace(scratch, path)
+
+    def go_on(self, path: Path) -> None:
+        """From where an earlier run was stopped."""
+        kept = torch.load(path, weights_only=True, map_location=DEVICE)
+        self.step = kept["step"]
+        for name, part in self.parts().items():
+            part.load_state_dict(kept[name])
+
+
+class Training(Resumable):
+    """The codec, its quantiser and its optimizer; one that is stopped in its warm-up begins anew."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         config = configuration(options.filters, options.hidden, options.ratios, options.residual, options.lstm)
@@ -221,19 +244,6 @@ class Training:
     def parts(self) -> dict[str, Any]:
         """What is kept on disk."""
         return {"model": self.model, "quantizer": self.quantizer, "optimizer": self.optimizer}
-
-    def keep(self, path: Path) -> None:
-        """In one move."""
-        scratch = path.with_suffix(".new")
-        torch.save({"step": self.step} | {name: part.state_dict() for name, part in self.parts().items()}, scratch)
-        os.replace(scratch, path)
-
-    def go_on(self, path: Path) -> None:
-        """From where an earlier run was stopped; one that was stopped in its warm-up begins anew."""
-        kept = torch.load(path, weights_only=True, map_location=DEVICE)
-        self.step = kept["step"]
-        for name, part in self.parts().items():
-            part.load_state_dict(kept[name])
 
     def learn(self, wave: torch.Tensor) -> dict[str, float]:
         """One step on pieces `[B, 1, S]`; returns the parts of the loss."""

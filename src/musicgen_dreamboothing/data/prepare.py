@@ -95,16 +95,20 @@ def prepare_songs(
                 _remove(folder, OURS)
             cut = _cut(folder, found, options, checkpoint)
         PartialState().wait_for_everyone()
-        prompt, batch_size = options.instance_prompt, options.encode_batch_size
-        encoded, captions = tokenize_clips(
-            folder,
-            checkpoint,
-            batch_size=batch_size,
-            workers=options.preprocessing_num_workers,
-            instance_prompt=prompt,
-            text_states=text_states,
-        )
+        encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
+
+
+def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool) -> tuple[int, int]:
+    """How many clips and captions had to be encoded."""
+    return tokenize_clips(
+        folder,
+        checkpoint,
+        batch_size=options.encode_batch_size,
+        workers=options.preprocessing_num_workers,
+        instance_prompt=options.instance_prompt,
+        text_states=text_states,
+    )
 
 
 def _find(songs: str, options: DataArguments, base: Source) -> list[Song]:
@@ -134,19 +138,11 @@ def _columns(options: DataArguments) -> Columns:
 
 def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
-    prompt, batch_size = options.instance_prompt, options.encode_batch_size
     with folder_lock(folder):
         if options.overwrite_cache and PartialState().is_main_process:
             _remove(folder, (TOKENS,))
         PartialState().wait_for_everyone()
-        encoded, captions = tokenize_clips(
-            folder,
-            checkpoint,
-            batch_size=batch_size,
-            workers=options.preprocessing_num_workers,
-            instance_prompt=prompt,
-            text_states=text_states,
-        )
+        encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
     return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), 0, encoded, captions)
 
 

@@ -101,6 +101,17 @@ class CodeStream:
         """Codes `[B, K, last - first]` of a stretch of frames, without the delay."""
         return undo_delay(self.sequence[..., first : last + max(self._delay)], self._delay)
 
+    def finish(self, on_step: Callable[[int], object] = lambda done: None) -> torch.Tensor:
+        """Makes all steps that are left: int64 codes `[B, K, T]` on the model's device.
+
+        Args:
+            on_step: called behind each step with the number of those that are done.
+        """
+        while self.done < self.steps:
+            self.advance()
+            on_step(self.done)
+        return self.codes(0, self.frames)
+
     @torch.inference_mode()
     def advance(self) -> None:
         """Makes one step."""
@@ -151,35 +162,6 @@ class CodeStream:
         if check and torch.equal(captioned, null):
             raise UserError("the prompt changes nothing in this model: captioned and null logits are the same")
         return null + scale * (captioned - null)
-
-
-def generate_codes(
-    model: TextLM | MelodyLM,
-    checkpoint: Checkpoint,
-    text_states: torch.Tensor,
-    text_mask: torch.Tensor,
-    *,
-    frames: int,
-    seeds: list[int],
-    sampling: Sampling,
-    how: str = EAGER,
-    on_step: Callable[[int], object] = lambda clips: None,
-) -> torch.Tensor:
-    """Samples codes for a batch of captions; the arguments are those of `CodeStream`.
-
-    Args:
-        on_step: called after each step with the number of clips.
-
-    Returns:
-        int64 codes `[B, K, T]` on the model's device.
-    """
-    stream = CodeStream(
-        model, checkpoint, text_states, text_mask, frames=frames, seeds=seeds, sampling=sampling, how=how
-    )
-    for _ in range(stream.steps):
-        stream.advance()
-        on_step(len(seeds))
-    return stream.codes(0, frames)
 
 
 def _guided_conditioning(

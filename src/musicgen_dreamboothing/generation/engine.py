@@ -22,8 +22,8 @@ class Decoder:
         model: either family.
         conditioning: of each row; under guidance captions first, then the null condition.
         steps: the most that will be made.
-        whole: attend to the whole buffer under a mask, so that every step has the same shapes and can be captured
-            or compiled; otherwise to what is filled, which is less work.
+        whole: attend to the whole buffer under a mask, so that every step has the same shapes and can be captured;
+            otherwise to what is filled, which is less work.
     """
 
     def __init__(self, model: TextLM | MelodyLM, conditioning: Conditioning, steps: int, *, whole: bool) -> None:

@@ -210,12 +210,13 @@ class Generator:
         states, mask = text.pad_states([self._states[prompt] for prompt, _ in batch])
         seeds = [clip_seed(seed, prompt, variation) for prompt, variation in batch]
         stream = self._code_stream(states, mask, frames, seeds, sampling)
-        for step in range(stream.steps):
-            stream.advance()
+
+        def tell(done: int) -> None:
             bar.update(len(batch))
-            if step % SYNCHRONISE == 0:
+            if done % SYNCHRONISE == 0:
                 synchronize(self.device)
-        codes = stream.codes(0, frames)
+
+        codes = stream.finish(tell)
         del stream  # its keys and values, before the codec comes
         waves = self._decode(codes)
         rate = self.checkpoint.sampling_rate

@@ -91,7 +91,8 @@ class LightRecompute:
 
 def use_full_recompute(model: Any) -> None:
     """transformers' gradient checkpointing of every layer, in the place of light recomputation."""
-    model.light = None
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper has no such part
+    whole.light = None
     # transformers 5.23 has given it another name
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

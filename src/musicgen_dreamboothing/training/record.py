@@ -31,7 +31,8 @@ TELLING = (
 class RunRecord:
     """The contents of `run.json`; `data` is a fingerprint of clips and captions, `base_revision` one of the base.
 
-    `split` says how the batch was split: another one would add up in another order."""
+    `split` says how the batch was split: another one would add up in another order.
+    """
 
     options: dict[str, Any]
     base_model: str

@@ -265,7 +265,9 @@ def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> N
 
     A run that goes on keeps its split, so that it ends with the same weights.
     """
-    earlier = read_record(Path(str(options.output_dir)))
+    folder = Path(str(options.output_dir))
+    # Without a checkpoint it begins anew, perhaps since memory ran out, and then the plan may change.
+    earlier = read_record(folder) if last_checkpoint(folder) is not None else None
     if options.recompute == "auto" and earlier is not None and earlier.split.keys() == set(SPLIT):
         for name, value in earlier.split.items():
             setattr(options, name, value)
