@@ -23,7 +23,7 @@ from musicgen_dreamboothing.generation.decoding import (
     _guided_conditioning,
     sample,
 )
-from musicgen_dreamboothing.generation.engine import Decoder
+from musicgen_dreamboothing.generation.engine import Decoder, Stack
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, merged_for_a_while
@@ -107,11 +107,10 @@ def their_logits(whole: Any, generator: Generator, codes: torch.Tensor, scale: f
 def our_logits(generator: Generator, codes: torch.Tensor, scale: float, *, whole: bool) -> torch.Tensor:
     """The same of the engine."""
     model, sampling = generator._model, Sampling(guidance_scale=scale)
-    decoder = Decoder(model, _guided_conditioning(model, *states_of(generator), sampling), STEPS, whole=whole)
+    decoder = Decoder(Stack(model), _guided_conditioning(model, *states_of(generator), sampling), STEPS, whole=whole)
     found = []
     for step in range(STEPS):
-        rows = codes[..., step] if scale == 1 else codes[..., step].repeat(2, 1)
-        found.append(decoder.logits(rows, torch.tensor([step]) if whole else step))
+        found.append(decoder.logits(codes[..., step], torch.tensor([step]) if whole else step))
     logits = torch.stack(found)
     if scale == 1:
         return logits
@@ -139,7 +138,7 @@ def test_logits_are_those_of_transformers_generate(
 def test_steps_of_equal_shape_draw_the_same_codes(kind: str, loaded: Callable[[str], Generator]) -> None:
     """What a CUDA graph would replay, step by step as the plain loop."""
     generator = loaded(kind)
-    arguments = (generator._model, generator.checkpoint, *states_of(generator))
+    arguments = (generator._stack, generator.checkpoint, *states_of(generator))
     plain, counted = (
         CodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=Sampling(), how=how) for how in (EAGER, GRAPH)
     )
@@ -154,13 +153,30 @@ def test_a_step_allocates_nothing_that_grows(loaded: Callable[[str], Generator])
     """Keys and values stay where they are."""
     generator = loaded("text")
     stream = CodeStream(
-        generator._model, generator.checkpoint, *states_of(generator), frames=STEPS, seeds=[1, 2], sampling=Sampling()
+        generator._stack, generator.checkpoint, *states_of(generator), frames=STEPS, seeds=[1, 2], sampling=Sampling()
     )
-    places = [buffer.data_ptr() for buffer in stream._decoder._keys + stream._decoder._values]
+    places = [buffer.data_ptr() for buffer in stream._decoder._filled]
     for _ in range(stream.steps):
         stream.advance()
-    assert places == [buffer.data_ptr() for buffer in stream._decoder._keys + stream._decoder._values]
-    assert all(buffer.abs().sum(-1).ne(0).all() for buffer in stream._decoder._keys)
+    assert places == [buffer.data_ptr() for buffer in stream._decoder._filled]
+    assert all(buffer.abs().sum(-1).ne(0).all() for buffer in stream._decoder._filled)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("kind", ["text-stereo", "melody"])
+def test_what_is_read_together_is_kept_once(kind: str, quantization: str, checkpoints: Folders) -> None:
+    """The joint weights are the memory of the model's own modules, which compute what they did."""
+    generator = Generator(checkpoints(kind), device="cpu", dtype="float32", quantization=quantization)
+    model, plain = generator._model, Generator(checkpoints(kind), device="cpu", dtype="float32")._model
+    for layer in model.decoder.model.decoder.layers:
+        own = layer.self_attn
+        assert len({part.weight.untyped_storage().data_ptr() for part in (own.q_proj, own.k_proj, own.v_proj)}) == 1
+    assert len({head.weight.untyped_storage().data_ptr() for head in model.decoder.lm_heads}) == 1
+    weights = [
+        [weight for name, weight in sorted(part.state_dict().items()) if "lm_heads" in name or "embed" in name]
+        for part in (model.decoder, plain.decoder)
+    ]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*weights, strict=True))
 
 
 # As much at once as memory holds
@@ -204,7 +220,7 @@ def test_the_batch_fits_into_free_memory(
 ) -> None:
     generator = loaded(kind)
     stream = generator._code_stream(*states_of(generator), 50, [1, 2], Sampling())
-    a_clip = sum(buffer.nbytes for buffer in stream._decoder._keys + stream._decoder._values) / 2
+    a_clip = sum(buffer.nbytes for buffer in stream._decoder._filled) / 2
     for clips in (0.5, 3, 1000):
         monkeypatch.setattr(generators, "free_memory", lambda device, clips=clips: int(a_clip * clips / 0.5) + 1)
         longest = max(len(generator._states[prompt]) for prompt in PROMPTS)
@@ -240,7 +256,7 @@ def test_the_first_second_waits_for_little_more_than_its_own_frames(loaded: Call
             made.append(1)
 
     generator._code_stream = lambda states, mask, frames, seeds, sampling: Counting(  # type: ignore[method-assign]
-        generator._model, generator.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling
+        generator._stack, generator.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling
     )
     try:
         first = next(generator.stream(PROMPTS[0], seconds=4.0))
@@ -303,7 +319,7 @@ def test_int8_weights_compute_nearly_the_same(dtype: torch.dtype) -> None:
         linear.weight[7] = 0  # a row without any weight has no scale
     x = torch.randn(2, 3, 256, dtype=dtype)
     exact = functional.linear(x.double(), linear.weight.double(), linear.bias.double())
-    found = Int8Linear(linear)(x)
+    found = Int8Linear.of(linear)(x)
     assert (found.shape, found.dtype) == (exact.shape, dtype)
     assert (found.double() - exact).norm() < 0.015 * exact.norm()
     assert torch.allclose(found[..., 7].double(), linear.bias[7].double())

@@ -160,12 +160,12 @@ def test_states_may_be_padded_in_the_text_family(generators: Generators) -> None
     states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
     assert len(set(mask.sum(-1).tolist())) == 3
     options = {"frames": FRAMES, "sampling": Sampling()}
-    model, checkpoint, seeds = generator._model, generator.checkpoint, [clip_seed(0, prompt, 0) for prompt in PROMPTS]
-    together = CodeStream(model, checkpoint, states, mask, seeds=seeds, **options).finish()
+    stack, checkpoint, seeds = generator._stack, generator.checkpoint, [clip_seed(0, prompt, 0) for prompt in PROMPTS]
+    together = CodeStream(stack, checkpoint, states, mask, seeds=seeds, **options).finish()
     for number, length in enumerate(mask.sum(-1).tolist()):
         one = slice(number, number + 1)
         narrow = (states[one, :length], mask[one, :length])
-        alone = CodeStream(model, checkpoint, *narrow, seeds=seeds[one], **options).finish()
+        alone = CodeStream(stack, checkpoint, *narrow, seeds=seeds[one], **options).finish()
         assert torch.equal(alone[0], together[number])
 
 

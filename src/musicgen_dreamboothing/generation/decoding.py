@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.generation.engine import Decoder
+from musicgen_dreamboothing.generation.engine import Decoder, Stack
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import UNFILLED, apply_delay, undo_delay
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
@@ -49,7 +49,7 @@ class CodeStream:
     """The codes of a batch of clips, drawn step by step.
 
     Args:
-        model: the language model.
+        stack: the language model.
         checkpoint: the base's ids and delays.
         text_states: `[B, L, D_text]`; for the melody family all of the same length.
         text_mask: `[B, L]`.
@@ -66,7 +66,7 @@ class CodeStream:
     @torch.inference_mode()
     def __init__(
         self,
-        model: TextLM | MelodyLM,
+        stack: Stack,
         checkpoint: Checkpoint,
         text_states: torch.Tensor,
         text_mask: torch.Tensor,
@@ -76,12 +76,12 @@ class CodeStream:
         sampling: Sampling,
         how: str = EAGER,
     ) -> None:
-        device, batch = model.device, len(seeds)
-        conditioning = _guided_conditioning(model, text_states.to(device), text_mask.to(device), sampling)
+        device, batch = stack.model.device, len(seeds)
+        conditioning = _guided_conditioning(stack.model, text_states.to(device), text_mask.to(device), sampling)
         blank = torch.full((batch, checkpoint.codebooks, frames), UNFILLED, dtype=torch.long, device=device)
         self.sequence = apply_delay(blank, checkpoint.delay, checkpoint.pad_token_id)
         self.done, self.frames, self._delay, self._sampling, self._how = 0, frames, checkpoint.delay, sampling, how
-        self._decoder = Decoder(model, conditioning, self.steps, whole=how != EAGER)
+        self._decoder = Decoder(stack, conditioning, self.steps, whole=how != EAGER)
         self._noise = _noise(seeds, self.steps, checkpoint.codebooks).to(device)
         self._codes = torch.full_like(self.sequence[..., 0], checkpoint.start_token_id)
         self._step = torch.zeros(1, dtype=torch.long, device=device)  # where the device counts itself
@@ -148,20 +148,21 @@ class CodeStream:
 
     def _draw(self, step: int) -> None:
         """A step whose number the host knows."""
-        drawn = sample(self._logits(step, check=step == 0), self._noise[:, step], self._sampling)
+        self._codes = sample(self._logits(step, check=step == 0), self._noise[:, step], self._sampling)
         planned = self.sequence[..., step]
-        self._codes = torch.where(planned == UNFILLED, drawn, planned)
-        self.sequence[..., step] = self._codes
+        if not max(self._delay) <= step < self.frames:  # at both ends some codebooks are silent
+            self._codes = torch.where(planned == UNFILLED, self._codes, planned)
+        planned.copy_(self._codes)
 
     def _logits(self, step: int | torch.Tensor, *, check: bool) -> torch.Tensor:
         """Float32 logits of the next codes `[B, K, V]`, guided."""
         scale = self._sampling.guidance_scale
         if scale == 1:
             return self._decoder.logits(self._codes, step)
-        captioned, null = self._decoder.logits(self._codes.repeat(2, 1), step).chunk(2)
+        captioned, null = self._decoder.logits(self._codes, step).chunk(2)
         if check and torch.equal(captioned, null):
             raise UserError("the prompt changes nothing in this model: captioned and null logits are the same")
-        return null + scale * (captioned - null)
+        return torch.lerp(null, captioned, scale)
 
 
 def _guided_conditioning(
@@ -186,7 +187,9 @@ def sample(logits: torch.Tensor, noise: torch.Tensor, sampling: Sampling) -> tor
         return logits.argmax(-1)
     candidates = logits.shape[-1] if sampling.top_k == 0 else min(sampling.top_k, logits.shape[-1])
     values, ids = logits.topk(candidates, dim=-1)  # sorted, so that those of top_p are the first ones
-    chances = torch.softmax(values / sampling.temperature, dim=-1)
+    if sampling.temperature != 1:
+        values = values / sampling.temperature
+    chances = torch.softmax(values, dim=-1)
     cumulative = chances.cumsum(-1)
     total = cumulative[..., -1:]
     if sampling.top_p < 1:

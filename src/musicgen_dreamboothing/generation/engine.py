@@ -1,128 +1,215 @@
 """The decoder stack, one frame at a time, over K/V buffers of fixed size.
 
 transformers' `generate` copies all keys and values at each step, projects the text again and walks through
-layers of Python. Here everything that doesn't change is computed once, a step writes its key and value in place,
-and the modules that compute are the model's own, so that adapters and quantised weights work as they are.
+layers of Python. Here everything that doesn't change is computed once, a step writes its keys and values in place, and
+products of the same input are one product. Modules that are not plain (adapters) compute as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
+from musicgen_dreamboothing.model.quantized import Int8Linear
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Stack:
+    """A model as a step of decoding reads it. The model's own modules go on working: plain ones share their weights.
+
+    Args:
+        model: either family.
+
+    Attributes:
+        embed: codes `[B, K]` -> `[B, D]`, the sum over codebooks.
+        heads: `[B, D]` -> logits `[B, K * V]`.
+    """
+
+    def __init__(self, model: TextLM | MelodyLM) -> None:
+        decoder = model.decoder.model.decoder
+        self.model, self.codebooks = model, len(model.decoder.lm_heads)
+        self.embed = _joined_tables(decoder.embed_tokens)
+        self.layers = [_Layer(layer) for layer in decoder.layers]
+        self.norm: Product = decoder.layer_norm
+        self.heads = _joined(model.decoder.lm_heads)
+        self._table = decoder.embed_positions
+
+    def positions(self, number: int) -> torch.Tensor:
+        """The first rows `[number, D]` of the table of positions, which grows as transformers lets it grow."""
+        if number > len(self._table.weights):
+            self._table.make_weights(number, self._table.embedding_dim)
+        return self._table.weights[:number]
+
+
+class _Layer:
+    """One layer of transformers' class: its normalisations and products."""
+
+    def __init__(self, layer: Any) -> None:
+        own = layer.self_attn
+        self.shape = (own.num_heads, own.head_dim)
+        self.norm: Product = layer.self_attn_layer_norm
+        self.query_key_value = _joined([own.q_proj, own.k_proj, own.v_proj])
+        self.add_own = _adding(own.out_proj)
+        self.last_norm: Product = layer.final_layer_norm
+        self.widen: Product = layer.fc1
+        self.activate: Product = layer.activation_fn
+        self.add_narrowed = _adding(layer.fc2)
+        self.cross = _Cross(layer) if "encoder_attn" in dict(layer.named_children()) else None
+
+    def feed_forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`[..., D]` -> the same shape, added to what came in."""
+        wide = self.widen(self.last_norm(hidden))
+        # Turned over, as oneDNN takes only contiguous activations: for a few rows it starts longer than torch computes.
+        return self.add_narrowed(hidden, self.activate(wide.mT).mT)
+
+
+class _Cross:
+    """What attends to the text in a layer of the text family."""
+
+    def __init__(self, layer: Any) -> None:
+        attention = layer.encoder_attn
+        self.norm: Product = layer.encoder_attn_layer_norm
+        self.query: Product = attention.q_proj
+        self.key: Product = attention.k_proj
+        self.value: Product = attention.v_proj
+        self.add = _adding(attention.out_proj)
 
 
 class Decoder:
     """Keys and values of one batch, and the step that adds to them.
 
     Args:
-        model: either family.
+        stack: the model.
         conditioning: of each row; under guidance captions first, then the null condition.
         steps: the most that will be made.
         whole: attend to the whole buffer under a mask, so that every step has the same shapes and can be captured;
             otherwise to what is filled, which is less work.
     """
 
-    def __init__(self, model: TextLM | MelodyLM, conditioning: Conditioning, steps: int, *, whole: bool) -> None:
-        stack = model.decoder.model.decoder
-        self._stack, self._heads, self._whole = stack, model.decoder.lm_heads, whole
+    def __init__(self, stack: Stack, conditioning: Conditioning, steps: int, *, whole: bool) -> None:
+        self._stack, self._whole = stack, whole
         states = conditioning.states
-        is_melody = isinstance(model, MelodyLM)
+        self._rows = len(states)
+        is_melody = isinstance(stack.model, MelodyLM)
         self._prefix = states.shape[1] if is_melody else 0
         capacity = self._prefix + steps
-        attention = stack.layers[0].self_attn
-        self._shape = (attention.num_heads, attention.head_dim)
-        shape = (len(states), attention.num_heads, capacity, attention.head_dim)
-        self._keys = [states.new_zeros(shape) for _ in stack.layers]
-        self._values = [states.new_zeros(shape) for _ in stack.layers]
-        self._positions = _positions(stack, capacity).to(states)
+        heads, width = stack.layers[0].shape
+        shape = (self._rows, 2, heads, capacity, width)
+        self._filled = [states.new_zeros(shape) for _ in stack.layers]  # keys and values of each layer
+        self._positions = stack.positions(capacity).to(states)
         self._places = torch.arange(capacity, device=states.device)
         self._cross: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._cross_mask: torch.Tensor | None = None
         if is_melody:
             self._fill_prefix(states)
         else:
-            self._cross = [self._keys_and_values(layer.encoder_attn, states) for layer in stack.layers]
+            self._cross = [_cross_keys_and_values(layer, states) for layer in stack.layers]
             self._cross_mask = None if bool(conditioning.mask.all()) else conditioning.mask[:, None, None].bool()
 
     def logits(self, codes: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
-        """Float32 logits `[B, K, V]` of the codes that follow.
+        """Float32 logits `[R, K, V]` of the codes that follow, in the order of the R rows of the conditioning.
 
         Args:
-            codes: of the last step `[B, K]`.
+            codes: of the last step `[B, K]`; each clip stands for R / B rows, which hear the same codes.
             step: its number, from 0; where the whole buffer is attended to, a tensor `[1]` on the device.
         """
-        embedded = sum(table(codes[:, k]) for k, table in enumerate(self._stack.embed_tokens))
         place = step + self._prefix
         if self._whole:
             row: Any = self._positions.index_select(0, place)  # type: ignore[arg-type]
             mask = (self._places <= place)[None, None, None]
         else:
             row, mask = self._positions[place], None
-        hidden = (embedded + row)[:, None]
+        hidden = self._stack.embed(codes) + row
+        if len(codes) < self._rows:
+            hidden = torch.cat([hidden] * (self._rows // len(codes)))
         for number, layer in enumerate(self._stack.layers):
             hidden = self._layer(number, layer, hidden, place, mask)
-        hidden = self._stack.layer_norm(hidden)[:, 0]
-        return torch.stack([head(hidden) for head in self._heads], dim=1).float()
+        logits = self._stack.heads(self._stack.norm(hidden))
+        return logits.view(self._rows, self._stack.codebooks, -1).float()
 
     def _layer(
-        self, number: int, layer: Any, hidden: torch.Tensor, place: int | torch.Tensor, mask: torch.Tensor | None
+        self, number: int, layer: _Layer, hidden: torch.Tensor, place: int | torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """`[B, 1, D]` -> `[B, 1, D]`, its key and value written to the buffers."""
-        normal = layer.self_attn_layer_norm(hidden)
-        key, value = self._keys_and_values(layer.self_attn, normal)
-        keys, values = self._keys[number], self._values[number]
+        """`[B, D]` -> `[B, D]`, its key and value written to the buffers."""
+        joint = layer.query_key_value(layer.norm(hidden)).view(len(hidden), 3, *layer.shape)
+        filled = self._filled[number]
         if self._whole:
-            keys.index_copy_(2, place, key)  # type: ignore[arg-type]
-            values.index_copy_(2, place, value)  # type: ignore[arg-type]
+            filled.index_copy_(3, place, joint[:, 1:, :, None])  # type: ignore[arg-type]
         else:
-            keys[:, :, place] = key[:, :, 0]
-            values[:, :, place] = value[:, :, 0]
-            keys, values = keys[:, :, : place + 1], values[:, :, : place + 1]
-        hidden = hidden + self._attend(layer.self_attn, normal, keys, values, mask)
-        if self._cross:
-            normal = layer.encoder_attn_layer_norm(hidden)
-            hidden = hidden + self._attend(layer.encoder_attn, normal, *self._cross[number], self._cross_mask)
-        return hidden + _feed_forward(layer, hidden)
-
-    def _keys_and_values(self, attention: Any, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B, S, D]` -> twice `[B, H, S, D / H]`."""
-        return self._split(attention.k_proj(states)), self._split(attention.v_proj(states))
-
-    def _split(self, projected: torch.Tensor) -> torch.Tensor:
-        return projected.view(*projected.shape[:2], *self._shape).transpose(1, 2)
-
-    def _attend(
-        self, attention: Any, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        query = self._split(attention.q_proj(hidden))
-        found = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        return attention.out_proj(found.transpose(1, 2).reshape(hidden.shape))
+            filled[:, :, :, place] = joint[:, 1:]
+            filled = filled[:, :, :, : place + 1]
+        keys, values = filled.unbind(1)
+        found = functional.scaled_dot_product_attention(joint[:, 0, :, None], keys, values, attn_mask=mask)
+        hidden = layer.add_own(hidden, found.reshape(hidden.shape))
+        if layer.cross is not None:
+            query = layer.cross.query(layer.cross.norm(hidden)).view(len(hidden), *layer.shape)[:, :, None]
+            found = functional.scaled_dot_product_attention(query, *self._cross[number], attn_mask=self._cross_mask)
+            hidden = layer.cross.add(hidden, found.reshape(hidden.shape))
+        return layer.feed_forward(hidden)
 
     def _fill_prefix(self, states: torch.Tensor) -> None:
         """Chroma and text stand before the codes in the melody family: they go through the stack once."""
         hidden = states + self._positions[: self._prefix]
         for number, layer in enumerate(self._stack.layers):
-            normal = layer.self_attn_layer_norm(hidden)
-            key, value = self._keys_and_values(layer.self_attn, normal)
-            self._keys[number][:, :, : self._prefix] = key
-            self._values[number][:, :, : self._prefix] = value
-            query = self._split(layer.self_attn.q_proj(normal))
+            joint = layer.query_key_value(layer.norm(hidden)).unflatten(-1, (3, *layer.shape))  # [B, S, 3, H, W]
+            query, key, value = joint.permute(2, 0, 3, 1, 4)
+            self._filled[number][:, 0, :, : self._prefix] = key
+            self._filled[number][:, 1, :, : self._prefix] = value
             found = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-            hidden = hidden + layer.self_attn.out_proj(found.transpose(1, 2).reshape(hidden.shape))
-            hidden = hidden + _feed_forward(layer, hidden)
+            hidden = layer.feed_forward(layer.add_own(hidden, found.transpose(1, 2).reshape(hidden.shape)))
 
 
-def _feed_forward(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
+def _cross_keys_and_values(layer: _Layer, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the text `[B, L, D]`: twice `[B, H, L, W]`."""
+    cross: Any = layer.cross
+    key, value = (
+        product(states).unflatten(-1, layer.shape).transpose(1, 2).contiguous() for product in (cross.key, cross.value)
+    )
+    return key, value
 
 
-def _positions(stack: Any, number: int) -> torch.Tensor:
-    """The first rows `[number, D]` of the table of positions, which grows as transformers lets it grow."""
-    table = stack.embed_positions
-    if number > len(table.weights):
-        table.make_weights(number, table.embedding_dim)
-    return table.weights[:number]
+def _joined(linears: Sequence[nn.Module]) -> Product:
+    """One product with all outputs side by side. Plain weights become views of the joint one: nothing is kept twice."""
+    if all(type(linear) is Int8Linear for linear in linears):
+        return Int8Linear.joined(linears)  # type: ignore[arg-type]
+    if all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
+        weight = _joined_weight(linears)
+        return lambda x: functional.linear(x, weight)
+    return lambda x: torch.cat([linear(x) for linear in linears], dim=-1)
+
+
+def _joined_tables(tables: Sequence[nn.Module]) -> Product:
+    """The sum of what stands in the tables, `[B, K]` -> `[B, D]`, read as from one table."""
+    if all(type(table) is nn.Embedding for table in tables):
+        weight = _joined_weight(tables)
+        rows = len(weight) // len(tables)
+        first_rows = torch.arange(0, len(weight), rows, device=weight.device)
+        return lambda codes: functional.embedding(codes + first_rows, weight).sum(1)
+    return lambda codes: torch.stack([table(codes[:, k]) for k, table in enumerate(tables)]).sum(0)
+
+
+def _joined_weight(modules: Sequence[Any]) -> torch.Tensor:
+    weight = torch.cat([module.weight.detach() for module in modules])
+    rows = [len(module.weight) for module in modules]
+    for module, part in zip(modules, weight.split(rows), strict=True):
+        module.weight.data = part
+    return weight
+
+
+def _adding(linear: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """`h + linear(x)`; of plain weights the product and the sum are one operation."""
+    if type(linear) is not nn.Linear or linear.bias is not None:
+        return lambda hidden, x: hidden + linear(x)
+
+    weight = linear.weight.detach().t()
+
+    def add(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(hidden.flatten(0, -2), x.flatten(0, -2), weight).view(hidden.shape)
+
+    return add

@@ -15,6 +15,7 @@ from transformers import EncodecModel
 
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.generation.decoding import EAGER, GRAPH, CodeStream, Sampling, clip_seed
+from musicgen_dreamboothing.generation.engine import Stack
 from musicgen_dreamboothing.model import adapter, codec, text
 from musicgen_dreamboothing.model.checkpoint import (
     Checkpoint,
@@ -94,6 +95,7 @@ class Generator:
             self._model = self._load_adapted(source)
         if quantization == "int8":
             to_int8(self._model.decoder.model.decoder.layers)
+        self._stack = Stack(self._model)
         self._tokenizer = load_tokenizer(self.checkpoint)
         self._states: dict[str, np.ndarray] = {}
         self._codec: EncodecModel | None = None  # loaded when there are codes to decode
@@ -201,7 +203,7 @@ class Generator:
     ) -> CodeStream:
         how = GRAPH if self.device.type == "cuda" else EAGER
         return CodeStream(
-            self._model, self.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling, how=how
+            self._stack, self.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling, how=how
         )
 
     def _generate_batch(

@@ -7,6 +7,7 @@ clip takes as long as its weights take to read.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -56,8 +57,15 @@ class Int8Linear(nn.Module):
     weight: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: nn.Parameter | None = None) -> None:
         super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias = bias
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Int8Linear:
+        """The same layer with its weights rounded."""
         weight = linear.weight.detach()
         largest = weight.abs().amax(dim=1).float()
         scale = torch.where(largest > 0, largest / 127, 1.0)
@@ -65,9 +73,16 @@ class Int8Linear(nn.Module):
         for first in range(0, len(weight), BLOCK):
             rows = slice(first, first + BLOCK)
             rounded[rows] = (weight[rows].float() / scale[rows, None]).round().to(torch.int8)
-        self.register_buffer("weight", rounded)
-        self.register_buffer("scale", scale.to(torch.bfloat16) if weight.device.type == "cpu" else scale)
-        self.bias: nn.Parameter | None = linear.bias
+        return cls(rounded, scale.to(torch.bfloat16) if weight.device.type == "cpu" else scale, linear.bias)
+
+    @classmethod
+    def joined(cls, linears: Sequence[Int8Linear]) -> Int8Linear:
+        """Layers without biases with their outputs side by side; their weights become views of the joint one."""
+        joint = cls(torch.cat([linear.weight for linear in linears]), torch.cat([linear.scale for linear in linears]))
+        rows = [len(linear.weight) for linear in linears]
+        for linear, weight in zip(linears, joint.weight.split(rows), strict=True):
+            linear.weight = weight
+        return joint
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` -> `[..., out]` in the precision of x."""
@@ -86,4 +101,4 @@ def to_int8(layers: nn.ModuleList) -> None:
     for module in list(layers.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear(child))
+                setattr(module, name, Int8Linear.of(child))
