@@ -1,0 +1,1 @@
+"""Turns waves into facts: tempo, beats, key. Knows nothing of songs, options or models."""

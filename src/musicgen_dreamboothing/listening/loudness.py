@@ -1,0 +1,48 @@
+"""How loud a wave is, and the gain that brings it to a wanted loudness.
+
+A wave is float32 `[C, S]`, full scale at -1 and 1. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from musicgen_dreamboothing.audio import Wave
+
+BLOCK_SECONDS = 0.4  # of BS.1770-4: nothing shorter has a loudness
+CEILING_DB = -1.0  # dBFS: how high gain may bring a peak, so that lossy copies don't clip
+
+
+def loudness(wave: Wave, rate: int) -> float:
+    """Integrated loudness of `[C, S]` in LUFS (ITU-R BS.1770-4, by pyloudnorm).
+
+    -inf where nothing reaches the standard's gate of -70 LUFS, and for less than 0.4 s.
+    """
+    import pyloudnorm
+
+    if wave.shape[-1] < math.ceil(BLOCK_SECONDS * rate) or not wave.any():
+        return -math.inf
+    return float(pyloudnorm.Meter(rate).integrated_loudness(wave.T.astype(np.float64)))
+
+
+def peak(wave: Wave) -> float:
+    """The largest sample of `[C, S]`, linear; 0 for a wave without samples."""
+    return float(np.abs(wave).max(initial=0.0))
+
+
+def gain_to(lufs: float, highest: float, target: float) -> float:
+    """The factor that brings a wave of loudness `lufs` and peak `highest` (linear) to `target` LUFS.
+
+    It is smaller where the peak would pass -1 dBFS: the wave is then quieter than wanted, but never squeezed. 1 for a
+    wave without loudness.
+    """
+    if not math.isfinite(lufs) or highest <= 0:
+        return 1.0
+    return float(min(10 ** ((target - lufs) / 20), 10 ** (CEILING_DB / 20) / highest))
+
+
+def normalised(wave: Wave, rate: int, target: float) -> Wave:
+    """`[C, S]` at `target` LUFS, or as near as its peaks allow (see `gain_to`)."""
+    return wave * np.float32(gain_to(loudness(wave, rate), peak(wave), target))

@@ -1,0 +1,185 @@
+"""What is heard in a song: right on pieces whose truth is known, and the same however they are played back."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+
+from musicgen_dreamboothing.audio import Wave
+from musicgen_dreamboothing.listening.key import TONICS, Key, find_key
+from musicgen_dreamboothing.listening.rhythm import Rhythm, find_rhythm
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import listening as benchmark
+from _pieces import RATE, Piece, pieces
+
+SEED, LENGTHS = 5, (13, 16)  # seconds
+SECONDS = 20  # of the sounds made here
+RANDOM = np.random.default_rng(1)
+
+
+@pytest.fixture(scope="module")
+def songs() -> list[Piece]:
+    return list(pieces(24, SEED, LENGTHS))
+
+
+@pytest.fixture(scope="module")
+def heard(songs: list[Piece]) -> list[dict[str, Any]]:
+    return [benchmark.judged(piece) for piece in songs]
+
+
+@pytest.fixture(scope="module")
+def song(songs: list[Piece], heard: list[dict[str, Any]]) -> Piece:
+    """One in stereo, whose tempo, bars and key are heard rightly."""
+    good = (piece for piece, one in zip(songs, heard, strict=True) if one["downbeats"] > 0.9 and one["key"])
+    return next(piece for piece in good if len(piece.wave) == 2 and piece.beats_per_bar == 4)
+
+
+def sines(*hertz: float, seconds: float = SECONDS) -> Wave:
+    time = np.arange(int(seconds * RATE)) / RATE
+    return sum(0.1 * np.sin(2 * np.pi * tone * time) for tone in hertz)[None].astype(np.float32)
+
+
+def hits(seconds: np.ndarray) -> Wave:
+    """The same short noise at every place."""
+    wave = np.zeros((1, SECONDS * RATE), np.float32)
+    burst = np.random.default_rng(2).standard_normal(2000) * np.exp(-np.arange(2000) / 300)
+    for place in (seconds * RATE).astype(int):
+        wave[0, place : place + len(burst)] += 0.3 * burst[: wave.shape[1] - place]
+    return wave
+
+
+NOISE = 0.1 * RANDOM.standard_normal((2, SECONDS * RATE)).astype(np.float32)
+WITHOUT_PULSE = {
+    "silence": np.zeros((2, SECONDS * RATE), np.float32),
+    "noise": NOISE,
+    "a drone": sines(110, 220, 330),
+    "one hit": hits(np.array([7.0])),
+    "hits at random": hits(np.sort(RANDOM.uniform(0, SECONDS, 50))),
+    "no samples": np.zeros((1, 0), np.float32),
+}
+
+
+def test_most_songs_are_heard_rightly(heard: list[dict[str, Any]]) -> None:
+    """In the benchmark it is more: its pieces are longer."""
+    found = benchmark.shares(heard)
+    assert found["tempo"] >= 90
+    assert found["beats"] >= 90
+    assert found["meter"] >= 95
+    assert found["downbeats"] >= 80
+    assert found["key"] >= 70
+    assert found["key_near"] >= 90
+    assert fmean(one["cents"] for one in heard) < 3
+
+
+def test_what_is_sure_is_right_more_often(heard: list[dict[str, Any]]) -> None:
+    found = benchmark.shares(heard) | benchmark.trust(heard)
+    assert found["tempo: sure"] >= 75
+    assert found["key: sure"] >= 30
+    for what in ("tempo", "key"):
+        assert found[f"{what}: right where sure"] > found[what]
+    assert found["key: wrong, and unsure"] > found["key: wrong"] / 2
+
+
+def test_facts_about_a_song(song: Piece) -> None:
+    rhythm, key = find_rhythm(song.wave, RATE), find_key(song.wave, RATE)
+    assert rhythm.tempo == pytest.approx(song.tempo, rel=0.01)
+    assert rhythm.beats_per_bar == 4
+    assert set(rhythm.downbeats) <= set(rhythm.beats)
+    assert list(rhythm.beats) == sorted(rhythm.beats)
+    assert 0 <= rhythm.beats[0] < rhythm.beats[-1] <= song.wave.shape[1] / RATE
+    assert np.diff(rhythm.downbeats) == pytest.approx(240 / song.tempo, rel=0.1)
+    assert key.name == f"{song.tonic} {song.mode}"
+    assert 0 < key.confidence <= 1
+    assert 0 < rhythm.confidence <= 1
+
+
+@pytest.mark.parametrize(("seconds", "bpm"), [(0.5, 120), (0.6, 100), (0.8, 75)])
+def test_tempo_of_a_metronome(seconds: float, bpm: float) -> None:
+    true = np.arange(0.3, SECONDS - 0.2, seconds)
+    rhythm = find_rhythm(hits(true), RATE)
+    assert rhythm.tempo == pytest.approx(bpm, rel=0.002)
+    assert len(rhythm.beats) == pytest.approx(len(true), abs=1)
+    assert np.abs(np.array(rhythm.beats)[:, None] - true).min(axis=1).max() < 0.02
+
+
+@pytest.mark.parametrize("what", WITHOUT_PULSE)
+def test_nothing_pulses(what: str) -> None:
+    assert find_rhythm(WITHOUT_PULSE[what], RATE) is None
+
+
+def test_short_noise_is_at_most_unsure() -> None:
+    rhythm = find_rhythm(NOISE[:, : 6 * RATE], RATE)
+    assert rhythm is None or not rhythm.is_sure
+
+
+@pytest.mark.parametrize("what", ["silence", "noise", "hits at random", "no samples"])
+def test_nothing_is_tonal(what: str) -> None:
+    assert find_key(WITHOUT_PULSE[what], RATE) is None
+
+
+def test_what_is_too_short_is_not_judged(song: Piece) -> None:
+    assert find_rhythm(song.wave[:, : 4 * RATE], RATE) is None
+    assert find_key(song.wave[:, : 2 * RATE], RATE) is None
+
+
+@pytest.mark.parametrize("steps", [(0,), (0, 4, 8), (0, 3, 6, 9), range(12)])
+def test_tones_that_make_no_key_are_unsure(steps: Sequence[int]) -> None:
+    assert not find_key(sines(*(220 * 2 ** (step / 12) for step in steps)), RATE).is_sure
+
+
+@pytest.mark.parametrize("semitones", [-4, -1, 3, 6])
+def test_played_at_another_speed_key_and_tempo_shift(song: Piece, semitones: int) -> None:
+    speed = 2 ** (semitones / 12)
+    key, shifted = find_key(song.wave, RATE), find_key(song.wave, round(RATE * speed))
+    assert (TONICS.index(shifted.tonic) - TONICS.index(key.tonic)) % 12 == semitones % 12
+    assert shifted.mode == key.mode
+    assert shifted.cents == pytest.approx(key.cents, abs=2)
+    faster = find_rhythm(song.wave, round(RATE * speed)).tempo
+    ratio = faster / find_rhythm(song.wave, RATE).tempo / speed
+    assert min(abs(ratio / octave - 1) for octave in (0.5, 1, 2)) < 0.01  # what people tap to may change
+
+
+@pytest.mark.parametrize("cents", [-28, 0, 17])
+def test_tuning_is_measured(cents: float) -> None:
+    key = find_key(sines(*(440 * 2 ** ((step + cents / 100) / 12) for step in (-12, -9, -5, 0))), RATE)
+    assert key.cents == pytest.approx(cents, abs=1)
+    assert key.name == "A minor"
+
+
+def test_beats_move_with_the_music(song: Piece) -> None:
+    later = 1.37
+    silence = np.zeros((2, round(later * RATE)), np.float32)
+    before, after = (find_rhythm(wave, RATE) for wave in (song.wave, np.concatenate([silence, song.wave], axis=1)))
+    assert after.tempo == pytest.approx(before.tempo, rel=0.005)
+    assert after.beats[0] > later - 0.05  # none in the silence
+    for name in ("beats", "downbeats"):
+        moved = np.array(getattr(after, name)) - later
+        assert benchmark.f_measure(moved, np.array(getattr(before, name))) > 0.95
+
+
+def test_channels_and_loudness_do_not_matter(song: Piece) -> None:
+    mono = song.wave.mean(axis=0, keepdims=True)
+    rhythm, key = find_rhythm(mono, RATE), find_key(mono, RATE)
+    for wave in (np.repeat(mono, 2, axis=0), mono / 16, song.wave):
+        assert find_rhythm(wave, RATE) == rhythm
+        assert find_key(wave, RATE) == key
+
+
+def test_only_the_sure_are_sure() -> None:
+    assert Rhythm(120.0, 0.9, (), (), 4).is_sure
+    assert not Rhythm(120.0, 0.5, (), (), 4).is_sure
+    assert Key("A", "minor", 0.9, 0.0).is_sure
+    assert not Key("A", "minor", 0.5, 0.0).is_sure
+
+
+def test_same_seed_same_pieces(songs: list[Piece]) -> None:
+    again = next(pieces(24, SEED, LENGTHS))
+    np.testing.assert_array_equal(again.wave, songs[0].wave)
+    assert again.tempo == songs[0].tempo
+    assert next(pieces(24, SEED + 1, LENGTHS)).tempo != songs[0].tempo
