@@ -1,0 +1,192 @@
+"""Captions by a language model that hears, on a tiny random model of that class."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Qwen2Tokenizer,
+    WhisperFeatureExtractor,
+)
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model import captioner as module
+from musicgen_dreamboothing.model.captioner import MOST_WORDS, Captioner, clean
+
+RATE = 16_000
+SECONDS = 2  # that the tiny model hears
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
+
+
+def write_tiny_captioner(folder: Path, *, seed: int = 0) -> Path:
+    """A Qwen2-Audio checkpoint of random weights, in the layout of the real ones (under 1 MB)."""
+    vocabulary = {token: number for number, token in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=SPECIAL[1:])
+    config = Qwen2AudioConfig(
+        audio_config={
+            "num_mel_bins": 16,
+            "d_model": 32,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "max_source_positions": SECONDS * 50,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "initializer_range": 0.5,  # at 0.02 so small a network says the same whatever it hears
+            "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        },
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2AudioForConditionalGeneration(config)
+        torch.nn.init.normal_(model.model.multi_modal_projector.linear.weight)
+    model.generation_config.update(do_sample=True, temperature=0.7, top_k=20, top_p=0.5)  # as the real one has it
+    model.save_pretrained(folder)
+    extractor = WhisperFeatureExtractor(feature_size=16, sampling_rate=RATE, chunk_length=SECONDS)
+    Qwen2AudioProcessor(extractor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_tiny_captioner(tmp_path_factory.mktemp("captioner") / "tiny")
+
+
+def load(checkpoint: Path, **options) -> Captioner:
+    return Captioner(str(checkpoint), device="cpu", dtype=torch.float32, **{"max_new_tokens": 12, **options})
+
+
+def noise(seconds: float, seed: int, rate: int = RATE, channels: int = 1) -> tuple[audio.Wave, int]:
+    wave = np.random.default_rng(seed).standard_normal((channels, round(seconds * rate)))
+    return (wave * 0.3 * (seed + 1) / 4).astype(np.float32), rate
+
+
+def test_each_sound_gets_a_line(checkpoint):
+    waves = [noise(1, 0), noise(SECONDS, 1, channels=2), noise(3 * SECONDS, 2, rate=44_100), noise(0.3, 3)]
+    found = load(checkpoint).caption(waves)
+    assert len(found) == 4
+    assert all("\n" not in text and text == text.strip() for text in found)
+    assert len(set(found)) > 1  # it listens
+    assert "".join(found)
+
+
+def test_no_sounds_give_no_captions(checkpoint):
+    assert load(checkpoint).caption([]) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_batch_makes_no_difference_and_nothing_is_random(checkpoint, batch_size):
+    waves = [noise(seconds, seed) for seed, seconds in enumerate((1, 0.4, SECONDS, 1.7))]
+    torch.manual_seed(batch_size)
+    found = load(checkpoint, batch_size=batch_size).caption(waves)
+    assert found == load(checkpoint, batch_size=4).caption(waves)
+
+
+def test_sounds_are_heard_at_the_processors_rate(checkpoint):
+    captioner = load(checkpoint)
+    assert captioner.rate == RATE
+    time = np.arange(48_000 * SECONDS) / 48_000
+    tone = (0.5 * np.sin(2 * np.pi * 3_000 * time) * np.sin(2 * np.pi * time) ** 2).astype(np.float32)[None]
+    same, stereo, other = captioner.caption(
+        [(audio.resample(tone, 48_000, RATE), RATE), (np.repeat(tone, 2, axis=0), 48_000), (tone, RATE)]
+    )
+    assert same == stereo
+    assert same != other
+
+
+def test_answers_end(checkpoint):
+    (short,), (long,) = (load(checkpoint, max_new_tokens=count).caption([noise(1, 0)]) for count in (2, 40))
+    assert len(short) <= 2 < len(long)  # the tiny model's tokens are letters
+
+
+def test_the_signature_tells_models_and_questions_apart(tmp_path, checkpoint):
+    signatures = {
+        load(checkpoint).signature,
+        load(checkpoint, batch_size=1).signature,
+        load(checkpoint, prompt="What is it?").signature,
+        load(write_tiny_captioner(tmp_path / "other", seed=1)).signature,
+    }
+    assert len(signatures) == 3
+
+
+def test_another_question_gets_another_answer(checkpoint):
+    waves = [noise(1, 0), noise(1, 1)]
+    assert load(checkpoint).caption(waves) != load(checkpoint, prompt="Why?").caption(waves)
+
+
+def test_what_does_not_describe_sound_is_one_line(tmp_path, tiny):
+    mute = write_tiny_captioner(tmp_path / "mute")
+    for path in mute.glob("*process*.json"):
+        path.unlink()
+    for model, reason in [
+        ("Qwen/Qwen2-Audio-7B-Instruct", "no model that describes sound at 'Qwen/Qwen2-Audio-7B-Instruct'"),
+        (str(tmp_path / "missing"), "missing"),
+        (str(tiny), "a 'musicgen' model doesn't answer questions about sound"),
+        (str(mute), "no model that describes sound"),
+    ]:
+        with pytest.raises(UserError, match=reason) as error:
+            Captioner(model, device="cpu")
+        assert "\n" not in str(error.value)
+        assert "--captioner" in str(error.value)
+
+
+def test_a_language_model_without_ears_is_refused(tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=10, d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=1, decoder_start_token_id=0)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="a 't5' model doesn't answer questions about sound"):
+        Captioner(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("answer", "caption"),
+    [
+        ("A fast song.", "A fast song"),
+        ("  'Slow jazz'\n\n with  piano . ", "Slow jazz' with piano"),
+        ("The music is energetic and loud.", "energetic and loud"),
+        ("This song features an acoustic guitar.", "acoustic guitar"),
+        ("The provided audio clip is a slow waltz", "slow waltz"),
+        ("Here is a description: techno, dark", "techno, dark"),
+        ("Certainly! **Techno**, dark", "Techno, dark"),
+        ("“Dreamy” pop", "Dreamy pop"),
+        ("Surely a hit", "Surely a hit"),
+        ("The musicians play", "The musicians play"),
+        ("don't stop", "don't stop"),
+        ("bad\x05\x17 \N{REPLACEMENT CHARACTER}bytes", "bad bytes"),
+        ("", ""),
+        ('"."', ""),
+    ],
+)
+def test_answers_become_captions(answer, caption):
+    assert clean(answer) == caption
+
+
+def test_long_answers_are_cut_at_a_stop():
+    sentence = "drums and bass play loud in a big room. "
+    assert clean(sentence * 20) == (sentence * 6).strip(" .")
+    assert len(clean("word " * 500).split()) == MOST_WORDS
+    assert clean(", ".join(["one two three"] * 40)).endswith("three")
+    assert not re.search(r"[,.]$", clean("a, " * 300))
+
+
+def test_examples_in_the_documentation():
+    assert doctest.testmod(module).failed == 0
