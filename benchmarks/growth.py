@@ -73,7 +73,7 @@ def _run(clips: int) -> dict[str, tuple[float, float]]:
         sizes = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1, "--recompute", "none"]
         quiet = ["--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no", "--eval_fraction", 0]
         words = {
-            "prepare": [folder / "songs", "--output_dir", folder / "prepared", *base, *cut],
+            "prepare": [folder / "songs", "--output_dir", folder / "prepared", *base, *cut, "--doctor", "false"],
             "train": [
                 *("--dataset_name", folder / "prepared", "--output_dir", folder / "run", *base, *cut),
                 *("--num_train_epochs", 1, "--logging_steps", 50, *sizes, *quiet),

@@ -118,10 +118,11 @@ def run_process(*words: object, env: dict[str, str] | None = None, cwd: Path | N
 
 
 def prepare_words(songs: Path, folder: Path, checkpoint: Path) -> list[object]:
-    """A `prepare` command that suits the tiny songs: clips of 2 s, at least 1 s."""
+    """A `prepare` command that suits the tiny songs: clips of 2 s, at least 1 s, at the level of the songs."""
     return [
         *("prepare", songs, "--output_dir", folder, "--model_name_or_path", checkpoint),
         *("--instance_prompt", "punk", "--max_duration_in_seconds", 2, "--min_duration_in_seconds", 1),
+        *("--normalize_loudness", "false", "--doctor", "false"),
     ]
 
 

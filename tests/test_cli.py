@@ -47,7 +47,7 @@ def test_nothing_heavy_is_imported_for_help() -> None:
     ran = python("-c", LIGHT)
     assert ran.err == (
         "musicgen-dreamboothing: unknown command 'trian'; did you mean train? "
-        "Commands: prepare, train, generate, demo\n"
+        "Commands: prepare, doctor, train, generate, demo\n"
     )
     assert ran.out.splitlines()[-2:] == ["[0, 0, 0, 0, 0, 1]", "[]"]
 
@@ -91,7 +91,10 @@ def test_the_version(run: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["generat"], "unknown command 'generat'; did you mean generate? Commands: prepare, train, generate, demo"),
+        (
+            ["generat"],
+            "unknown command 'generat'; did you mean generate? Commands: prepare, doctor, train, generate, demo",
+        ),
         (
             ["demo", "--sed", "1"],
             "unknown option --sed; the nearest is --seed (all: musicgen-dreamboothing demo --help)",
@@ -177,7 +180,7 @@ def test_the_public_names_are_there() -> None:
     for name in musicgen_dreamboothing.__all__:
         assert callable(getattr(musicgen_dreamboothing, name))
         assert name in dir(musicgen_dreamboothing)
-    with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it offers DemoArguments, GenerateArguments, "):
+    with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it offers DemoArguments, DoctorArguments, "):
         musicgen_dreamboothing.trian  # noqa: B018
 
 

@@ -10,8 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments, PrepareArguments, TrainArguments
+    from musicgen_dreamboothing.arguments import (
+        DemoArguments,
+        DoctorArguments,
+        GenerateArguments,
+        PrepareArguments,
+        TrainArguments,
+    )
     from musicgen_dreamboothing.builtin.chain import demo
+    from musicgen_dreamboothing.data.checkup import doctor
     from musicgen_dreamboothing.data.prepare import prepare
     from musicgen_dreamboothing.generation.generate import generate
     from musicgen_dreamboothing.generation.generator import Generator
@@ -20,11 +27,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "DemoArguments",
+    "DoctorArguments",
     "GenerateArguments",
     "Generator",
     "PrepareArguments",
     "TrainArguments",
     "demo",
+    "doctor",
     "generate",
     "prepare",
     "train",
@@ -32,11 +41,13 @@ __all__ = [
 
 _HOMES = {
     "DemoArguments": "arguments",
+    "DoctorArguments": "arguments",
     "GenerateArguments": "arguments",
     "PrepareArguments": "arguments",
     "TrainArguments": "arguments",
     "Generator": "generation.generator",
     "demo": "builtin.chain",
+    "doctor": "data.checkup",
     "generate": "generation.generate",
     "prepare": "data.prepare",
     "train": "training.train",

@@ -60,7 +60,29 @@ class DataArguments:
     instance_prompt: str | None = option(None, "Key-word that stands first in every caption, e.g. punk.")
     max_duration_in_seconds: float = option(30.0, "Songs are cut into clips of this length.")
     min_duration_in_seconds: float = option(5.0, "A rest or a song shorter than this is left out.")
-    preprocessing_num_workers: int = option(2, "Songs, and later clips, that are decoded at the same time.")
+    cut: str = option("seconds", "Where songs are cut: seconds (the full length each) or bars (on downbeats).")
+    bars: int = option(8, "With --cut bars: bars of a clip, or as many as the length of a clip holds.")
+    normalize_loudness: bool = option(True, "Bring every song to one loudness, without squeezing its peaks.")
+    loudness: float = option(-14.0, "That loudness, in LUFS (ITU-R BS.1770).")
+    audio_separation: bool = option(False, "Take the vocals out first (demucs).")
+    separation_model: str = option("htdemucs", "Published demucs model, or a folder with one.")
+    keep_stems: list[str] = field(
+        default_factory=lambda: ["drums", "bass", "other"], metadata={"help": "What --audio_separation keeps."}
+    )
+    audio_separation_batch_size: int = option(0, "Segments that demucs takes at once; 0 chooses by the device.")
+    add_metadata: bool = option(False, "Listen to the songs and describe them: tempo, key, genre, mood, instruments.")
+    captions: str = option("own+measured", "With --add_metadata: own (captions you gave), measured, or own+measured.")
+    caption_variants: int = option(4, "With --add_metadata: captions of each clip, of which every epoch draws one.")
+    file_tags: list[str] = field(
+        default_factory=list,
+        metadata={"help": "With --add_metadata: what to believe of the tags in the files: genre bpm key comment."},
+    )
+    clap_model_name_or_path: str = option("laion/larger_clap_music", "CLAP model that hears genre, mood, instruments.")
+    label_dir: str | None = option(None, "Folder with your own genres.txt, moods.txt or instruments.txt.")
+    captioner: str | None = option(
+        None, "Audio language model that writes captions, e.g. Qwen/Qwen2-Audio-7B-Instruct."
+    )
+    preprocessing_num_workers: int = option(2, "Songs, and later clips, that are worked on at the same time.")
     encode_batch_size: int = option(0, "Clips that EnCodec encodes at once; 0 chooses by the device.")
     overwrite_cache: bool = option(False, "Prepare everything anew, edited captions included.")
 
@@ -73,6 +95,21 @@ class PrepareArguments(DataArguments, ModelArguments):
         default="", metadata={"help": "Folder of songs, one song, Hub dataset, or saved dataset.", "positional": True}
     )
     output_dir: str = option("", "Where clips and tokens go (required).")
+    doctor: bool = option(True, "Examine the clips at the end and write report.html.")
+
+
+@dataclass
+class DoctorArguments:
+    """Options of `doctor`."""
+
+    folder: str = field(default="", metadata={"help": "A folder made by prepare.", "positional": True})
+    model_name_or_path: str | None = option(
+        None, "Checkpoint whose codec is previewed; by default that of the folder's tokens."
+    )
+    cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
+    token: str | None = option(None, "Hub token; the stored login is used without it.")
+    preview: bool = option(True, "Play three clips through the codec.")
+    preprocessing_num_workers: int = option(2, "Clips that are examined at the same time.")
 
 
 @dataclass
@@ -291,12 +328,8 @@ WITHOUT_SUCCESSOR = frozenset(
     )
 )
 NOT_YET: dict[str, str] = {
-    "add_metadata": "captions come from text files, a text column and --instance_prompt",
     "push_metadata_repo_id": "the described dataset is the folder of clips; upload it with `hf upload`",
-    "clap_model_name_or_path": "generated music is not scored yet",
     "conditional_audio_column_name": "melody models are trained with the null melody",
-    "audio_separation": "remove vocals before `prepare`",
-    "audio_separation_batch_size": "remove vocals before `prepare`",
     "full_generation_sample_text": "listen with `generate` after the training",
     "num_samples_to_generate": "listen with `generate` after the training",
     "add_audio_samples_to_wandb": "listen with `generate` after the training",
@@ -355,13 +388,17 @@ def _without_positionals(target: type[Any]) -> type[Any]:
     if not hidden:
         return target
     kept = [
-        (entry.name, entry.type, dataclasses.field(default=entry.default, metadata=entry.metadata))
-        for entry in dataclasses.fields(target)
-        if entry.name not in hidden
+        (entry.name, entry.type, _same_field(entry)) for entry in dataclasses.fields(target) if entry.name not in hidden
     ]
     made = dataclasses.make_dataclass(target.__name__, kept)
     made.__module__ = target.__module__
     return made
+
+
+def _same_field(entry: dataclasses.Field[Any]) -> Any:
+    if entry.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=entry.default_factory, metadata=entry.metadata)
+    return dataclasses.field(default=entry.default, metadata=entry.metadata)
 
 
 def parse(target: type[Arguments], verb: str, about: str, words: Sequence[str]) -> Arguments:

@@ -14,12 +14,14 @@ from musicgen_dreamboothing.console import UserError
 PROGRAM = "musicgen-dreamboothing"
 ABOUT = {
     "prepare": "Cut songs into clips, caption them and encode them to tokens.",
+    "doctor": "Examine a prepared folder: what in it hurts a training, on one screen and as a page.",
     "train": "Fine-tune MusicGen on songs or a prepared folder; options may stand in a JSON or YAML file.",
     "generate": "Make new music with an adapter, a full fine-tune or a base checkpoint.",
     "demo": "Teach the built-in tiny checkpoint a new style, offline, and show before and after on one page.",
 }
 USAGE = {
     "prepare": "prepare SONGS --output_dir DIR [--option value ...]",
+    "doctor": "doctor FOLDER",
     "train": "train [FILE.json|FILE.yaml] [--option value ...]",
     "generate": 'generate MODEL "prompt" ["prompt" ...] [--option value ...]',
     "demo": "demo [--output_dir DIR]",
@@ -28,6 +30,7 @@ USAGE = {
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed", "unexpected pos")
 STOPPED = {
     "prepare": "stopped; what is done is kept, and the same command goes on from there",
+    "doctor": "stopped; what was measured is kept, and the same command goes on from there",
     "train": "stopped; the same command goes on from the last checkpoint",
     "generate": "stopped; the clips made so far are kept",
     "demo": "stopped; what is done is kept, and the same command goes on from there",
@@ -74,6 +77,7 @@ def _run(verb: str, words: list[str]) -> None:
 
     target = {
         "prepare": arguments.PrepareArguments,
+        "doctor": arguments.DoctorArguments,
         "train": arguments.TrainArguments,
         "generate": arguments.GenerateArguments,
         "demo": arguments.DemoArguments,

@@ -104,6 +104,8 @@ def _prepare_options(recipe: Recipe, prepared: Path) -> PrepareArguments:
         eval_split_name=VALIDATION,
         max_duration_in_seconds=recipe.seconds,
         min_duration_in_seconds=recipe.seconds / 2,
+        normalize_loudness=False,  # the checkpoint knows music at the level of these songs
+        doctor=False,
     )
 
 

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm.auto import tqdm
+from accelerate import PartialState
 
-from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.data.captions import with_instance_prompt
+from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_named
+from musicgen_dreamboothing.data.describe import Description
 from musicgen_dreamboothing.data.files import write_json_lines, write_text
-from musicgen_dreamboothing.data.sources import CLIPS, EVAL, SONGS, TRAIN, Song, read_json_lines
+from musicgen_dreamboothing.data.song import EVAL, Song
+from musicgen_dreamboothing.data.sources import CLIPS, SONGS, read_json_lines
+from musicgen_dreamboothing.data.workers import in_processes, in_threads
 
 METADATA = "metadata.jsonl"
+JOURNALS = "songs-*.jsonl"  # of the other processes, while they cut
 WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
+DESCRIBED = ("tempo", "key", "tags", "variants")  # columns of ours that stand only where clips are described
 STEM_BYTES = 120  # file systems take names of 255 bytes, encrypted ones of 143
 # The audiofolder loader takes these words in file names for splits, and would leave out all other files.
 SPLIT_WORD = re.compile(r"(?<![^-._ \d])(train(ing)?|validation|valid|val|dev|test(ing)?|eval(uation)?)(?=[-._ \d]|$)")
@@ -40,82 +44,58 @@ then run the same command again: only what changed is done again.
 """
 
 
-@dataclass(frozen=True)
-class Cutting:
-    """How songs are cut.
-
-    Attributes:
-        rate: of the clips, in Hz: that of the codec.
-        hop_length: clips last whole codec frames.
-        max_seconds: length of a clip.
-        min_seconds: a shorter rest is left out.
-    """
-
-    rate: int
-    hop_length: int
-    max_seconds: float
-    min_seconds: float
-
-    @property
-    def samples(self) -> int:
-        """Length of a whole clip, a multiple of the hop length."""
-        return max(1, int(self.max_seconds * self.rate) // self.hop_length) * self.hop_length
-
-    @property
-    def signature(self) -> str:
-        """Changes whenever songs must be cut again."""
-        return f"{self.max_seconds:g}s/{self.min_seconds:g}s@{self.rate}/{self.hop_length}"
-
-
-@dataclass
-class SongRecord:
-    """One line of `songs.jsonl`."""
-
-    source: str
-    fingerprint: str
-    cutting: str
-    split: str = TRAIN
-    clips: list[dict[str, Any]] = field(default_factory=list)  # file_name, start, seconds, text as it was written
-    skipped: str | None = None  # why the song gave no clip
-    damage: str | None = None  # what of it could not be decoded
-    rest: float = 0.0  # seconds left out at the end
-
-    @property
-    def stem(self) -> str:
-        """What the names of its clips begin with."""
-        return str(self.clips[0]["file_name"]).rpartition("-")[0]
-
-    def is_done(self, song: Song, cutting: Cutting) -> bool:
-        return (self.fingerprint, self.cutting) == (song.fingerprint, cutting.signature)
-
-
 def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -> list[SongRecord]:
     """Cuts the songs that are new or changed, and returns the records of all, in order.
 
-    Each song is on record as soon as its clips are written, so that a killed run loses one song at most.
+    Each song is on record as soon as its clips are written, so that a killed run loses few. Under `accelerate launch`
+    the processes share the songs, and each keeps its own journal until the end.
     """
-    clips = folder / CLIPS
-    clips.mkdir(parents=True, exist_ok=True)
-    write_text(clips / "README.md", DATASET_CARD)
+    state, clips = PartialState(), folder / CLIPS
     before = read_records(folder)
     done = {record.source: record for record in before}
     stems = _stems(songs, done)
     todo = [song for song in songs if song.name not in done or not done[song.name].is_done(song, cutting)]
-    with (folder / SONGS).open("a", encoding="utf-8") as journal:
-        for record in _in_parallel(lambda song: cut_song(song, stems[song.name], clips, cutting), todo, workers):
-            done[record.source] = record
-            journal.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-            journal.flush()
+    state.wait_for_everyone()  # all have looked before one of them writes
+    clips.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        _close_journals(folder, before)
+    state.wait_for_everyone()
+    _cut_share(folder, todo[state.process_index :: state.num_processes], stems, cutting, workers)
+    state.wait_for_everyone()
+    done = {record.source: record for record in read_records(folder)}
     records = [replace(done[song.name], split=song.split) for song in songs]
-    write_json_lines(folder / SONGS, map(asdict, records))
-    _delete_strays(clips, before, set(stems.values()), records)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_text(clips / "README.md", DATASET_CARD)
+        _close_journals(folder, records)
+        _delete_strays(clips, before, set(stems.values()), records)
     return records
 
 
+def _close_journals(folder: Path, records: list[SongRecord]) -> None:
+    """Puts everything into one, so that no old line of another one is read as the newest."""
+    write_json_lines(folder / SONGS, map(asdict, records))
+    for journal in folder.glob(JOURNALS):
+        journal.unlink()
+
+
+def _cut_share(folder: Path, songs: list[Song], stems: dict[str, str], cutting: Cutting, workers: int) -> None:
+    """Cuts the songs of this process, listening in processes of their own; plain decoding needs but threads."""
+    state = PartialState()
+    work = partial(cut_named, folder=folder / CLIPS, cutting=cutting)
+    pairs = [(song, stems[song.name]) for song in songs]
+    how = in_processes if cutting.listens else in_threads
+    path = folder / (SONGS if state.is_main_process else JOURNALS.replace("*", str(state.process_index)))
+    with path.open("a", encoding="utf-8") as journal:
+        for record in how(work, pairs, workers, unit="song", doing="cutting", show=state.is_main_process):
+            journal.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            journal.flush()
+
+
 def read_records(folder: Path) -> list[SongRecord]:
-    """The journal; its last line may be torn by a kill and is then left out."""
-    path = folder / SONGS
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    """The journals; the last line of each may be torn by a kill and is then left out."""
+    paths = [path for path in (folder / SONGS, *sorted(folder.glob(JOURNALS))) if path.exists()]
+    lines = [line for path in paths for line in path.read_text(encoding="utf-8").split("\n")]
     records = {}
     for line in lines:
         try:
@@ -124,15 +104,6 @@ def read_records(folder: Path) -> list[SongRecord]:
             continue
         records[record.source] = record
     return list(records.values())
-
-
-def _in_parallel(work: Callable[[Song], SongRecord], songs: list[Song], workers: int) -> Iterator[SongRecord]:
-    """Results in the order of the songs, under a progress bar; Ctrl-C drops what has not begun."""
-    pool = ThreadPoolExecutor(max(1, workers))
-    try:
-        yield from tqdm(pool.map(work, songs), total=len(songs), unit="song", desc="cutting", disable=not songs)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _stems(songs: list[Song], done: dict[str, SongRecord]) -> dict[str, str]:
@@ -163,54 +134,6 @@ def _legal(name: str) -> str:
     return legal.encode()[:STEM_BYTES].decode(errors="ignore") or "song"
 
 
-def cut_song(song: Song, stem: str, folder: Path, cutting: Cutting) -> SongRecord:
-    """Decodes one song and writes its clips; what is wrong with the song is put on record, not raised."""
-    record = SongRecord(song.name, song.fingerprint, cutting.signature, song.split)
-    try:
-        _write_clips(song, stem, folder, cutting, record)
-    except audio.AudioWriteError:
-        raise  # a full disk is no fault of the song
-    except audio.AudioError as error:
-        _unlink(folder, record)
-        record.skipped = str(error)
-    return record
-
-
-def _write_clips(song: Song, stem: str, folder: Path, cutting: Cutting, record: SongRecord) -> None:
-    damages: list[str] = []
-    waves = audio.stream(song.read(), cutting.rate, name=song.name, on_damage=damages.append)
-    loud, position = False, 0
-    for number, wave in enumerate(audio.blocks(waves, cutting.samples)):
-        seconds = wave.shape[1] / cutting.rate
-        if seconds < cutting.min_seconds and wave.shape[1] < cutting.samples:
-            record.rest = seconds
-            break
-        file_name = f"{stem}-{number:03d}.flac"
-        wave = _pad(wave, cutting.hop_length)
-        audio.write(folder / file_name, wave, cutting.rate)
-        loud = loud or not audio.is_silent(wave)
-        start, length = position / cutting.rate, wave.shape[1] / cutting.rate
-        record.clips.append({"file_name": file_name, "start": round(start, 3), "seconds": round(length, 3)})
-        position += wave.shape[1]
-    record.damage = damages[0] if damages else None
-    if not record.clips:
-        record.skipped = f"{song.name}: lasts {record.rest:.1f} s, less than the {cutting.min_seconds:g} s of a clip"
-    elif not loud:
-        _unlink(folder, record)
-        record.skipped = f"{song.name}: is silent"
-
-
-def _pad(wave: audio.Wave, hop_length: int) -> audio.Wave:
-    """Lengthens `[C, S]` by silence to whole codec frames, less than one frame."""
-    return np.pad(wave, ((0, 0), (0, -wave.shape[1] % hop_length)))
-
-
-def _unlink(folder: Path, record: SongRecord) -> None:
-    for clip in record.clips:
-        (folder / clip["file_name"]).unlink(missing_ok=True)
-    record.clips = []
-
-
 def _delete_strays(clips: Path, before: list[SongRecord], stems: set[str], records: list[SongRecord]) -> None:
     """Removes our clips of songs that are gone or were cut anew, and what a killed run left; not a person's own."""
     kept = {clip["file_name"] for record in records for clip in record.clips}
@@ -220,7 +143,13 @@ def _delete_strays(clips: Path, before: list[SongRecord], stems: set[str], recor
             path.unlink()
 
 
-def update_metadata(folder: Path, songs: list[Song], records: list[SongRecord], instance_prompt: str | None) -> None:
+def update_metadata(
+    folder: Path,
+    songs: list[Song],
+    records: list[SongRecord],
+    instance_prompt: str | None,
+    descriptions: Mapping[str, Description],
+) -> None:
     """Brings `metadata.jsonl` up to date without touching what a person changed there.
 
     A caption that differs from the one we wrote is the person's and stays. A clip that we listed
@@ -233,15 +162,15 @@ def update_metadata(folder: Path, songs: list[Song], records: list[SongRecord], 
     written = _written_captions(folder) if path.exists() else {}
     rows, fresh = [], {}
     for song, record in zip(songs, records, strict=True):
-        caption = with_instance_prompt(instance_prompt, song.caption)
+        plain = with_instance_prompt(instance_prompt, song.caption)
         for clip in record.clips:
             name = clip["file_name"]
-            fresh[name] = caption
+            description = descriptions.get(name)
+            fresh[name] = description.captions[0] if description else plain
             if name in written and name not in present:
                 continue
-            own = present.get(name, {}).get("text")
-            is_edited = own is not None and own != written.get(name)
-            rows.append(_row(clip, record, str(own) if is_edited else caption, instance_prompt, present.get(name, {})))
+            ours = _row(clip, record, fresh[name], description, instance_prompt)
+            rows.append(_with_edits(ours, present.get(name, {}), written.get(name)))
     added = [row for name, row in present.items() if name not in written and name not in fresh]
     write_json_lines(path, [*rows, *(row for row in added if (folder / CLIPS / row["file_name"]).is_file())])
     write_text(folder / WRITTEN, json.dumps(fresh, ensure_ascii=False))
@@ -253,19 +182,27 @@ def _written_captions(folder: Path) -> dict[str, str]:
 
 
 def _row(
-    clip: dict[str, Any], record: SongRecord, text: str, instance_prompt: str | None, present: dict[str, Any]
+    clip: dict[str, Any], record: SongRecord, caption: str, description: Description | None, instance_prompt: str | None
 ) -> dict[str, Any]:
-    """One line of the metadata; columns that a person added are kept."""
-    ours = {
+    """One line of the metadata as we would write it."""
+    return {
         "file_name": clip["file_name"],
-        "text": text,
+        "text": caption,
         "instance_prompt": instance_prompt,
         "source": record.source,
         "split": record.split,
         "start": clip["start"],
         "seconds": clip["seconds"],
-    }
-    return ours | {key: value for key, value in present.items() if key not in ours}
+    } | (description.columns() if description else {})
+
+
+def _with_edits(ours: dict[str, Any], present: dict[str, Any], written: str | None) -> dict[str, Any]:
+    """Our line with the caption that a person wrote, which stands alone, and with the columns that a person added."""
+    own = present.get("text")
+    added = {key: value for key, value in present.items() if key not in ours and key not in DESCRIBED}
+    if own is None or own == written:
+        return ours | added
+    return {key: value for key, value in ours.items() if key != "variants"} | {"text": str(own)} | added
 
 
 def describe(records: list[SongRecord]) -> list[str]:
@@ -280,6 +217,9 @@ def describe(records: list[SongRecord]) -> list[str]:
     if skipped:
         lines.append(f"{plural(len(skipped), 'song')} skipped:")
         lines += [f"  {reason}" for reason in skipped]
+    if silent := sum(record.silent for record in records):
+        lines.append(f"{plural(silent, 'clip')} left out: mostly silent")
+    lines += [record.note for record in records if record.note and record.clips]
     damaged = [record.damage for record in records if record.damage and not record.skipped]
     if damaged:
         lines.append(f"{plural(len(damaged), 'song')} damaged, the rest of each is used:")

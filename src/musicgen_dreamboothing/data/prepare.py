@@ -9,17 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from musicgen_dreamboothing.arguments import DEFAULT_MODEL, DataArguments, ModelArguments, PrepareArguments
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data import clips as clipping
-from musicgen_dreamboothing.data.clips import METADATA, Cutting, cut_songs, describe, update_metadata
+from musicgen_dreamboothing.data.checkup import REPORT, check_up
+from musicgen_dreamboothing.data.clips import METADATA, cut_songs, describe, update_metadata
+from musicgen_dreamboothing.data.cutting import Cutting
+from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_clips
 from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.data.sources import CLIPS, SONGS, Columns, Song, find_songs, read_json_lines
+from musicgen_dreamboothing.data.song import Song
+from musicgen_dreamboothing.data.sources import CLIPS, SONGS, Columns, find_songs, read_json_lines
 from musicgen_dreamboothing.data.tokens import TOKENS, tokenize_clips
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
 
-OURS = (CLIPS, TOKENS, SONGS, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
+CUTS = ("seconds", "bars")
+LOUDNESS = (-40, -5)  # LUFS; what is louder or softer than that is a slip of the pen
+OURS = (CLIPS, TOKENS, SONGS, HEARD, REPORT, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,12 @@ def prepare(options: PrepareArguments) -> Prepared:
     """
     if not options.output_dir:
         raise UserError("say where the clips go: prepare SONGS --output_dir DIR")
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as an Accelerator reads what it is launched with
     checkpoint = checkpoint_of(options)
     result = prepare_songs(options.songs, Path(options.output_dir), options, checkpoint)
+    changed = result.songs_cut or result.clips_encoded or not (result.folder / REPORT).exists()
+    if options.doctor and changed and PartialState().is_main_process:
+        check_up(result.folder, checkpoint, workers=options.preprocessing_num_workers)
     say(f"prepared in {result.folder}: edit captions in {result.folder / CLIPS / METADATA}, then")
     say(f"  musicgen-dreamboothing train {_train_words(result.folder, options)}")
     return result
@@ -86,17 +97,65 @@ def prepare_songs(
         raise UserError(f"--encode_batch_size {options.encode_batch_size} must be 0 (chosen by the device) or more")
     if options.max_duration_in_seconds <= 0:
         raise UserError(f"--max_duration_in_seconds {options.max_duration_in_seconds:g} must be more than 0")
+    cutting, describing = _cutting(options, checkpoint), _describing(options)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
-        cut = 0
-        if PartialState().is_main_process:
+        state = PartialState()
+        with state.main_process_first():  # what it downloads is there for the others
             found = _find(songs, options, checkpoint.source)
-            if options.overwrite_cache:
-                _remove(folder, OURS)
-            cut = _cut(folder, found, options, checkpoint)
-        PartialState().wait_for_everyone()
+        if options.overwrite_cache and state.is_main_process:
+            _remove(folder, OURS)
+        state.wait_for_everyone()
+        if options.audio_separation:
+            found = _without_dropped_stems(folder, found, options)
+        cut = _cut(folder, found, options, cutting, describing)
+        state.wait_for_everyone()
         encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
+
+
+def _cutting(options: DataArguments, checkpoint: Checkpoint) -> Cutting:
+    if options.cut not in CUTS:
+        raise UserError(f"--cut {options.cut!r} is unknown; it takes {', '.join(CUTS)}")
+    if options.bars < 1:
+        raise UserError(f"--bars {options.bars} must be 1 or more")
+    if not LOUDNESS[0] <= options.loudness <= LOUDNESS[1]:
+        raise UserError(f"--loudness {options.loudness:g} must lie between {LOUDNESS[0]} and {LOUDNESS[1]} LUFS")
+    return Cutting(
+        checkpoint.sampling_rate,
+        checkpoint.hop_length,
+        options.max_duration_in_seconds,
+        options.min_duration_in_seconds,
+        bars=options.bars if options.cut == "bars" else 0,
+        loudness=options.loudness if options.normalize_loudness else None,
+        listen=options.add_metadata,
+    )
+
+
+def _describing(options: DataArguments) -> Describing | None:
+    if not options.add_metadata:
+        return None
+    return Describing(
+        captions=options.captions,
+        variants=options.caption_variants,
+        file_tags=tuple(options.file_tags),
+        clap=options.clap_model_name_or_path,
+        labels=Path(options.label_dir) if options.label_dir else None,
+        captioner=options.captioner,
+    )
+
+
+def _without_dropped_stems(folder: Path, songs: list[Song], options: DataArguments) -> list[Song]:
+    """The songs with the stems that are to be kept, which are made once and kept in `stems/`."""
+    from musicgen_dreamboothing.data.stems import keep_stems
+
+    return keep_stems(
+        folder,
+        songs,
+        options.keep_stems,
+        model=options.separation_model,
+        batch_size=options.audio_separation_batch_size,
+    )
 
 
 def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool) -> tuple[int, int]:
@@ -114,10 +173,11 @@ def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, t
 def _find(songs: str, options: DataArguments, base: Source) -> list[Song]:
     """The songs, which must have some words to be called by."""
     found = find_songs(songs, _columns(options), token=base.token, cache_dir=base.cache_dir)
-    if not options.instance_prompt and not any(song.caption for song in found):
+    if not options.instance_prompt and not options.add_metadata and not any(song.caption for song in found):
         raise UserError(
             "no song has a caption: give the style a key-word with --instance_prompt, "
-            "a column with --text_column_name, or put a song.txt beside each song"
+            "a column with --text_column_name, put a song.txt beside each song, "
+            "or have them described: --add_metadata true"
         )
     return found
 
@@ -146,13 +206,10 @@ def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, tex
     return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), 0, encoded, captions)
 
 
-def _cut(folder: Path, songs: list[Song], options: DataArguments, checkpoint: Checkpoint) -> int:
-    cutting = Cutting(
-        checkpoint.sampling_rate,
-        checkpoint.hop_length,
-        options.max_duration_in_seconds,
-        options.min_duration_in_seconds,
-    )
+def _cut(
+    folder: Path, songs: list[Song], options: DataArguments, cutting: Cutting, describing: Describing | None
+) -> int:
+    """How many songs had to be cut; the main process writes what is known of their clips."""
     before = {record.source: record for record in clipping.read_records(folder)}
     fresh = [song for song in songs if song.name not in before or not before[song.name].is_done(song, cutting)]
     records = cut_songs(folder, songs, cutting, options.preprocessing_num_workers)
@@ -160,7 +217,11 @@ def _cut(folder: Path, songs: list[Song], options: DataArguments, checkpoint: Ch
         say(line)
     if not any(record.clips for record in records):
         raise UserError("no song could be used; the reasons stand above")
-    update_metadata(folder, songs, records, options.instance_prompt)
+    prompt, descriptions = options.instance_prompt, {}
+    if describing is not None:
+        descriptions = describe_clips(folder, cutting.rate, songs, records, prompt, describing)
+    if PartialState().is_main_process:
+        update_metadata(folder, songs, records, prompt, descriptions)
     return len(fresh)
 
 

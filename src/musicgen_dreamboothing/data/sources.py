@@ -16,30 +16,12 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.song import EVAL, TRAIN, Song
 
-TRAIN, EVAL = "train", "eval"
 CLIPS, SONGS = "clips", "songs.jsonl"  # where `clips.py` puts what it makes of songs
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+CAPTION_NAMES = ("text", "caption", "description", "prompt")  # in `song.json`
 TEXT = "utf-8-sig"  # people's files: Notepad and Excel put a byte order mark in front
-
-
-@dataclass(frozen=True)
-class Song:
-    """One song, not decoded yet.
-
-    Attributes:
-        name: its path in the folder or its place in the dataset; unique, and what is held out together.
-        read: gives its path, or the bytes of the file.
-        caption: its own description, if it has one.
-        split: `train` or `eval`.
-        fingerprint: changes whenever the sound does.
-    """
-
-    name: str
-    read: Callable[[], Path | bytes]
-    caption: str | None
-    split: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -109,9 +91,24 @@ def _song_of_file(path: Path, name: str, caption: str | None, split: str) -> Son
 
 
 def _sidecar(song: Path) -> str | None:
-    """The caption in `song.txt`, on one line."""
-    path = song.with_suffix(".txt")
-    return " ".join(path.read_text(encoding=TEXT, errors="replace").split()) or None if path.is_file() else None
+    """The caption in `song.txt` or `song.json`, on one line."""
+    path, data = song.with_suffix(".txt"), song.with_suffix(".json")
+    text = path.read_text(encoding=TEXT, errors="replace") if path.is_file() else ""
+    if not text.strip() and data.is_file():
+        text = _caption_of_json(data)
+    return " ".join(text.split()) or None
+
+
+def _caption_of_json(path: Path) -> str:
+    """The caption among what other trainers and players keep beside a song; a file without one says nothing."""
+    try:
+        values = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error.msg}, line {error.lineno}); mend it and run again") from error
+    if isinstance(values, str):
+        return values
+    found = (values.get(name) for name in CAPTION_NAMES) if isinstance(values, dict) else iter(())
+    return next((text for text in found if isinstance(text, str) and text.strip()), "")
 
 
 def _captions_of_metadata(folder: Path, column: str | None) -> dict[str, str]:

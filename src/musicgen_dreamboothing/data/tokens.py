@@ -28,7 +28,8 @@ from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.data.clips import METADATA
 from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
-from musicgen_dreamboothing.data.sources import CLIPS, TRAIN, read_json_lines
+from musicgen_dreamboothing.data.song import TRAIN
+from musicgen_dreamboothing.data.sources import CLIPS, read_json_lines
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.device import release_memory
@@ -51,7 +52,11 @@ CAPTION_FEATURES = datasets.Features(
         "states": datasets.List(datasets.List(datasets.Value("float16"))),  # [L, D]
     }
 )
-CLIP_COLUMNS = ("file_name", "source", "split", "start", "seconds", "text")
+CLIP_COLUMNS = {
+    **dict.fromkeys(("file_name", "source", "split", "text"), datasets.Value("string")),
+    **dict.fromkeys(("start", "seconds"), datasets.Value("float64")),
+    "variants": datasets.List(datasets.Value("string")),  # other captions of the clip
+}
 
 
 def tokenize_clips(
@@ -87,7 +92,9 @@ def tokenize_clips(
     encoded = _update_codes(folder, rows, checkpoint, batch_size, workers)
     captioned = 0
     if state.is_main_process and text_states:
-        captioned = _update_captions(tokens, [row["text"] for row in rows], checkpoint)
+        captioned = _update_captions(
+            tokens, [text for row in rows for text in (row["text"], *row["variants"])], checkpoint
+        )
     state.wait_for_everyone()
     return encoded, captioned
 
@@ -121,6 +128,7 @@ def _clip_row(row: dict[str, Any], clips: Path, instance_prompt: str | None) -> 
         **{key: row.get(key) or value for key, value in usual.items()},
         "file_name": name,
         "text": with_instance_prompt(instance_prompt, str(row.get("text") or "")),
+        "variants": [with_instance_prompt(instance_prompt, str(text)) for text in row.get("variants") or []],
         "digest": digest(clips / name),
     }
 
@@ -164,7 +172,10 @@ def _update_codes(
 def _is_current(codes: Path, rows: list[dict[str, Any]]) -> bool:
     if not codes.exists():
         return False
-    stored = datasets.load_from_disk(str(codes)).select_columns([*CLIP_COLUMNS, "digest"]).to_list()
+    table = datasets.load_from_disk(str(codes))
+    if not set(CLIP_COLUMNS) <= set(table.column_names):  # of an earlier version
+        return False
+    stored = table.select_columns([*CLIP_COLUMNS, "digest"]).to_list()
     # the length of a clip is measured, not read from what a person may have written
     return len(stored) == len(rows) and all(
         old | {"seconds": row["seconds"]} == row for old, row in zip(stored, rows, strict=True)
@@ -193,8 +204,7 @@ def _assemble(
             codes = table[index]["codes"]
             yield row | {"seconds": len(codes[0]) / frame_rate, "codes": codes}
 
-    columns = {key: datasets.Value("float64" if key in ("start", "seconds") else "string") for key in CLIP_COLUMNS}
-    _save(examples(), datasets.Features({**columns, **CODE_FEATURES}), tokens / CODES)
+    _save(examples(), datasets.Features({**CLIP_COLUMNS, **CODE_FEATURES}), tokens / CODES)
 
 
 def _save(examples: Iterator[dict[str, Any]], features: datasets.Features, folder: Path) -> None:

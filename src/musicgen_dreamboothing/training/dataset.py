@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.sources import EVAL
+from musicgen_dreamboothing.data.song import EVAL
 from musicgen_dreamboothing.data.tokens import CAPTIONS, CODES, TOKENS
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import training_steps
@@ -33,6 +33,7 @@ class Drawing:
 
     crop_frames: int | None = None
     random_crop: bool = False
+    vary_captions: bool = False
     caption_dropout: float = 0.0
     seed: int = 0
 
@@ -66,16 +67,17 @@ class ClipDataset(Dataset[dict[str, Any]]):
         rng = np.random.default_rng([self.drawing.seed, epoch, clip])
         codes = torch.from_numpy(self._draw_codes(clip, rng).astype(np.int64))
         inputs, labels = training_steps(codes, self.checkpoint.delay, self.checkpoint.start_token_id)
-        caption = str(self.clips[clip]["text"])
-        piece = {
-            "codes": inputs,
-            "labels": labels,
-            "caption": caption,
-            "keep_caption": bool(rng.random() >= self.drawing.caption_dropout),
-        }
+        keep_caption = bool(rng.random() >= self.drawing.caption_dropout)
+        caption = self._draw_caption(clip, rng)
+        piece = {"codes": inputs, "labels": labels, "caption": caption, "keep_caption": keep_caption}
         if self.captions is not None:
             piece["text_states"] = self.captions[self._caption_rows[caption]]["states"]
         return piece
+
+    def _draw_caption(self, clip: int, rng: np.random.Generator) -> str:
+        """One of the clip's captions; the usual one where nothing else is drawn at random either."""
+        texts = [str(self.clips[clip]["text"]), *map(str, self.clips[clip]["variants"])]
+        return texts[int(rng.integers(len(texts)))] if self.drawing.vary_captions else texts[0]
 
     def _draw_codes(self, clip: int, rng: np.random.Generator) -> np.ndarray:
         """Codes `[K, T]` of one piece. It is taken `max(delay)` frames longer, which the delay pattern eats."""
@@ -159,8 +161,8 @@ class Tables:
         """Changes with every clip and every caption."""
         found = hashlib.sha256()
         for table in (self.train, self.held_out):
-            for digest, caption in zip(table["digest"], table["text"], strict=True):
-                found.update(f"{digest} {caption}\n".encode())
+            for digest, caption, others in zip(table["digest"], table["text"], table["variants"], strict=True):
+                found.update("\n".join([f"{digest} {caption}", *others, ""]).encode())
         return found.hexdigest()[:16]
 
     @property

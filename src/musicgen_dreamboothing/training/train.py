@@ -285,7 +285,7 @@ def _trainer(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) ->
     model = _model(options, checkpoint)
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
     seed = options.seed if options.data_seed is None else options.data_seed
-    drawing = Drawing(frames, options.random_crop, options.caption_dropout, seed)
+    drawing = Drawing(frames, options.random_crop, True, options.caption_dropout, seed)
     train_set = ClipDataset(tables.train, tables.captions, checkpoint, drawing)
     eval_set = ClipDataset(tables.held_out, tables.captions, checkpoint, Drawing()) if len(tables.held_out) else None
     if eval_set is None:

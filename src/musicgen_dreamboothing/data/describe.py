@@ -1,0 +1,256 @@
+"""Describes clips: tags by CLAP, words of an audio language model, and captions of all that is known.
+
+What was heard in a clip is kept in `heard.jsonl` by the clip's bytes, so that nothing is listened to twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.audio import Wave
+from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.data.cutting import SongRecord
+from musicgen_dreamboothing.data.file_tags import FileTags, file_tags
+from musicgen_dreamboothing.data.files import digest, write_json_lines
+from musicgen_dreamboothing.data.song import Song
+from musicgen_dreamboothing.data.sources import CLIPS
+from musicgen_dreamboothing.data.words import Heard, captions
+from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
+from musicgen_dreamboothing.model.device import release_memory
+
+HEARD = "heard.jsonl"
+PARTS = "heard-*.jsonl"  # of each process, while it listens
+MODES = ("own", "measured", "own+measured")
+TAG_NAMES = ("genre", "bpm", "key", "comment")
+AT_ONCE = 16  # clips in memory
+SINGS, IS_SILENT = 0.8, 0.2  # probabilities from which a voice is called there, or not there
+
+Batch = Sequence[tuple[Wave, int]]
+
+
+@dataclass(frozen=True)
+class Describing:
+    """How clips are described.
+
+    Attributes:
+        captions: `own` takes what a person gave, `measured` what is heard, `own+measured` puts this behind that.
+        variants: captions of each clip.
+        file_tags: what is believed of the tags in the songs' files: some of genre, bpm, key and comment.
+        clap: CLAP model.
+        labels: folder with lists of labels; None takes ours.
+        captioner: audio language model, or None.
+        cache_dir, token: for the Hub.
+    """
+
+    captions: str = MODES[-1]
+    variants: int = 4
+    file_tags: tuple[str, ...] = ()
+    clap: str = "laion/larger_clap_music"
+    labels: Path | None = None
+    captioner: str | None = None
+    cache_dir: str | None = None
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.captions not in MODES:
+            raise UserError(f"--captions {self.captions!r} is unknown; it takes {', '.join(MODES)}")
+        if self.variants < 1:
+            raise UserError(f"--caption_variants {self.variants} must be 1 or more")
+        for name in self.file_tags:
+            if name not in TAG_NAMES:
+                raise UserError(f"--file_tags {name!r} is unknown; it takes some of {' '.join(TAG_NAMES)}")
+
+
+@dataclass
+class Description:
+    """Of one clip: what is heard, and its captions, the usual one first."""
+
+    heard: Heard
+    captions: list[str] = field(default_factory=list)
+
+    def columns(self) -> dict[str, Any]:
+        """What stands in the metadata besides the caption."""
+        tags = {name: getattr(self.heard, name) for name in ("genres", "moods", "instruments", "vocals")}
+        return {"tempo": self.heard.tempo, "key": self.heard.key, "tags": tags, "variants": self.captions[1:]}
+
+
+def describe_clips(
+    folder: Path,
+    rate: int,
+    songs: list[Song],
+    records: list[SongRecord],
+    instance_prompt: str | None,
+    describing: Describing,
+) -> dict[str, Description]:
+    """A description of every clip by its file name; under `accelerate launch` the processes share the listening."""
+    names = [clip["file_name"] for record in records for clip in record.clips]
+    impressions = _impressions(folder, rate, names, describing)
+    found = {}
+    for song, record in zip(songs, records, strict=True):
+        own = _own_tags(song, describing)
+        for clip in record.clips:
+            heard = _heard(clip, impressions.get(clip["file_name"], {}), own)
+            words = None if describing.captions == "measured" else song.caption
+            words = words or impressions.get(clip["file_name"], {}).get("caption")
+            shown = Heard() if describing.captions == "own" else heard
+            written = captions(
+                shown,
+                instance_prompt=instance_prompt,
+                own=words,
+                seed=_seed(clip["file_name"]),
+                variants=describing.variants,
+            )
+            found[clip["file_name"]] = Description(heard, written)
+    tags = [impression["tags"] for impression in impressions.values() if "tags" in impression]
+    if tags and not any(heard[group] for heard in tags for group in ("genres", "moods", "instruments")):
+        say(f"{describing.clap} found no tag that fits any clip; another --clap_model_name_or_path may hear more")
+    return found
+
+
+def _heard(clip: Mapping[str, Any], impression: Mapping[str, Any], own: Mapping[str, Any]) -> Heard:
+    return Heard.from_dict(
+        {"tempo": clip.get("tempo"), "key": clip.get("key"), "own": dict(own), **impression.get("tags", {})}
+    )
+
+
+def _own_tags(song: Song, describing: Describing) -> dict[str, Any]:
+    """What the song's file says of itself, as far as it is asked for."""
+    where = song.read() if describing.file_tags else b""
+    tags = asdict(file_tags(where) if isinstance(where, Path) else FileTags())
+    return {name: tags[name] for name in describing.file_tags if tags[name]}
+
+
+def _seed(file_name: str) -> int:
+    """The same in every process and at every time."""
+    return int.from_bytes(hashlib.blake2b(file_name.encode(), digest_size=4).digest(), "little")
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Fills one column of `heard.jsonl`.
+
+    Attributes:
+        column: its name.
+        signature: what its content depends on besides the clip.
+        start: loads the model, and gives what turns waves into the column.
+    """
+
+    column: str
+    signature: str
+    start: Callable[[], Callable[[Batch], Sequence[Any]]]
+
+
+def _impressions(folder: Path, rate: int, names: list[str], describing: Describing) -> dict[str, dict[str, Any]]:
+    """What the models hear in each clip, from `heard.jsonl` as far as it stands there."""
+    state, kept = PartialState(), _kept(folder)
+    digests = {name: digest(folder / CLIPS / name) for name in names}
+    listeners = _listeners(describing)
+    state.wait_for_everyone()  # all have read before one of them writes
+    for listener in listeners:
+        known = {
+            found
+            for (found, column), line in kept.items()
+            if (column, line["by"]) == (listener.column, listener.signature)
+        }
+        missing = list({found: name for name, found in digests.items() if found not in known}.values())
+        _listen(folder, rate, missing[state.process_index :: state.num_processes], digests, listener)
+    state.wait_for_everyone()
+    kept = _kept(folder)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        used = set(digests.values())
+        write_json_lines(folder / HEARD, [line for (found, _), line in kept.items() if found in used])
+        for part in folder.glob(PARTS):
+            part.unlink()
+    columns = [listener.column for listener in listeners]
+    return {
+        name: {column: kept[found, column]["found"] for column in columns if (found, column) in kept}
+        for name, found in digests.items()
+    }
+
+
+def _kept(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Lines of this run and of earlier ones by digest and column; one may be torn by a kill."""
+    kept = {}
+    for path in (folder / HEARD, *sorted(folder.glob(PARTS))):
+        for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+            try:
+                row = json.loads(line)
+                kept[row["digest"], row["column"]] = row
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue
+    return kept
+
+
+def _listeners(describing: Describing) -> list[_Listener]:
+    from musicgen_dreamboothing.model.captioner import Captioner
+    from musicgen_dreamboothing.model.clap import Tagger, read_labels
+
+    labels = read_labels(describing.labels)
+    hub: dict[str, Any] = {"cache_dir": describing.cache_dir, "token": describing.token}
+
+    def clap() -> Callable[[Batch], Sequence[Any]]:
+        tagger = Tagger(describing.clap, labels, device=PartialState().device, **hub)
+        return lambda waves: _tags(tagger, waves)
+
+    found = [_Listener("tags", _sign(describing.clap, labels), clap)]
+    if (model := describing.captioner) is not None:
+        found.append(
+            _Listener(
+                "caption", _sign(model, {}), lambda: Captioner(model, device=PartialState().device, **hub).caption
+            )
+        )
+    return found
+
+
+def _sign(model: str, labels: Mapping[str, Sequence[str]]) -> str:
+    weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else model
+    return hashlib.blake2b(json.dumps([weights, labels]).encode(), digest_size=8).hexdigest()
+
+
+def _tags(tagger: Any, waves: Batch) -> list[dict[str, Any]]:
+    embedded = tagger.embed(waves)
+    return [
+        {name: [tag.label for tag in tags] for name, tags in groups.items()} | {"vocals": _voice(chance)}
+        for groups, chance in zip(tagger.tags(embedded), tagger.vocals(embedded), strict=True)
+    ]
+
+
+def _voice(chance: float) -> bool | None:
+    if IS_SILENT < chance < SINGS:
+        return None
+    return chance >= SINGS
+
+
+def _listen(folder: Path, rate: int, names: list[str], digests: Mapping[str, str], listener: _Listener) -> None:
+    """Appends what is heard in clips; without a CLAP the captions say less, and a person is told."""
+    if not names:
+        return
+    try:
+        listen = listener.start()
+    except UserError as error:
+        if listener.column != "tags":
+            raise
+        say(f"{error}; without it captions say what can be measured")
+        return
+    state = PartialState()
+    pending = iter(tqdm(names, unit="clip", desc=f"listening: {listener.column}", disable=not state.is_main_process))
+    with (folder / PARTS.replace("*", str(state.process_index))).open("a", encoding="utf-8") as journal:
+        while batch := list(islice(pending, AT_ONCE)):
+            found = listen([(audio.decode(folder / CLIPS / name, rate), rate) for name in batch])
+            for name, heard in zip(batch, found, strict=True):
+                line = {"digest": digests[name], "column": listener.column, "by": listener.signature, "found": heard}
+                journal.write(json.dumps(line, ensure_ascii=False) + "\n")
+            journal.flush()
+    del listen
+    release_memory()

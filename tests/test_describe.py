@@ -1,0 +1,400 @@
+"""Songs to described clips: trimmed, levelled, cut on bars, without vocals, tagged, in words, examined."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mutagen.flac
+import numpy as np
+import pytest
+from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
+from made_music import music
+from random_demucs import random_demucs, save_safetensors
+from test_tags import write_tiny_clap
+
+from musicgen_dreamboothing import PrepareArguments, audio, prepare
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data import cutting as cuttings
+from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_song
+from musicgen_dreamboothing.data.song import TRAIN, Song
+from musicgen_dreamboothing.listening.loudness import loudness, peak
+from musicgen_dreamboothing.listening.rhythm import Rhythm
+from musicgen_dreamboothing.model.clap import Tagger
+from musicgen_dreamboothing.model.separator import Separator
+from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, load_tables
+
+RATE, HOP = SAMPLING_RATE, 320
+WIDE = {"max_duration_in_seconds": 8, "min_duration_in_seconds": 2, "normalize_loudness": False, "doctor": False}
+
+
+def song_of(wave: np.ndarray, folder: Path, name: str = "song") -> Song:
+    path = folder / f"{name}.flac"
+    audio.write(path, wave, RATE)
+    return Song(path.name, lambda: path, None, TRAIN, "1")
+
+
+def cut(wave: np.ndarray, folder: Path, **options: Any) -> tuple[SongRecord, list[np.ndarray]]:
+    """The record of a song, and its clips."""
+    usual: dict[str, Any] = {"max_seconds": 2, "min_seconds": 1}
+    record = cut_song(song_of(wave, folder), "song", folder, Cutting(RATE, HOP, **usual | options))
+    return record, [audio.decode(folder / clip["file_name"], RATE) for clip in record.clips]
+
+
+def silent(seconds: float) -> np.ndarray:
+    return np.zeros((1, int(seconds * RATE)), np.float32)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "clips" / "metadata.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# Cutting
+
+
+@pytest.mark.parametrize("before", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("behind", [0.0, 2.5])
+def test_silence_at_both_ends_goes(before: float, behind: float, tmp_path: Path) -> None:
+    tone = tone_song(5.0, 1)
+    record, waves = cut(np.concatenate([silent(before), tone, silent(behind)], axis=1), tmp_path)
+    assert [clip["start"] for clip in record.clips] == pytest.approx([before, before + 2, before + 4], abs=0.021)
+    joined = np.concatenate(waves, axis=1)
+    assert abs(joined.shape[1] - tone.shape[1]) <= 0.021 * RATE
+    assert not audio.is_silent(joined[:, : RATE // 50])
+
+
+def test_clips_without_much_to_hear_are_left_out_and_counted(tmp_path: Path) -> None:
+    wave = np.concatenate([tone_song(2.0, 1), silent(4.0), tone_song(0.5, 2), silent(1.5), tone_song(2.0, 3)], axis=1)
+    record, waves = cut(wave, tmp_path)
+    assert [clip["start"] for clip in record.clips] == [0.0, 8.0]
+    assert [clip["file_name"] for clip in record.clips] == ["song-000.flac", "song-001.flac"]
+    assert (record.silent, len(waves), record.skipped) == (3, 2, None)
+
+
+def test_a_song_of_silence_is_skipped(tmp_path: Path) -> None:
+    record, waves = cut(silent(5.0), tmp_path)
+    assert (record.skipped, waves) == ("song.flac: is silent", [])
+
+
+@pytest.mark.parametrize("gain", [0.05, 1.0])
+def test_songs_come_to_one_loudness(gain: float, tmp_path: Path) -> None:
+    song = music(8.0, RATE) * np.float32(gain)
+    _, waves = cut(song, tmp_path, max_seconds=8, loudness=-20.0)
+    assert loudness(waves[0], RATE) == pytest.approx(-20.0, abs=0.3)
+    _, untouched = cut(song, tmp_path, max_seconds=8)
+    assert np.abs(untouched[0] - song[:, : untouched[0].shape[1]]).max() < 2**-14
+
+
+def test_peaks_are_not_squeezed(tmp_path: Path) -> None:
+    """A quiet song with one loud hit stays quieter than wanted."""
+    song = 0.02 * music(8.0, RATE)
+    song[:, RATE] = 0.6
+    _, (wave,) = cut(song, tmp_path, max_seconds=8, loudness=-14.0)
+    assert peak(wave) == pytest.approx(10 ** (-1 / 20), abs=1e-3)
+    assert loudness(wave, RATE) < -20
+    heard = song[:, : wave.shape[1]]
+    assert np.abs(wave - heard * peak(wave) / 0.6).max() < 1e-4
+
+
+def test_a_long_song_is_cut_stretch_by_stretch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    song = tone_song(13.3, 4)
+    whole, waves = cut(song, tmp_path)
+    monkeypatch.setattr(cuttings, "STRETCH_SECONDS", 5.0)  # two clips
+    parts, others = cut(song, tmp_path)
+    assert parts == whole
+    assert all(np.array_equal(one, other) for one, other in zip(waves, others, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("bars", "most", "expected"),
+    [
+        (4, 30, [(0.3, 8), (8.3, 8), (16.3, 8), (24.3, 6)]),
+        (8, 9, [(0.3, 8), (8.3, 8), (16.3, 8), (24.3, 6)]),  # eight bars don't fit, four do
+        (1, 30, [(0.3 + 2 * bar, 2) for bar in range(15)]),
+    ],
+)
+def test_clips_begin_on_downbeats_and_last_whole_bars(
+    bars: int, most: float, expected: list[tuple[float, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """15 bars of 2 s behind a pickup; the last ones, too few for a clip, are a shorter one."""
+    beats = tuple(0.3 + beat / 2 for beat in range(60))
+    heard = Rhythm(120.0, 0.9, beats, beats[::4], 4)
+    monkeypatch.setattr(cuttings, "find_rhythm", lambda wave, rate: heard)
+    record, waves = cut(tone_song(31.0, 1), tmp_path, max_seconds=most, min_seconds=5, bars=bars)
+    found = [(clip["start"], wave.shape[1] / RATE) for clip, wave in zip(record.clips, waves, strict=True)]
+    assert found == [pytest.approx(span, abs=0.021) for span in expected]
+    assert (record.beats, record.downbeats) == (list(beats), list(beats[::4]))
+    assert record.rest == pytest.approx(1.0, abs=0.05)
+
+
+def test_bars_are_heard(tmp_path: Path) -> None:
+    """Of real sound: whole bars at the song's tempo, in whatever beat they begin."""
+    record, waves = cut(music(40.0, RATE, bpm=120), tmp_path, max_seconds=30, bars=4)
+    assert record.note is None
+    assert [wave.shape[1] / RATE for wave in waves[:-1]] == pytest.approx([8.0] * (len(waves) - 1), abs=0.1)
+    away = np.array([clip["start"] for clip in record.clips]) * 2
+    assert np.abs(away - away.round()).max() < 0.16
+
+
+def test_without_a_beat_the_clock_cuts_and_a_person_is_told(tmp_path: Path) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal((1, 12 * RATE)).astype(np.float32)
+    record, waves = cut(noise, tmp_path, bars=2)
+    assert [len(wave[0]) / RATE for wave in waves] == [2.0] * 6
+    assert record.note == "song.flac: has no bars that can be told apart, so it is cut by the clock"
+
+
+# Describing
+
+
+@pytest.fixture(scope="module")
+def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_clap(tmp_path_factory.mktemp("clap"))
+
+
+@pytest.fixture
+def two_songs(tmp_path: Path) -> Path:
+    """One says of itself what nobody could hear."""
+    for number, bpm in enumerate((120.0, 96.0)):
+        (tmp_path / "songs").mkdir(exist_ok=True)
+        song = music(16.0, RATE, number, bpm=bpm) + 0.01 * tone_song(16.0, number)  # to be heard to its end
+        audio.write(tmp_path / "songs" / f"{number}.flac", song, RATE)
+    tags = mutagen.flac.FLAC(tmp_path / "songs" / "1.flac")
+    tags.update({"genre": "Zydeco", "bpm": "77", "title": "Secret"})
+    tags.save()
+    (tmp_path / "songs" / "0.json").write_text('{"caption": "loud\\nand fast", "bpm": 3}', encoding="utf-8")
+    return tmp_path / "songs"
+
+
+def described(songs: Path, folder: Path, base: Path, clap: Path | str, **options: Any) -> list[dict[str, Any]]:
+    words = {"add_metadata": True, "clap_model_name_or_path": str(clap), "instance_prompt": "punk", **WIDE}
+    prepare(PrepareArguments(songs=str(songs), output_dir=str(folder), model_name_or_path=str(base), **words | options))
+    return rows_of(folder)
+
+
+def test_clips_are_described_in_several_ways(two_songs: Path, tmp_path: Path, tiny: Path, clap: Path) -> None:
+    rows = described(two_songs, tmp_path / "data", tiny, clap, file_tags=["genre", "bpm"])
+    assert len(rows) == 4
+    for row in rows:
+        texts = [row["text"], *row["variants"]]
+        assert 1 <= len(texts) <= 4
+        assert len(set(texts)) == len(texts)
+        assert all(text.startswith("punk") for text in texts)
+        assert set(row["tags"]) == {"genres", "moods", "instruments", "vocals"}
+    assert all(text.startswith("punk, loud and fast") for text in [rows[0]["text"], *rows[0]["variants"]])
+    assert rows[0]["tempo"] is None or rows[0]["tempo"] == pytest.approx(120, rel=0.04)
+    said = " ".join([rows[3]["text"], *rows[3]["variants"]])
+    assert "zydeco" in said
+    assert "77" in said
+    assert "Secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("captions", "has_own", "has_more"), [("own", 1, 0), ("measured", 0, 1), ("own+measured", 1, 1)]
+)
+def test_own_words_and_measured_ones(
+    captions: str, has_own: int, has_more: int, two_songs: Path, tmp_path: Path, tiny: Path, clap: Path
+) -> None:
+    row = described(two_songs, tmp_path / "data", tiny, clap, captions=captions)[0]
+    assert ("loud and fast" in row["text"]) == has_own
+    assert (len(row["text"]) > len("punk, loud and fast")) == has_more
+
+
+def test_a_second_run_listens_to_nothing_and_keeps_what_a_person_wrote(
+    two_songs: Path, tmp_path: Path, tiny: Path, clap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    rows = described(two_songs, folder, tiny, clap)
+    monkeypatch.setattr(Tagger, "__init__", lambda *rest, **options: pytest.fail("loaded CLAP"))
+    monkeypatch.setattr(cuttings, "find_rhythm", lambda *rest: pytest.fail("listened"))
+    assert described(two_songs, folder, tiny, clap) == rows
+    edited = [{**row, "text": "punk, mine"} if number == 1 else row for number, row in enumerate(rows)]
+    path = folder / "clips" / "metadata.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in edited), encoding="utf-8")
+    found = described(two_songs, folder, tiny, clap)
+    assert found[1]["text"] == "punk, mine"
+    assert "variants" not in found[1]
+    assert found[:1] + found[2:] == rows[:1] + rows[2:]
+
+
+def test_without_a_clap_one_line_says_so(
+    two_songs: Path, tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = described(two_songs, tmp_path / "data", tiny, str(tmp_path / "nowhere"))
+    told = [line for line in capsys.readouterr().out.splitlines() if "CLAP" in line]
+    assert len(told) == 1
+    assert "without it captions say what can be measured" in told[0]
+    assert rows[0]["tags"] == {"genres": [], "moods": [], "instruments": [], "vocals": None}
+    assert rows[0]["text"].startswith("punk")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cut": "beats"}, "--cut 'beats' is unknown; it takes seconds, bars"),
+        ({"bars": 0}, "--bars 0 must be 1 or more"),
+        ({"loudness": 3.0}, "--loudness 3 must lie between -40 and -5 LUFS"),
+        ({"captions": "both"}, "--captions 'both' is unknown; it takes own, measured, own.measured"),
+        ({"caption_variants": 0}, "--caption_variants 0 must be 1 or more"),
+        ({"file_tags": ["title"]}, "--file_tags 'title' is unknown; it takes some of genre bpm key comment"),
+    ],
+)
+def test_options_that_make_no_sense_are_told_at_once(
+    options: dict[str, Any], message: str, two_songs: Path, tmp_path: Path, tiny: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        described(two_songs, tmp_path / "data", tiny, "nowhere", **options)
+    assert not (tmp_path / "data").exists()
+
+
+def test_every_epoch_draws_one_of_the_captions(two_songs: Path, tmp_path: Path, tiny: Path, clap: Path) -> None:
+    rows = described(two_songs, tmp_path / "data", tiny, clap)
+    tables = load_tables(tmp_path / "data", eval_fraction=0.0, seed=0)
+    texts = [row["text"] for row in rows]
+    whole = [{row["text"], *row["variants"]} for row in rows]
+    assert any(len(known) > 1 for known in whole)
+    drawn = ClipDataset(tables.train, tables.captions, read_checkpoint(tiny), Drawing(vary_captions=True))
+    fixed = ClipDataset(tables.train, tables.captions, read_checkpoint(tiny), Drawing())
+    found = [{drawn[epoch * len(drawn) + clip]["caption"] for epoch in range(40)} for clip in range(len(drawn))]
+    assert found == whole
+    assert [fixed[len(fixed) + clip]["caption"] for clip in range(len(fixed))] == texts
+    assert drawn[3]["caption"] == drawn[3]["caption"]
+    assert "text_states" in drawn[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"description": " slow  song"}', "slow song"),
+        ('"just words"', "just words"),
+        ('{"bpm": 3}', None),
+        ("[]", None),
+    ],
+)
+def test_a_caption_may_stand_in_json(text: str, expected: str | None, tmp_path: Path) -> None:
+    from musicgen_dreamboothing.data.sources import Columns, find_songs
+
+    audio.write(tmp_path / "a.wav", tone_song(1.0, 0), RATE)
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    assert find_songs(str(tmp_path), Columns())[0].caption == expected
+    (tmp_path / "a.txt").write_text("from the text file", encoding="utf-8")
+    assert find_songs(str(tmp_path), Columns())[0].caption == "from the text file"
+
+
+def test_json_that_is_none_is_named(tmp_path: Path) -> None:
+    from musicgen_dreamboothing.data.sources import Columns, find_songs
+
+    audio.write(tmp_path / "a.wav", tone_song(1.0, 0), RATE)
+    (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.json is not JSON .*line 1\); mend it and run again"):
+        find_songs(str(tmp_path), Columns())
+
+
+# Stems
+
+
+def test_stems_are_dropped_once_and_kept(
+    two_songs: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (two_songs / "broken.flac").write_bytes(b"no music")
+    model = tmp_path / "htdemucs"
+    save_safetensors(random_demucs(), model / "htdemucs.safetensors")
+
+    def clips(folder: str, **options: Any) -> np.ndarray:
+        arguments = PrepareArguments(
+            songs=str(two_songs),
+            output_dir=str(tmp_path / folder),
+            model_name_or_path=str(tiny),
+            instance_prompt="punk",
+            separation_model=str(model),
+            **WIDE | options,
+        )
+        prepare(arguments)
+        waves = [audio.decode(path, RATE) for path in sorted((tmp_path / folder / "clips").glob("*.flac"))]
+        return np.concatenate(waves, axis=1)
+
+    plain = clips("plain")
+    every = ["drums", "bass", "other", "vocals"]
+    same = clips("all", audio_separation=True, keep_stems=every)
+    assert np.abs(same - plain).max() < 2e-3
+    without = clips("some", audio_separation=True)
+    assert np.abs(without - plain).max() > 0.01
+    assert capsys.readouterr().out.count("broken.flac: ") == 3
+    monkeypatch.setattr(Separator, "keep", lambda *rest: pytest.fail("separated again"))
+    assert np.array_equal(clips("some", audio_separation=True), without)
+
+
+# The doctor
+
+
+def test_prepare_ends_with_the_doctor(songs: Path, tmp_path: Path, tiny: Path, cli: Callable[..., Ran]) -> None:
+    words = [word if word != "--doctor" else "--doctor" for word in prepare_words(songs, tmp_path / "data", tiny)]
+    ran = cli(*words, "--doctor", "true")
+    assert ran.code == 0
+    assert f"Doctor: {tmp_path / 'data'}" in ran.out
+    report = tmp_path / "data" / "report.html"
+    assert "<audio" in report.read_text(encoding="utf-8")
+    told = ran.out.split("Doctor: ")[1].split("all of it, to listen to")[0]
+    report.unlink()
+    alone = cli("doctor", tmp_path / "data")
+    assert alone.code == 0
+    assert told in alone.out
+    assert report.exists()
+
+
+def test_the_doctor_goes_on_without_a_codec(songs: Path, tmp_path: Path, tiny: Path, cli: Callable[..., Ran]) -> None:
+    cli(*prepare_words(songs, tmp_path / "data", tiny))
+    ran = cli("doctor", tmp_path / "data", "--model_name_or_path", tmp_path / "nowhere")
+    assert ran.code == 0
+    assert "the codec is not previewed: " in ran.out
+    assert (tmp_path / "data" / "report.html").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_doctor_wants_a_prepared_folder(there: bool, songs: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
+    ran = cli("doctor", songs if there else tmp_path / "nowhere")
+    assert ran.code == 1
+    assert "is no prepared folder; prepare SONGS --output_dir DIR makes one" in ran.err
+
+
+# Several processes
+
+
+def test_two_processes_prepare_what_one_does(two_songs: Path, tmp_path: Path, tiny: Path, clap: Path) -> None:
+    for number in (2, 3):
+        audio.write(two_songs / f"{number}.flac", music(9.0, RATE, number), RATE)
+    options = ["--add_metadata", "true", "--clap_model_name_or_path", clap, "--cut", "bars", "--bars", "2"]
+    words = [*map(str, [*prepare_words(two_songs, tmp_path / "two", tiny), *options])]
+    words[words.index("--max_duration_in_seconds") + 1] = "6"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = f"--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --main_process_port {port}"
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", *launch.split(), "--dynamo_backend", "no"),
+            *("-m", "musicgen_dreamboothing", *words),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    words[words.index("--output_dir") + 1] = str(tmp_path / "one")
+    alone = subprocess.run([sys.executable, "-m", "musicgen_dreamboothing", *words], capture_output=True, check=False)
+    assert alone.returncode == 0, alone.stderr
+    for name in ("clips/metadata.jsonl", "songs.jsonl", "captions.json"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
+    assert sorted((tmp_path / "two" / "heard.jsonl").read_text().splitlines()) == sorted(
+        (tmp_path / "one" / "heard.jsonl").read_text().splitlines()
+    )
+    for path in sorted((tmp_path / "one" / "clips").glob("*.flac")):
+        assert path.read_bytes() == (tmp_path / "two" / "clips" / path.name).read_bytes()
+    assert not list((tmp_path / "two").glob("*-[0-9].jsonl"))
