@@ -159,7 +159,7 @@ def _fit(count: int) -> None:
             tempi.append((np.array([one.evidence for one in found]), np.array(right)))
             if any(right):
                 ways = bars(found[right.index(True)], signals, pitches)
-                hits = [_is_cut_rightly(way.beats[way.is_downbeat], way.beats_per_bar, piece) for way in ways]
+                hits = [_is_cut_rightly(way.beats[way.first :: way.beats_per_bar], way.beats_per_bar, piece) for way in ways]
                 cuts.append((np.array([way.evidence for way in ways]), np.array(hits)))
     for name, cases in (("TEMPO_WEIGHTS", tempi), ("BAR_WEIGHTS", cuts)):
         print(name, softmax_weights(cases).round(2).tolist())

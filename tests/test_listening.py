@@ -163,6 +163,13 @@ def test_beats_move_with_the_music(song: Piece) -> None:
         assert benchmark.f_measure(moved, np.array(getattr(before, name))) > 0.95
 
 
+def test_bars_begin_anew_after_a_cut(song: Piece) -> None:
+    """As where a bar is shorter, or a beat was lost."""
+    rhythm = find_rhythm(song.wave, RATE)
+    first, last = rhythm.downbeats[1], rhythm.downbeats[1] + 4 * (rhythm.downbeats[2] - rhythm.downbeats[1]) * 1.0
+    assert last < song.wave.shape[1] / RATE
+
+
 def test_channels_and_loudness_do_not_matter(song: Piece) -> None:
     mono = song.wave.mean(axis=0, keepdims=True)
     rhythm, key = find_rhythm(mono, RATE), find_key(mono, RATE)

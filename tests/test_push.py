@@ -26,11 +26,27 @@ CLIENT = """
 import json, os, sys, torch
 torch.set_num_threads(1)
 from musicgen_dreamboothing.cli import main
+def fewer(folder, *words):
+    # the person deletes the first line of the metadata
+    path = os.path.join(folder, "clips", "metadata.jsonl")
+    lines = open(path).read().splitlines(True)
+    open(path, "w").writelines(lines[1:])
+    return main(words)
+
+def load(name, cache):
+    import datasets
+    datasets.Audio.encode_example = lambda _, path: {"bytes": None, "path": path}  # the real one asks for torchcodec
+    rows = datasets.load_dataset(name, split="train", cache_dir=cache).cast_column("audio", datasets.Audio(decode=False))
+    sizes = [os.path.getsize(row["audio"]["path"]) for row in rows]
+    print(json.dumps([rows["text"][:], rows["source"][:], sizes]))
+    return 0
+
 for token, *words in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = os.environ["HUGGING_FACE_HUB_TOKEN"] = token
     for stream in (sys.stdout, sys.stderr):
         print("<command>", file=stream, flush=True)
-    print("<code>", main(words), flush=True)
+    run = {"fewer": fewer, "load": load}.get(words[0])
+    print("<code>", run(*words[1:]) if run else main(words), flush=True)
 """
 
 
@@ -84,6 +100,18 @@ def prepare_commands(work: Path, tiny: Path, token: str) -> dict[str, list[objec
     }
 
 
+def describe_commands(work: Path, tiny: Path, token: str) -> dict[str, list[object]]:
+    """Clips are pushed, one of them is deleted by its person, and what is on the Hub is prepared elsewhere."""
+    words = [*prepare_words(work / "tunes", work / "described", tiny), "--push_metadata_repo_id"]
+    return {
+        "unsigned clips": ["", *words, "clips"],
+        "clips": [token, *words, "clips"],
+        "fewer clips": [token, "fewer", work / "described", *words, "clips", "--push_metadata_private", "false"],
+        "from clips": [token, *prepare_words(Path("someone/clips"), work / "again", tiny)],
+        "loaded": [token, "load", "someone/clips", work / "cache"],
+    }
+
+
 @pytest.fixture(scope="module")
 def visit(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Visit]:
     work = tmp_path_factory.mktemp("push")
@@ -115,6 +143,7 @@ def visit(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Visi
             ],
             "nothing": [hub.token, "generate", "someone/nothing", "punk", "--output_dir", work / "out"],
             **prepare_commands(work, tiny, hub.token),
+            **describe_commands(work, tiny, hub.token),
         }
         done = subprocess.run(
             [sys.executable, "-c", CLIENT, json.dumps([list(map(str, words)) for words in commands.values()])],
@@ -244,3 +273,27 @@ def test_without_a_network_nothing_is_trained(cli: Cli, tiny: Path, tmp_path: Pa
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith("musicgen-dreamboothing: can't write to 'run' on the Hub (Cannot reach ")
     assert not (tmp_path / "run").exists()
+
+
+def test_described_clips_are_pushed_and_load_again(visit: Visit) -> None:
+    assert [visit.ran[name].code for name in ("clips", "fewer clips")] == [0, 0], visit.ran["clips"].err
+    assert f"uploaded to {visit.hub.endpoint}/datasets/someone/clips\n" in visit.ran["clips"].out
+    names = ["README.md", "metadata.jsonl", "song-1-000.flac", "song-2-000.flac"]
+    files = visit.hub.files("someone/clips", "dataset")
+    assert sorted(set(files) - {".gitattributes"}) == names  # the deleted one is gone, though its file is still at home
+    assert (visit.work / "described" / "clips" / "song-0-000.flac").exists()
+    assert visit.hub.private("someone/clips", "dataset")  # as it was made
+    assert visit.ran["from clips"].code == 0
+    assert len(captions(visit.work / "again")) == 2
+    assert visit.ran["loaded"].code == 0, visit.ran["loaded"].err
+    texts, sources, sizes = json.loads(visit.ran["loaded"].out.splitlines()[-1])
+    assert (texts, sources) == (["punk", "punk"], ["song-1.wav", "song-2.wav"])
+    assert sizes == [len(files[name]) for name in names[2:]]
+
+
+def test_clips_are_not_worked_on_for_a_dataset_that_cannot_be_written(visit: Visit) -> None:
+    ran = visit.ran["unsigned clips"]
+    assert ran.code == 1
+    assert "can't write to the dataset 'clips' on the Hub" in ran.err
+    assert "try `hf auth login` or another --push_metadata_repo_id" in ran.err
+    assert "cutting" not in ran.err

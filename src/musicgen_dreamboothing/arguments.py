@@ -82,6 +82,8 @@ class DataArguments:
     captioner: str | None = option(
         None, "Audio language model that writes captions, e.g. Qwen/Qwen2-Audio-7B-Instruct."
     )
+    push_metadata_repo_id: str | None = option(None, "Upload the clips with their captions to this dataset on the Hub.")
+    push_metadata_private: bool = option(True, "Whether a dataset that is made for that can be seen by you alone.")
     preprocessing_num_workers: int = option(2, "Songs, and later clips, that are worked on at the same time.")
     encode_batch_size: int = option(0, "Clips that EnCodec encodes at once; 0 chooses by the device.")
     overwrite_cache: bool = option(False, "Prepare everything anew, edited captions included.")
@@ -328,7 +330,6 @@ WITHOUT_SUCCESSOR = frozenset(
     )
 )
 NOT_YET: dict[str, str] = {
-    "push_metadata_repo_id": "the described dataset is the folder of clips; upload it with `hf upload`",
     "conditional_audio_column_name": "melody models are trained with the null melody",
     "full_generation_sample_text": "listen with `generate` after the training",
     "num_samples_to_generate": "listen with `generate` after the training",

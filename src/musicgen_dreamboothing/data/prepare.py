@@ -19,6 +19,7 @@ from musicgen_dreamboothing.data.clips import METADATA, cut_songs, describe, upd
 from musicgen_dreamboothing.data.cutting import Cutting
 from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_clips
 from musicgen_dreamboothing.data.lock import folder_lock
+from musicgen_dreamboothing.data.publish import open_dataset, push_clips
 from musicgen_dreamboothing.data.song import Song
 from musicgen_dreamboothing.data.sources import CLIPS, SONGS, Columns, find_songs, read_json_lines
 from musicgen_dreamboothing.data.tokens import TOKENS, tokenize_clips
@@ -98,6 +99,7 @@ def prepare_songs(
     if options.max_duration_in_seconds <= 0:
         raise UserError(f"--max_duration_in_seconds {options.max_duration_in_seconds:g} must be more than 0")
     cutting, describing = _cutting(options, checkpoint), _describing(options)
+    dataset = _open_dataset(options, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         state = PartialState()
@@ -111,7 +113,17 @@ def prepare_songs(
         cut = _cut(folder, found, options, cutting, describing)
         state.wait_for_everyone()
         encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
+        if dataset is not None:
+            say(f"uploaded to {push_clips(folder, dataset, token=checkpoint.source.token)}")
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
+
+
+def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> str | None:
+    """The dataset that the clips go to, by the main process; a missing login shows here, before the work."""
+    if not options.push_metadata_repo_id or not PartialState().is_main_process:
+        return None
+    name, private = options.push_metadata_repo_id, options.push_metadata_private
+    return open_dataset(name, token=checkpoint.source.token, private=private)
 
 
 def _cutting(options: DataArguments, checkpoint: Checkpoint) -> Cutting:

@@ -1,9 +1,9 @@
 """Tempo, beats and bars of a song.
 
-Attacks are followed in four ranges of frequency, and changes of harmony in two. Tempi that explain the attacks are
-candidates, most often octaves of each other; beats are laid through the song at each of them, and what happens on,
-between and from beat to beat decides which one people would tap. Bars are found in the same way: what marks a
-downbeat is summed up for bars of three and of four beats, begun at each of their beats.
+Attacks are followed in four ranges of frequency, and changes of harmony beside them. Tempi that explain the attacks
+are candidates, most often octaves of each other; beats are laid through the song at each of them, and what happens on
+and between them decides which one people would tap. Bars are found in the same way: what marks a downbeat is summed up
+for bars of three and of four beats, begun at each of their beats.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ ECHOES = (2 / 3, 3 / 2, 2.0, 4.0)  # beats
 ECHOING = [LOW, HIGH]
 TELLING = [LOW, MID, HIGH, HARMONY, BASS]
 SURE = 0.8
-AUDIBLE = 0.1  # an attack, in nepers
+AUDIBLE = 0.1  # an attack, beside the strongest
 DELAY_SECONDS = -0.005  # an attack is seen when its window is half way into it
 METERS = (4, 3)  # beats in a bar
+FITTED_BARS = 12  # in a piece that `BAR_WEIGHTS` were fitted on: what they weigh is of that many
+JUMP = 5.0  # what a bar of another length costs, in the unit of their softmax
 
 # Of softmaxes over candidates and over ways to cut bars, fitted on synthesised pieces: benchmarks/listening.py --fit
 TEMPO_WEIGHTS = (
@@ -86,17 +88,13 @@ class Rhythm:
 
 @dataclass(frozen=True)
 class Bars:
-    """One way to cut beats into bars; `evidence` is what `BAR_WEIGHTS` weigh."""
+    """One way to cut beats into bars of the same length; `evidence` is what `BAR_WEIGHTS` weigh."""
 
     beats: Places
     beats_per_bar: int
     first: int  # downbeat
     evidence: Array
-
-    @property
-    def is_downbeat(self) -> NDArray[np.bool_]:
-        """Of each beat."""
-        return np.arange(len(self.beats)) % self.beats_per_bar == self.first
+    signals: Array  # [10, beats], each with mean 0 and deviation 1
 
 
 @dataclass(frozen=True)
@@ -131,13 +129,13 @@ def find_rhythm(wave: Wave, rate: int) -> Rhythm | None:
     best = found[int(scores.argmax())]
     ways = bars(best, signals, pitches)
     chosen = ways[int((np.array([way.evidence for way in ways]) @ np.concatenate(BAR_WEIGHTS)).argmax())]
-    times = np.round(chosen.beats / STEPS_PER_SECOND + DELAY_SECONDS, 3)
+    times = np.round(np.maximum(chosen.beats / STEPS_PER_SECOND + DELAY_SECONDS, 0), 3)
     heard = _heard(chosen.beats, signals)
     return Rhythm(
         tempo=best.tempo,
         confidence=min(1.0, best.echo / CLEAR_PULSE) / float(np.exp(scores - scores.max()).sum()),
         beats=tuple(times[heard].tolist()),
-        downbeats=tuple(times[heard & chosen.is_downbeat].tolist()),
+        downbeats=tuple(times[heard & _downbeats(chosen)].tolist()),
         beats_per_bar=chosen.beats_per_bar,
     )
 
@@ -311,30 +309,54 @@ def bars(candidate: Candidate, signals: Array, pitches: Array) -> list[Bars]:
     offbeats = (candidate.beats[1:] + candidate.beats[:-1]) // 2
     found = []
     for beats in (candidate.beats, offbeats):
+        strength = np.log(loud[:, beats].mean(axis=1) + 0.1)
+        standard = _standard(loud[:, beats])
         for meter in METERS:
-            evidence = _bar_evidence(loud[:, beats], meter)
-            found += [Bars(beats, meter, first, evidence[first]) for first in range(meter)]
+            evidence = _bar_evidence(standard, strength, meter)
+            found += [Bars(beats, meter, first, evidence[first], standard) for first in range(meter)]
     return found
 
 
-def _bar_evidence(on_beats: Array, meter: int) -> Array:
+def _standard(rows: Array) -> Array:
+    """Rows with mean 0 and deviation 1, after their few highest values were lowered."""
+    capped = np.minimum(rows, np.percentile(rows, 97, axis=1, keepdims=True))
+    centred = capped - capped.mean(axis=1, keepdims=True)
+    return centred / (centred.std(axis=1, keepdims=True) + 1e-9)
+
+
+def _bar_evidence(signals: Array, strength: Array, meter: int) -> Array:
     """What speaks for a downbeat at each of the first beats `[meter, 41]`, of signals on beats `[10, beats]`.
 
     The meter; then, of every signal, how it stands out on downbeats, and two beats later in bars of four; how well it
-    repeats itself after a bar; and how strong it is on beats at all.
+    repeats itself after a bar; and its `strength` on beats at all.
     """
-    strength = np.log(on_beats.mean(axis=1) + 0.1)
-    capped = np.minimum(on_beats, np.percentile(on_beats, 97, axis=1, keepdims=True))
-    centred = capped - capped.mean(axis=1, keepdims=True)
-    standard = centred / (centred.std(axis=1, keepdims=True) + 1e-9)
-    echo = (standard[:, meter:] * standard[:, :-meter]).mean(axis=1)
-    by_place = np.array([standard[:, place::meter].mean(axis=1) for place in range(meter)])
-    backbeat = np.roll(by_place, -2, axis=0) * (meter == 4)
+    echo = (signals[:, meter:] * signals[:, :-meter]).mean(axis=1)
+    by_place = np.array([signals[:, place::meter].mean(axis=1) for place in range(meter)])
+    third = np.roll(by_place, -2, axis=0) * (meter == 4)
     rest = np.tile(np.concatenate([echo, strength]), (meter, 1))
-    return np.hstack([np.full((meter, 1), float(meter == 4)), by_place, backbeat, rest])
+    return np.hstack([np.full((meter, 1), float(meter == 4)), by_place, third, rest])
+
+
+def _downbeats(way: Bars) -> NDArray[np.bool_]:
+    """Which beats begin a bar: the likeliest path (Viterbi) on which a bar may lose or gain beats, at a price."""
+    meter = way.beats_per_bar
+    third = np.pad(way.signals[:, 2:], ((0, 0), (0, 2))) * (meter == 4)
+    marks = (np.array(BAR_WEIGHTS[1]) @ way.signals + np.array(BAR_WEIGHTS[2]) @ third) / FITTED_BARS
+    total, before = np.zeros(meter), np.zeros((len(marks), meter), int)
+    for beat, mark in enumerate(marks):
+        steady, jump = np.roll(total, 1), total.max() - JUMP
+        before[beat] = np.where(steady >= jump, np.roll(np.arange(meter), 1), total.argmax())
+        total = np.maximum(steady, jump)
+        total[0] += mark
+    place, places = int(total.argmax()), []
+    for row in before[::-1]:
+        places.append(place)
+        place = int(row[place])
+    return np.array(places[::-1]) == 0
 
 
 def _heard(beats: Places, signals: Array) -> NDArray[np.bool_]:
     """Which beats lie between the first and the last attack: none is told of in the silence around a song."""
-    loud = np.flatnonzero(signals[: HIGH + 1].max(axis=0) > AUDIBLE)
+    strongest = signals[: HIGH + 1].max(axis=0)
+    loud = np.flatnonzero(strongest >= AUDIBLE * strongest.max())
     return np.asarray((beats >= loud[0] - RISE_STEPS) & (beats <= loud[-1] + RISE_STEPS))
