@@ -25,7 +25,15 @@ from _pieces import RATE, TONICS, Piece, pieces
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing.listening.key import Key, find_key
-from musicgen_dreamboothing.listening.rhythm import STEPS_PER_SECOND, Rhythm, bars, candidates, find_rhythm, listen
+from musicgen_dreamboothing.listening.rhythm import (
+    STEPS_PER_SECOND,
+    Bars,
+    Rhythm,
+    bars,
+    candidates,
+    find_rhythm,
+    listen,
+)
 
 Array = NDArray[np.float64]
 
@@ -159,15 +167,16 @@ def _fit(count: int) -> None:
             tempi.append((np.array([one.evidence for one in found]), np.array(right)))
             if any(right):
                 ways = bars(found[right.index(True)], signals, pitches)
-                hits = [_is_cut_rightly(way.beats[way.first :: way.beats_per_bar], way.beats_per_bar, piece) for way in ways]
-                cuts.append((np.array([way.evidence for way in ways]), np.array(hits)))
+                cuts.append(
+                    (np.array([one.evidence for one in ways]), np.array([_is_right(one, piece) for one in ways]))
+                )
     for name, cases in (("TEMPO_WEIGHTS", tempi), ("BAR_WEIGHTS", cuts)):
         print(name, softmax_weights(cases).round(2).tolist())
 
 
-def _is_cut_rightly(downbeats: NDArray[np.intp], beats_per_bar: int, piece: Piece) -> bool:
-    right = f_measure((downbeats / STEPS_PER_SECOND).tolist(), piece.downbeats) > 0.6
-    return right and beats_per_bar == piece.beats_per_bar
+def _is_right(way: Bars, piece: Piece) -> bool:
+    downbeats = way.beats[way.first :: way.beats_per_bar] / STEPS_PER_SECOND
+    return way.beats_per_bar == piece.beats_per_bar and f_measure(downbeats.tolist(), piece.downbeats) > 0.6
 
 
 def softmax_weights(cases: Sequence[tuple[Array, NDArray[np.bool_]]]) -> Array:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from musicgen_dreamboothing.console import UserError
+import mutagen
+from mutagen.id3 import TCON
 
 GENRE = ("tcon", "genre", "©gen", "wm/genre")
 BPM = ("tbpm", "bpm", "tempo", "tmpo", "wm/beatsperminute", "----:com.apple.itunes:bpm", "txxx:bpm")
@@ -54,11 +55,7 @@ class FileTags:
 
 
 def file_tags(path: Path) -> FileTags:
-    """Reads a song's tags; a file that is broken or has none gives none.
-
-    Raises:
-        UserError: mutagen isn't installed.
-    """
+    """Reads a song's tags; a file that is broken or has none gives none."""
     fields = {name: list(_texts(value)) for name, value in _raw_tags(path)}
     names = {text.casefold() for text in _all(fields, NAMES) if len(text) > 2}
     comments = (parse_comment(text) for text in _all(fields, COMMENT))
@@ -73,10 +70,6 @@ def file_tags(path: Path) -> FileTags:
 def _raw_tags(path: Path) -> Iterator[tuple[str, Any]]:
     """Names as the format has them, in small letters, with whatever mutagen makes of their values."""
     try:
-        import mutagen
-    except ImportError as error:
-        raise UserError("the tags of files need: pip install 'musicgen-dreamboothing[data]'") from error
-    try:
         found = mutagen.File(path)
     except Exception:  # its own MutagenError, but malformed headers also bring KeyError, struct.error and others
         return
@@ -89,8 +82,6 @@ def _raw_tags(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _texts(value: Any) -> Iterator[str]:
     """A tag's values as text, whatever the format wraps them in."""
-    from mutagen.id3 import TCON
-
     if isinstance(value, TCON):
         yield from value.genres  # numbers of ID3v1 are names here
     elif isinstance(value, bytes):

@@ -98,7 +98,7 @@ def prepare_songs(
         raise UserError(f"--encode_batch_size {options.encode_batch_size} must be 0 (chosen by the device) or more")
     if options.max_duration_in_seconds <= 0:
         raise UserError(f"--max_duration_in_seconds {options.max_duration_in_seconds:g} must be more than 0")
-    cutting, describing = _cutting(options, checkpoint), _describing(options)
+    cutting, describing = _cutting(options, checkpoint), _describing(options, checkpoint.source)
     dataset = _open_dataset(options, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
@@ -109,7 +109,7 @@ def prepare_songs(
             _remove(folder, OURS)
         state.wait_for_everyone()
         if options.audio_separation:
-            found = _without_dropped_stems(folder, found, options)
+            found = _without_dropped_stems(folder, found, options, checkpoint.source.cache_dir)
         cut = _cut(folder, found, options, cutting, describing)
         state.wait_for_everyone()
         encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
@@ -144,7 +144,7 @@ def _cutting(options: DataArguments, checkpoint: Checkpoint) -> Cutting:
     )
 
 
-def _describing(options: DataArguments) -> Describing | None:
+def _describing(options: DataArguments, base: Source) -> Describing | None:
     if not options.add_metadata:
         return None
     return Describing(
@@ -154,10 +154,14 @@ def _describing(options: DataArguments) -> Describing | None:
         clap=options.clap_model_name_or_path,
         labels=Path(options.label_dir) if options.label_dir else None,
         captioner=options.captioner,
+        cache_dir=base.cache_dir,
+        token=base.token,
     )
 
 
-def _without_dropped_stems(folder: Path, songs: list[Song], options: DataArguments) -> list[Song]:
+def _without_dropped_stems(
+    folder: Path, songs: list[Song], options: DataArguments, cache_dir: str | None
+) -> list[Song]:
     """The songs with the stems that are to be kept, which are made once and kept in `stems/`."""
     from musicgen_dreamboothing.data.stems import keep_stems
 
@@ -167,6 +171,7 @@ def _without_dropped_stems(folder: Path, songs: list[Song], options: DataArgumen
         options.keep_stems,
         model=options.separation_model,
         batch_size=options.audio_separation_batch_size,
+        cache_dir=cache_dir,
     )
 
 

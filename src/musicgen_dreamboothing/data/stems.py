@@ -19,7 +19,15 @@ STEMS = "stems"
 SUFFIX = ".flac"
 
 
-def keep_stems(folder: Path, songs: list[Song], stems: Sequence[str], *, model: str, batch_size: int = 0) -> list[Song]:
+def keep_stems(
+    folder: Path,
+    songs: list[Song],
+    stems: Sequence[str],
+    *,
+    model: str,
+    batch_size: int = 0,
+    cache_dir: str | None = None,
+) -> list[Song]:
     """The same songs, of which only some stems are heard.
 
     Under `accelerate launch` the processes share the songs. A song that can't be decoded stays as it is: cutting will
@@ -31,12 +39,13 @@ def keep_stems(folder: Path, songs: list[Song], stems: Sequence[str], *, model: 
         stems: what to keep, as the separator names them.
         model: of demucs: a published name, or a folder.
         batch_size: segments at once; 0 chooses by the device.
+        cache_dir: where downloads from the Hub are kept.
 
     Raises:
         UserError: demucs or the model can't be had, or it has no such stem.
     """
     state = PartialState()
-    separator = Separator(model, device=state.device, batch_size=batch_size)
+    separator = Separator(model, device=state.device, batch_size=batch_size, cache_dir=cache_dir)
     kept = parse_stems(stems, separator.stems)
     if kept == separator.stems:
         return songs

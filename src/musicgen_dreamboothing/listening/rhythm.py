@@ -52,7 +52,7 @@ AUDIBLE = 0.1  # an attack, beside the strongest
 DELAY_SECONDS = -0.005  # an attack is seen when its window is half way into it
 METERS = (4, 3)  # beats in a bar
 FITTED_BARS = 12  # in a piece that `BAR_WEIGHTS` were fitted on: what they weigh is of that many
-JUMP = 5.0  # what a bar of another length costs, in the unit of their softmax
+JUMP = 2.0  # what a bar of another length costs, in the unit of their softmax
 
 # Of softmaxes over candidates and over ways to cut bars, fitted on synthesised pieces: benchmarks/listening.py --fit
 TEMPO_WEIGHTS = (
