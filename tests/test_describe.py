@@ -17,6 +17,7 @@ import pytest
 from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
 from made_music import music
 from random_demucs import random_demucs, save_safetensors
+from test_captioner import write_tiny_captioner
 from test_tags import write_tiny_clap
 
 from musicgen_dreamboothing import PrepareArguments, audio, prepare
@@ -26,6 +27,7 @@ from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_song
 from musicgen_dreamboothing.data.song import TRAIN, Song
 from musicgen_dreamboothing.listening.loudness import loudness, peak
 from musicgen_dreamboothing.listening.rhythm import Rhythm
+from musicgen_dreamboothing.model.captioner import Captioner
 from musicgen_dreamboothing.model.clap import Tagger
 from musicgen_dreamboothing.model.separator import Separator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, load_tables
@@ -221,6 +223,27 @@ def test_a_second_run_listens_to_nothing_and_keeps_what_a_person_wrote(
     assert found[1]["text"] == "punk, mine"
     assert "variants" not in found[1]
     assert found[:1] + found[2:] == rows[:1] + rows[2:]
+
+
+def test_a_language_model_may_write(
+    two_songs: Path, tmp_path: Path, tiny: Path, clap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a person gave no words; its own are kept, so that it is asked once."""
+    captioner = write_tiny_captioner(tmp_path / "captioner")
+    rows = described(two_songs, tmp_path / "data", tiny, clap, captioner=str(captioner))
+    kept = [json.loads(line) for line in (tmp_path / "data" / "heard.jsonl").read_text().splitlines()]
+    said = [line["found"] for line in kept if line["column"] == "caption"]
+    assert len(said) == len(rows) == 4
+    assert all(said)
+    assert all(row["text"].startswith("punk, loud and fast") for row in rows[:2])
+    assert all(any(words in row["text"] for words in said) for row in rows[2:])
+    monkeypatch.setattr(Captioner, "__init__", lambda *rest, **options: pytest.fail("asked again"))
+    assert described(two_songs, tmp_path / "data", tiny, clap, captioner=str(captioner)) == rows
+
+
+def test_a_captioner_that_is_none_is_an_error(two_songs: Path, tmp_path: Path, tiny: Path, clap: Path) -> None:
+    with pytest.raises(UserError, match="--captioner"):
+        described(two_songs, tmp_path / "data", tiny, clap, captioner=str(tmp_path / "nowhere"))
 
 
 def test_without_a_clap_one_line_says_so(

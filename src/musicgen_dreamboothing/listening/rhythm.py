@@ -56,17 +56,17 @@ JUMP = 2.0  # what a bar of another length costs, in the unit of their softmax
 
 # Of softmaxes over candidates and over ways to cut bars, fitted on synthesised pieces: benchmarks/listening.py --fit
 TEMPO_WEIGHTS = (
-    (4.29, 3.96, -1.32),  # the fit of the tempo, its distance from the usual one in octaves, and its square
-    (-1.16, -3.6, -0.41, 2.27, -5.81, -2.24, 5.29, -1.61),  # ECHOES in the lows and the highs
-    (1.17, 0.82, -0.03, -0.93, -3.63),  # what happens halfway between beats, of the signals in TELLING
-    (-1.31, 0.09, 0.18, -6.86, 2.54),  # and a quarter of a beat away from them
+    (3.44, 3.88, -1.25),  # the fit of the tempo, its distance from the usual one in octaves, and its square
+    (-0.68, -3.84, -0.27, 1.78, -6.22, -0.81, 6.52, -1.32),  # ECHOES in the lows and the highs
+    (1.25, 0.89, -0.19, -3.82, -2.86),  # what happens halfway between beats, of the signals in TELLING
+    (-1.1, 0.06, -0.05, -11.15, 3.98),  # and a quarter of a beat away from them
 )
 BAR_WEIGHTS = (
-    (0.88,),  # bars of four; then the four ranges, and changes of harmony from one and from two beats to as many
-    (2.27, 0.71, -0.72, -1.82, 1.28, -1.21, 1.36, 0.74, 1.35, 0.28),  # on downbeats
-    (0.96, 0.06, -0.72, -0.67, -0.1, -0.11, 0.47, -2.03, -0.9, 0.75),  # two beats later
-    (0.7, 0.51, 2.8, -0.25, 0.73, 1.46, -0.62, 0.79, 0.1, 0.1),  # repeating after a bar
-    (1.05, 0.17, 0.34, 1.87, 3.5, -1.38, 3.73, 2.25, 1.43, 1.9),  # on any beat
+    (1.07,),  # bars of four; then the four ranges, and changes of harmony from one and from two beats to as many
+    (2.4, 0.47, 0.1, -2.09, 1.45, -1.19, 1.17, 0.53, 1.54, 0.45),  # on downbeats
+    (0.55, 0.37, -0.7, -0.67, 0.06, 0.54, 0.18, -1.08, -1.84, -0.01),  # two beats later, in bars of four
+    (1.12, 1.12, 1.41, 1.55, 1.21, 0.73, 0.39, 0.55, -0.41, -0.77),  # repeating after a bar
+    (0.55, 0.14, 0.51, 1.83, 2.46, 1.65, 0.5, 4.27, 2.56, 3.37),  # on any beat
 )
 
 
