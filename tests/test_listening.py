@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import listening as benchmark
 from _pieces import RATE, Piece, pieces
 
-SEED, LENGTHS = 5, (13, 16)  # seconds
+SEED, LENGTHS = 5, (12, 14)  # seconds
 SECONDS = 20  # of the sounds made here
 RANDOM = np.random.default_rng(1)
 
@@ -66,20 +66,20 @@ WITHOUT_PULSE = {
 
 
 def test_most_songs_are_heard_rightly(heard: list[dict[str, Any]]) -> None:
-    """In the benchmark it is more: its pieces are longer."""
+    """In the benchmark it is more, for its pieces are longer; one of 24 may flip on another machine."""
     found = benchmark.shares(heard)
-    assert found["tempo"] >= 90
+    assert found["tempo"] >= 87
     assert found["beats"] >= 90
     assert found["meter"] >= 95
-    assert found["downbeats"] >= 80
+    assert found["downbeats"] >= 85
     assert found["key"] >= 70
-    assert found["key_near"] >= 90
+    assert found["key_near"] >= 91
     assert fmean(one["cents"] for one in heard) < 3
 
 
 def test_what_is_sure_is_right_more_often(heard: list[dict[str, Any]]) -> None:
     found = benchmark.shares(heard) | benchmark.trust(heard)
-    assert found["tempo: sure"] >= 75
+    assert found["tempo: sure"] >= 60
     assert found["key: sure"] >= 30
     for what in ("tempo", "key"):
         assert found[f"{what}: right where sure"] > found[what]

@@ -28,7 +28,7 @@ MIN_TUNED = 0.05  # how well peaks agree on one tuning, 0..1: noise and drums do
 SURE = 0.8
 
 # Of each semitone above the tonic. Albrecht & Shanahan (2013), "The use of large corpora to train a new type of
-# key-finding algorithm", table 1: it did best of Krumhansl & Kessler's, Temperley's (both), Faraldo's two and theirs.
+# key-finding algorithm": they did best of Krumhansl & Kessler's, Temperley's (two), Faraldo's (two) and theirs.
 PROFILES = (
     (0.238, 0.006, 0.111, 0.006, 0.137, 0.094, 0.016, 0.214, 0.009, 0.080, 0.008, 0.081),
     (0.220, 0.006, 0.104, 0.123, 0.019, 0.103, 0.012, 0.214, 0.062, 0.022, 0.061, 0.052),
