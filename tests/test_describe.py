@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -239,6 +240,19 @@ def test_a_language_model_may_write(
     assert all(any(words in row["text"] for words in said) for row in rows[2:])
     monkeypatch.setattr(Captioner, "__init__", lambda *rest, **options: pytest.fail("asked again"))
     assert described(two_songs, tmp_path / "data", tiny, clap, captioner=str(captioner)) == rows
+
+
+def test_processes_find_songs_wherever_they_began(
+    two_songs: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are started in one folder and asked again from another, with relative paths."""
+    found = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        shutil.copytree(two_songs, tmp_path / name / "my-songs")
+        monkeypatch.chdir(tmp_path / name)
+        found.append(described(Path("my-songs"), Path("data"), tiny, "nowhere", doctor=True))
+    assert found[0] == found[1]
 
 
 def test_a_captioner_that_is_none_is_an_error(two_songs: Path, tmp_path: Path, tiny: Path, clap: Path) -> None:

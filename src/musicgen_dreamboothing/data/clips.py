@@ -82,7 +82,7 @@ def _close_journals(folder: Path, records: list[SongRecord]) -> None:
 def _cut_share(folder: Path, songs: list[Song], stems: dict[str, str], cutting: Cutting, workers: int) -> None:
     """Cuts the songs of this process, listening in processes of their own; plain decoding needs but threads."""
     state = PartialState()
-    work = partial(cut_named, folder=folder / CLIPS, cutting=cutting)
+    work = partial(cut_named, folder=(folder / CLIPS).absolute(), cutting=cutting)
     pairs = [(song, stems[song.name]) for song in songs]
     how = in_processes if cutting.listens else in_threads
     path = folder / (SONGS if state.is_main_process else JOURNALS.replace("*", str(state.process_index)))

@@ -155,9 +155,8 @@ def _sounds(cache: Path, paths: list[Path], rate: int, workers: int) -> dict[Pat
     known, digests = _read_cache(cache, rate), {path: digest(path) for path in paths if path.is_file()}
     missing = {found: path for path, found in digests.items() if found not in known}
     broken: dict[str, str] = {}
-    results = in_processes(
-        partial(measure_file, rate=rate), list(missing.values()), workers, unit="clip", doing="listening"
-    )
+    places = [path.absolute() for path in missing.values()]
+    results = in_processes(partial(measure_file, rate=rate), places, workers, unit="clip", doing="listening")
     for number, (found, result) in enumerate(zip(missing, results, strict=True), start=1):
         if isinstance(result, Sound):
             known[found] = result

@@ -86,8 +86,8 @@ def _song_of_listed_file(path: Path, folder: Path, captions: dict[str, str], col
 
 
 def _song_of_file(path: Path, name: str, caption: str | None, split: str) -> Song:
-    status = path.stat()
-    return Song(name, lambda: path, caption, split, f"{status.st_size}-{status.st_mtime_ns}")
+    status, place = path.stat(), path.absolute()  # processes that read it may stand in another folder
+    return Song(name, lambda: place, caption, split, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def _sidecar(song: Path) -> str | None:

@@ -87,4 +87,5 @@ def _key(song: Song, signature: str, stems: Sequence[str]) -> str:
 
 
 def _kept_song(song: Song, path: Path) -> Song:
-    return replace(song, read=lambda: path, fingerprint=path.stem)
+    place = path.absolute()
+    return replace(song, read=lambda: place, fingerprint=path.stem)
