@@ -29,8 +29,8 @@ def in_processes(
     """Results in the order of the items, under a progress bar; only a few are worked on ahead of what is asked for.
 
     joblib's processes don't run the program's own script again, as those of the standard library do where they are
-    spawned: a plain script without a `__main__` guard may call this. They stay for the next call, in the folder where they
-    began: paths have to be absolute.
+    spawned: a plain script without a `__main__` guard may call this. They stay for the next call, in the folder where
+    they began: paths have to be absolute.
 
     Args:
         work: a function that can be pickled.
