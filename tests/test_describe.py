@@ -371,8 +371,7 @@ def test_stems_are_dropped_once_and_kept(
 
 
 def test_prepare_ends_with_the_doctor(songs: Path, tmp_path: Path, tiny: Path, cli: Callable[..., Ran]) -> None:
-    words = [word if word != "--doctor" else "--doctor" for word in prepare_words(songs, tmp_path / "data", tiny)]
-    ran = cli(*words, "--doctor", "true")
+    ran = cli(*prepare_words(songs, tmp_path / "data", tiny), "--doctor", "true")
     assert ran.code == 0
     assert f"Doctor: {tmp_path / 'data'}" in ran.out
     report = tmp_path / "data" / "report.html"

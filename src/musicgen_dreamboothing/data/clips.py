@@ -205,7 +205,7 @@ def _with_edits(ours: dict[str, Any], present: dict[str, Any], written: str | No
     return {key: value for key, value in ours.items() if key != "variants"} | {"text": str(own)} | added
 
 
-def describe(records: list[SongRecord]) -> list[str]:
+def account_of(records: list[SongRecord]) -> list[str]:
     """What happened to the songs, in lines: nothing is left out without being named and counted."""
     clips = [clip for record in records for clip in record.clips]
     minutes = sum(clip["seconds"] for clip in clips) / 60

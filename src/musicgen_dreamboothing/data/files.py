@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,13 @@ def replace_folder(fresh: Path, folder: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    """A short hash of a file's bytes."""
+    """A short hash of a file's bytes; several stages ask for it in one run, and a file is read once while it stays."""
+    status = path.stat()
+    return _digest(path.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _digest(path: Path, size: int, changed: int) -> str:
     found = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(1 << 20):

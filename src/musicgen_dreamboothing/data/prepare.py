@@ -15,7 +15,7 @@ from musicgen_dreamboothing.arguments import DEFAULT_MODEL, DataArguments, Model
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data import clips as clipping
 from musicgen_dreamboothing.data.checkup import REPORT, check_up
-from musicgen_dreamboothing.data.clips import METADATA, cut_songs, describe, update_metadata
+from musicgen_dreamboothing.data.clips import METADATA, account_of, cut_songs, update_metadata
 from musicgen_dreamboothing.data.cutting import Cutting
 from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_clips
 from musicgen_dreamboothing.data.lock import folder_lock
@@ -230,7 +230,7 @@ def _cut(
     before = {record.source: record for record in clipping.read_records(folder)}
     fresh = [song for song in songs if song.name not in before or not before[song.name].is_done(song, cutting)]
     records = cut_songs(folder, songs, cutting, options.preprocessing_num_workers)
-    for line in describe(records):
+    for line in account_of(records):
         say(line)
     if not any(record.clips for record in records):
         raise UserError("no song could be used; the reasons stand above")
