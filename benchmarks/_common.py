@@ -7,13 +7,14 @@ peak of its children.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,19 @@ def options(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--variant", help=argparse.SUPPRESS)  # what a child process is to measure
     return parser
+
+
+def play(options: argparse.Namespace, compare: Callable[[Any], None], work: Callable[[Any], Any] | None = None) -> None:
+    """The part of a process: that of a person compares, a child does its variant and tells what `work` returns.
+
+    What a child says besides goes to stderr, for its last line on stdout is the answer.
+    """
+    if options.variant is None:
+        compare(options)
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        found = machine(options.device) if options.variant == PROBE or work is None else work(options)
+    tell(found or {})
 
 
 def torch_device(name: str) -> Any:

@@ -44,14 +44,7 @@ main(sys.argv[1:])
 
 
 def main() -> None:
-    options = _options()
-    if options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-    elif options.variant == PREPARE:
-        _prepare(options.size, Path(options.folder))
-        _common.tell({})
-    else:
-        _measure(options)
+    _common.play(_options(), _measure, lambda options: _prepare(options.size, Path(options.folder)))
 
 
 def _options() -> argparse.Namespace:

@@ -38,16 +38,11 @@ GUIDANCE = 3.0
 
 
 def main() -> None:
-    options = _options()
-    if options.variant is None:
-        _compare(options)
-    elif options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-    elif options.variant == WRITE:
-        _write(options.case_size, Path(options.checkpoint))
-        _common.tell({})
-    else:
-        _common.tell(_measured(options))
+    _common.play(_options(), _compare, _work)
+
+
+def _work(options: argparse.Namespace) -> dict[str, Any] | None:
+    return _write(options.case_size, Path(options.checkpoint)) if options.variant == WRITE else _measured(options)
 
 
 def _options() -> argparse.Namespace:

@@ -27,14 +27,7 @@ CLIP_SECONDS, CLIPS_A_SONG, FEWEST = 2, 10, 2
 
 
 def main() -> None:
-    options = _options()
-    if options.variant is None:
-        _measure(options)
-    elif options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-    else:
-        _write(Path(options.folder), options.number)
-        _common.tell({})
+    _common.play(_options(), _measure, lambda options: _write(Path(options.folder), options.number))
 
 
 def _options() -> argparse.Namespace:

@@ -28,14 +28,7 @@ SIZES = ("tiny", "small", "medium", "large", "melody", "melody-large")
 
 
 def main() -> None:
-    options = _options()
-    if options.variant is None:
-        _measure(options)
-    elif options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-    else:
-        _write(options)
-        _common.tell({})
+    _common.play(_options(), _measure, _write)
 
 
 def _options() -> argparse.Namespace:

@@ -44,13 +44,7 @@ SHRINKAGE = 3.0  # with less, one is sure of wrong tempi in pieces of another co
 
 
 def main() -> None:
-    options = _options()
-    if options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-    elif options.fit:
-        _fit(options.pieces)
-    else:
-        _compare(options)
+    _common.play(_options(), lambda options: _fit(options.pieces) if options.fit else _compare(options))
 
 
 def _options() -> argparse.Namespace:

@@ -23,13 +23,7 @@ CLIPS_ELSEWHERE = (4, 10.0)
 
 
 def main() -> None:
-    options = _options()
-    if options.variant is None:
-        _compare(options)
-    elif options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-    else:
-        _common.tell(_measured(options))
+    _common.play(_options(), _compare, _measured)
 
 
 def _options() -> argparse.Namespace:

@@ -10,8 +10,6 @@ table of losses in nats a code, with their distance to bf16's.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,15 +22,11 @@ PREPARE = "prepare"
 
 
 def main() -> None:
-    options = _options()
-    if options.variant is None:
-        _compare(options)
-    elif options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-    else:
-        with contextlib.redirect_stdout(sys.stderr):  # the last line of stdout is the answer
-            found = _prepared(options) if options.variant == PREPARE else _trained(options)
-        _common.tell(found)
+    _common.play(_options(), _compare, _work)
+
+
+def _work(options: argparse.Namespace) -> dict[str, Any]:
+    return _prepared(options) if options.variant == PREPARE else _trained(options)
 
 
 def _options() -> argparse.Namespace:

@@ -24,10 +24,10 @@ SECONDS, RATE, HOP = 60.0, 32_000, 640
 
 
 def main() -> None:
-    options = _options()
-    if options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-        return
+    _common.play(_options(), _compare)
+
+
+def _compare(options: argparse.Namespace) -> None:
     about = _common.run_variant(__file__, _common.PROBE)
     with tempfile.TemporaryDirectory() as name:
         rows = _measure(Path(name), options)

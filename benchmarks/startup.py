@@ -30,10 +30,10 @@ ASK = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)
 
 
 def main() -> None:
-    options = _options()
-    if options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-        return
+    _common.play(_options(), _measure)
+
+
+def _measure(options: argparse.Namespace) -> None:
     about = _common.run_variant(__file__, _common.PROBE)
     rows = []
     for name, (code, words) in STARTS.items():

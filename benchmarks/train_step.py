@@ -41,18 +41,16 @@ SIZES = ("tiny", "small", "medium", "large", "melody", "melody-large")
 
 
 def main() -> None:
-    options = _options()
-    if options.variant is None:
-        _compare(options)
-    elif options.variant == _common.PROBE:
-        _common.tell(_common.machine(options.device))
-    elif options.variant == WRITE:
-        from _shapes import write_checkpoint
+    _common.play(_options(), _compare, _work)
 
-        write_checkpoint(options.case_size, Path(options.checkpoint))
-        _common.tell({})
-    else:
-        _common.tell(_measured(options))
+
+def _work(options: argparse.Namespace) -> dict[str, Any] | None:
+    if options.variant != WRITE:
+        return _measured(options)
+    from _shapes import write_checkpoint
+
+    write_checkpoint(options.case_size, Path(options.checkpoint))
+    return None
 
 
 def _options() -> argparse.Namespace:
