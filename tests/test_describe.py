@@ -377,10 +377,18 @@ def test_prepare_ends_with_the_doctor(songs: Path, tmp_path: Path, tiny: Path, c
     report = tmp_path / "data" / "report.html"
     assert "<audio" in report.read_text(encoding="utf-8")
     told = ran.out.split("Doctor: ")[1].split("all of it, to listen to")[0]
+    again = cli(*prepare_words(songs, tmp_path / "data", tiny), "--doctor", "true")
+    assert "Doctor: " not in again.out  # nothing is new
+    path = tmp_path / "data" / "clips" / "metadata.jsonl"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"text": "punk', '"text": "punk, edited', 1), encoding="utf-8"
+    )
+    assert "Doctor: " in cli(*prepare_words(songs, tmp_path / "data", tiny), "--doctor", "true").out
+    assert "punk, edited" in report.read_text(encoding="utf-8")
     report.unlink()
     alone = cli("doctor", tmp_path / "data")
     assert alone.code == 0
-    assert told in alone.out
+    assert told.splitlines()[:3] == alone.out.split("Doctor: ")[1].splitlines()[:3]
     assert report.exists()
 
 

@@ -52,8 +52,9 @@ def prepare(options: PrepareArguments) -> Prepared:
     PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as an Accelerator reads what it is launched with
     checkpoint = checkpoint_of(options)
     result = prepare_songs(options.songs, Path(options.output_dir), options, checkpoint)
-    changed = result.songs_cut or result.clips_encoded or not (result.folder / REPORT).exists()
-    if options.doctor and changed and PartialState().is_main_process:
+    is_new = bool(result.songs_cut or result.clips_encoded or result.captions_encoded)  # the report tells captions too
+    is_new = is_new or not (result.folder / REPORT).exists()
+    if options.doctor and is_new and PartialState().is_main_process:
         check_up(result.folder, checkpoint, workers=options.preprocessing_num_workers)
     say(f"prepared in {result.folder}: edit captions in {result.folder / CLIPS / METADATA}, then")
     say(f"  musicgen-dreamboothing train {_train_words(result.folder, options)}")
