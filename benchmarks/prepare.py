@@ -1,4 +1,4 @@
-"""EnCodec's throughput: clips in batches, as `prepare` encodes them, against one by one.
+"""EnCodec's throughput: as `prepare` encodes clips, against transformers on one after the other.
 
     python benchmarks/prepare.py                       # on a CPU 4 clips of 10 s, on a GPU 54 of 30 s
     python benchmarks/prepare.py --clips 8 --seconds 30 --batch 4
@@ -76,7 +76,9 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     waves = torch.rand(clips, checkpoint.audio_channels, frames * checkpoint.hop_length) - 0.5
 
     def encode(part: torch.Tensor) -> torch.Tensor:
-        return codec.encode(model, part, checkpoint).cpu()  # reading the codes waits for a GPU
+        if options.variant == ONE_BY_ONE:
+            return model.encode(part.to(home)).audio_codes.cpu()  # reading the codes waits for a GPU
+        return codec.encode(model, part, checkpoint).cpu()
 
     encode(waves[:batch])
     started = time.perf_counter()

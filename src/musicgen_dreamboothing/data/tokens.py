@@ -37,7 +37,7 @@ from musicgen_dreamboothing.model.device import release_memory
 TOKENS, CODES, CAPTIONS, PARTS, INFO = "tokens", "clips", "captions", "parts", "info.json"
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
 READ_AHEAD = 8  # clips
-ENCODE_BATCH = 2  # clips at once on a CPU; on a GPU its free memory decides
+ENCODE_BATCH = 4  # clips at once on a CPU; on a GPU its free memory decides
 MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
 
 CODE_FEATURES = datasets.Features(

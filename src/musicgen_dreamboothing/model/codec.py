@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import EncodecModel
+from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+
+# Frames that the convolutions of the encoder hear at once. The first ones hold 64 channels at the rate of the sound: of
+# 30 s a quarter of a GB each, which no cache holds. In stretches a CPU needs half the time, a GPU a tenth of the memory.
+CPU_FRAMES, GPU_FRAMES = 100, 1500
 
 
 @torch.inference_mode()
@@ -35,8 +41,50 @@ def encode(codec: EncodecModel, waves: torch.Tensor, checkpoint: Checkpoint) -> 
 
 def _encode_mono(codec: EncodecModel, wave: torch.Tensor) -> torch.Tensor:
     """`[B, 1, S]` -> `[B, k, T]`."""
-    codes = codec.encode(wave).audio_codes  # [frames, B, k, T]; one frame unless the codec works in chunks
-    return codes[0]
+    if not _hears_stretches(codec) or codec.config.normalize:
+        codes = codec.encode(wave).audio_codes  # [frames, B, k, T]; one frame unless the codec works in chunks
+        return codes[0]
+    layers = list(codec.encoder.layers)
+    split = next(place for place, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
+    with parametrize.cached():  # or each stretch would make the normalised weights again
+        hidden = _convolve(layers[:split], wave, codec.config.hop_length)
+        for layer in layers[split:]:
+            hidden = layer(hidden)
+        return codec.quantizer.encode(hidden, codec.config.target_bandwidths[0]).transpose(0, 1)
+
+
+def _convolve(layers: list[nn.Module], wave: torch.Tensor, hop: int) -> torch.Tensor:
+    """`[B, 1, S]` -> `[B, D, T]` in stretches, each with as much around it as can be heard; that is cut off again."""
+    on_cpu = wave.device.type == "cpu"
+    clips = 1 if on_cpu else len(wave)
+    frames = CPU_FRAMES if on_cpu else max(1, GPU_FRAMES // clips)
+    reach = -(-_encoder_reach(layers) // hop)
+    total = wave.shape[-1] // hop
+    whole = []
+    for part in wave.split(clips):
+        stretches = []
+        for begin in range(0, total, frames):
+            end, start = min(total, begin + frames), max(0, begin - reach)
+            hidden = part[..., start * hop : min(total, end + reach) * hop]
+            for layer in layers:
+                hidden = layer(hidden)
+            stretches.append(hidden[..., begin - start : end - start])
+        whole.append(torch.cat(stretches, dim=-1))
+    return torch.cat(whole)
+
+
+def _encoder_reach(layers: list[nn.Module]) -> int:
+    """How many samples before and behind its own a frame may hear through an encoder's convolutions, at most."""
+    samples, step = 0, 1  # the step of the layer that is looked at, in samples of the sound
+    for layer in (layer for part in layers for layer in part.modules() if isinstance(layer, nn.Conv1d)):
+        samples += (layer.kernel_size[0] - 1) * layer.dilation[0] * step
+        step *= layer.stride[0]
+    return samples
+
+
+def _hears_stretches(codec: EncodecModel) -> bool:
+    """Whether what a layer makes of a moment depends on a bounded stretch around it only, LSTMs apart."""
+    return codec.config.norm_type == "weight_norm" and codec.config.chunk_length is None
 
 
 @torch.inference_mode()
@@ -63,7 +111,7 @@ class StreamDecoder:
     """
 
     def __init__(self, codec: EncodecModel, checkpoint: Checkpoint) -> None:
-        if codec.config.norm_type != "weight_norm" or codec.config.chunk_length is not None:
+        if not _hears_stretches(codec):
             raise UserError(f"the codec of {checkpoint.name} normalises whole clips, so it can't decode them in pieces")
         self._codec, self._channels, self._hop = codec, checkpoint.audio_channels, checkpoint.hop_length
         self._sides = [_Side(codec) for _ in range(self._channels)]
@@ -90,8 +138,8 @@ class _Side:
     def __init__(self, codec: EncodecModel) -> None:
         self._codec = codec
         self._first, self._lstm, *self._rest = codec.decoder.layers
-        self._first_reach = _reach([self._first])
-        self._rest_reach = _reach(self._rest)
+        self._first_reach = _decoder_reach([self._first])
+        self._rest_reach = _decoder_reach(self._rest)
         self._codes: torch.Tensor | None = None  # [k, frames]
         self._state: tuple[torch.Tensor, torch.Tensor] | None = None
         self._hidden: list[torch.Tensor] = []  # behind the LSTM, [1, D, frames] in pieces
@@ -136,7 +184,7 @@ class _Side:
         return wave.cpu()
 
 
-def _reach(layers: list[nn.Module]) -> int:
+def _decoder_reach(layers: list[nn.Module]) -> int:
     """How many frames before and behind its own a stretch of a decoder's layers may hear, at most."""
     samples = 0  # at the rate of the layer that is looked at, from the last one to the first
     convolutions = [layer for part in layers for layer in part.modules()]
