@@ -2,6 +2,7 @@
 
     python benchmarks/growth.py
     python benchmarks/growth.py --clips 10 50 250
+    python benchmarks/growth.py --clips 200 2000 --add_metadata   # 20 and 200 songs: measured, described, examined
 
 Songs of two-second clips and the built-in tiny checkpoint. What a command takes for two clips is taken off, so that
 the start of a process is not what is compared; one epoch is trained, with four clips at once.
@@ -33,6 +34,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = _common.options(__doc__)
     parser.add_argument("--clips", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument(
+        "--add_metadata", action="store_true", help="measure, describe (without a CLAP) and examine; without a training"
+    )
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -40,9 +44,9 @@ def _options() -> argparse.Namespace:
 
 def _measure(options: argparse.Namespace) -> None:
     about = _common.run_variant(__file__, _common.PROBE)
-    found = {clips: _run(clips) for clips in (FEWEST, *options.clips)}
+    found = {clips: _run(clips, options.add_metadata) for clips in (FEWEST, *options.clips)}
     rows = []
-    for verb in ("prepare", "train"):
+    for verb in found[FEWEST]:
         start = found[FEWEST][verb][0]
         first: dict[str, float] = {}
         for clips in options.clips:
@@ -52,12 +56,13 @@ def _measure(options: argparse.Namespace) -> None:
             ratios = {"time": row["ms/clip"] / first["ms/clip"], "memory": row["peak GB"] / first["peak GB"]}
             rows.append({"command": verb, "clips": clips, **row, **ratios})
     _common.show(f"growth on {about['device']}", rows)
-    path = _common.keep(about, "growth", " ".join(map(str, options.clips)), {"rows": rows})
+    case = " ".join([*map(str, options.clips), *(["described"] if options.add_metadata else [])])
+    path = _common.keep(about, "growth", case, {"rows": rows})
     print(f"kept in {path.parent.name}/{path.name}")
 
 
-def _run(clips: int) -> dict[str, tuple[float, float]]:
-    """(seconds, peak GB) of both commands."""
+def _run(clips: int, described: bool) -> dict[str, tuple[float, float]]:
+    """(seconds, peak GB) of the commands."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _common.run_variant(__file__, WRITE, "--folder", name, "--number", str(clips))
@@ -65,13 +70,20 @@ def _run(clips: int) -> dict[str, tuple[float, float]]:
         cut = ["--max_duration_in_seconds", CLIP_SECONDS, "--min_duration_in_seconds", 1]
         sizes = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1, "--recompute", "none"]
         quiet = ["--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no", "--eval_fraction", 0]
+        whole = ["--add_metadata", "true", "--clap_model_name_or_path", folder / "none"]
+        whole += ["--preprocessing_num_workers", 1]  # in the process that is measured
         words = {
-            "prepare": [folder / "songs", "--output_dir", folder / "prepared", *base, *cut, "--doctor", "false"],
+            "prepare": [
+                *(folder / "songs", "--output_dir", folder / "prepared", *base, *cut),
+                *(whole if described else ["--doctor", "false"]),
+            ],
             "train": [
                 *("--dataset_name", folder / "prepared", "--output_dir", folder / "run", *base, *cut),
                 *("--num_train_epochs", 1, "--logging_steps", 50, *sizes, *quiet),
             ],
         }
+        if described:
+            del words["train"]
         return {verb: _timed(verb, [str(word) for word in options]) for verb, options in words.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import mutagen.flac
 import numpy as np
 import pytest
+import torch
 from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
 from made_music import music
 from random_demucs import random_demucs, save_safetensors
@@ -24,14 +26,18 @@ from test_tags import write_tiny_clap
 from musicgen_dreamboothing import PrepareArguments, audio, prepare
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import cutting as cuttings
+from musicgen_dreamboothing.data import describe as describing
 from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_song
 from musicgen_dreamboothing.data.song import TRAIN, Song
+from musicgen_dreamboothing.data.tables import load_tables
+from musicgen_dreamboothing.listening.key import Key
 from musicgen_dreamboothing.listening.loudness import loudness, peak
 from musicgen_dreamboothing.listening.rhythm import Rhythm
+from musicgen_dreamboothing.model import separator as separating
 from musicgen_dreamboothing.model.captioner import Captioner
 from musicgen_dreamboothing.model.clap import Tagger
 from musicgen_dreamboothing.model.separator import Separator
-from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, load_tables
+from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing
 
 RATE, HOP = SAMPLING_RATE, 320
 WIDE = {"max_duration_in_seconds": 8, "min_duration_in_seconds": 2, "normalize_loudness": False, "doctor": False}
@@ -153,6 +159,17 @@ def test_without_a_beat_the_clock_cuts_and_a_person_is_told(tmp_path: Path) -> N
     assert record.note == "song.flac: has no bars that can be told apart, so it is cut by the clock"
 
 
+@pytest.mark.parametrize(("confidence", "tempo", "key"), [(0.9, 120.0, "A minor"), (0.5, None, None)])
+def test_what_is_unsure_is_not_said(
+    confidence: float, tempo: float | None, key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = tuple(beat / 2 for beat in range(20))
+    monkeypatch.setattr(cuttings, "find_rhythm", lambda wave, rate: Rhythm(120.0, confidence, beats, beats[::4], 4))
+    monkeypatch.setattr(cuttings, "find_key", lambda wave, rate: Key("A", "minor", confidence, 0.0))
+    record, _ = cut(tone_song(8.0, 1), tmp_path, max_seconds=4, listen=True)
+    assert [(clip["tempo"], clip["key"]) for clip in record.clips] == [(tempo, key)] * 2
+
+
 # Describing
 
 
@@ -163,16 +180,25 @@ def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two_songs(tmp_path: Path) -> Path:
+    return write_two_songs(tmp_path / "songs", 16.0)
+
+
+@pytest.fixture
+def short_songs(tmp_path: Path) -> Path:
+    return write_two_songs(tmp_path / "songs", 5.0)
+
+
+def write_two_songs(folder: Path, seconds: float) -> Path:
     """One says of itself what nobody could hear."""
     for number, bpm in enumerate((120.0, 96.0)):
-        (tmp_path / "songs").mkdir(exist_ok=True)
-        song = music(16.0, RATE, number, bpm=bpm) + 0.01 * tone_song(16.0, number)  # to be heard to its end
-        audio.write(tmp_path / "songs" / f"{number}.flac", song, RATE)
-    tags = mutagen.flac.FLAC(tmp_path / "songs" / "1.flac")
+        folder.mkdir(exist_ok=True)
+        song = music(seconds, RATE, number, bpm=bpm) + 0.01 * tone_song(seconds, number)  # to be heard to its end
+        audio.write(folder / f"{number}.flac", song, RATE)
+    tags = mutagen.flac.FLAC(folder / "1.flac")
     tags.update({"genre": "Zydeco", "bpm": "77", "title": "Secret"})
     tags.save()
-    (tmp_path / "songs" / "0.json").write_text('{"caption": "loud\\nand fast", "bpm": 3}', encoding="utf-8")
-    return tmp_path / "songs"
+    (folder / "0.json").write_text('{"caption": "loud\\nand fast", "bpm": 3}', encoding="utf-8")
+    return folder
 
 
 def described(songs: Path, folder: Path, base: Path, clap: Path | str, **options: Any) -> list[dict[str, Any]]:
@@ -224,6 +250,27 @@ def test_a_second_run_listens_to_nothing_and_keeps_what_a_person_wrote(
     assert found[1]["text"] == "punk, mine"
     assert "variants" not in found[1]
     assert found[:1] + found[2:] == rows[:1] + rows[2:]
+
+
+def test_a_run_killed_while_listening_goes_on(
+    two_songs: Path, tmp_path: Path, tiny: Path, clap: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, heard = Tagger.embed, list[int]()
+
+    def hear(tagger: Tagger, waves: Any) -> Any:
+        heard.append(len(waves))
+        return killed() if len(heard) == 3 else embed(tagger, waves)
+
+    monkeypatch.setattr(describing, "AT_ONCE", 1)
+    monkeypatch.setattr(Tagger, "embed", hear)
+    with pytest.raises(KeyboardInterrupt):
+        described(two_songs, tmp_path / "data", tiny, clap)
+    torn = tmp_path / "data" / "heard-0.jsonl"
+    torn.write_text(torn.read_text() + '{"digest": "a killed ru')
+    rows = described(two_songs, tmp_path / "data", tiny, clap)
+    assert heard == [1] * (3 + 2)  # of four clips two were heard in vain
+    monkeypatch.undo()
+    assert rows == described(two_songs, tmp_path / "whole", tiny, clap)
 
 
 def test_a_language_model_may_write(
@@ -336,35 +383,103 @@ def test_json_that_is_none_is_named(tmp_path: Path) -> None:
 # Stems
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_safetensors(random_demucs(), tmp_path / "htdemucs" / "htdemucs.safetensors")
+    return tmp_path / "htdemucs"
+
+
+def separated(songs: Path, folder: Path, base: Path, model: Path | None, **options: Any) -> np.ndarray:
+    """All clips in a row."""
+    words = {"instance_prompt": "punk", **WIDE}
+    if model is not None:
+        words |= {"audio_separation": True, "separation_model": str(model)}
+    prepare(PrepareArguments(songs=str(songs), output_dir=str(folder), model_name_or_path=str(base), **words | options))
+    return np.concatenate([audio.decode(path, RATE) for path in sorted((folder / "clips").glob("*.flac"))], axis=1)
+
+
 def test_stems_are_dropped_once_and_kept(
-    two_songs: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (two_songs / "broken.flac").write_bytes(b"no music")
-    model = tmp_path / "htdemucs"
-    save_safetensors(random_demucs(), model / "htdemucs.safetensors")
-
-    def clips(folder: str, **options: Any) -> np.ndarray:
-        arguments = PrepareArguments(
-            songs=str(two_songs),
-            output_dir=str(tmp_path / folder),
-            model_name_or_path=str(tiny),
-            instance_prompt="punk",
-            separation_model=str(model),
-            **WIDE | options,
-        )
-        prepare(arguments)
-        waves = [audio.decode(path, RATE) for path in sorted((tmp_path / folder / "clips").glob("*.flac"))]
-        return np.concatenate(waves, axis=1)
-
-    plain = clips("plain")
-    every = ["drums", "bass", "other", "vocals"]
-    same = clips("all", audio_separation=True, keep_stems=every)
+    short_songs: Path, tmp_path: Path, tiny: Path, model: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (short_songs / "broken.flac").write_bytes(b"no music")
+    plain = separated(short_songs, tmp_path / "plain", tiny, None)
+    same = separated(short_songs, tmp_path / "all", tiny, model, keep_stems=["drums", "bass", "other", "vocals"])
     assert np.abs(same - plain).max() < 2e-3
-    without = clips("some", audio_separation=True)
+    without = separated(short_songs, tmp_path / "some", tiny, model)
     assert np.abs(without - plain).max() > 0.01
     assert capsys.readouterr().out.count("broken.flac: ") == 3
-    monkeypatch.setattr(Separator, "keep", lambda *rest: pytest.fail("separated again"))
-    assert np.array_equal(clips("some", audio_separation=True), without)
+    monkeypatch.setattr(Separator, "__init__", lambda *rest, **options: pytest.fail("loaded a model"))
+    for kept in (["drums", "bass", "other"], ["other", "bass", "drums"]):
+        assert np.array_equal(separated(short_songs, tmp_path / "some", tiny, model, keep_stems=kept), without)
+
+
+def test_what_is_written_is_what_the_separator_gives(
+    short_songs: Path, tmp_path: Path, tiny: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(separating, "PIECE", 5000)  # many pieces of a song
+    separated(short_songs, tmp_path / "data", tiny, model, keep_stems=["bass", "vocals"])
+    separator = Separator(str(model), device=torch.device("cpu"))
+    kept = [audio.decode(path, separator.rate) for path in (tmp_path / "data" / "stems").iterdir()]
+    assert len(kept) == 2
+    for path in sorted(short_songs.glob("*.flac")):
+        whole = audio.decode(path, separator.rate)
+        wanted = np.concatenate(list(separator.keep(lambda whole=whole: [whole], ["bass", "vocals"])), axis=1)
+        assert min(np.abs(one - wanted).max() for one in kept) < 2**-14
+
+
+def test_damage_of_a_song_is_told_of_its_stems(
+    short_songs: Path, tmp_path: Path, tiny: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (short_songs / "0.flac").read_bytes()
+    (short_songs / "0.flac").write_bytes(whole[: len(whole) // 2])
+    for options in ({}, {"max_duration_in_seconds": 3}):  # the second time stems are kept, and cut anew
+        separated(short_songs, tmp_path / "data", tiny, model, **options)
+        records = [json.loads(line) for line in (tmp_path / "data" / "songs.jsonl").read_text().splitlines()]
+        assert [bool(record["damage"]) for record in records] == [True, False]
+        assert records[0]["damage"].startswith("0.flac: ")
+        assert capsys.readouterr().out.count("0.flac: ") == 1
+
+
+def test_a_song_without_vocals_keeps_its_own_tags(short_songs: Path, tmp_path: Path, tiny: Path, model: Path) -> None:
+    options = {"audio_separation": True, "separation_model": str(model), "file_tags": ["genre", "bpm"]}
+    rows = described(short_songs, tmp_path / "data", tiny, "nowhere", **options)
+    assert "zydeco" in rows[1]["text"] or "77" in rows[1]["text"]
+
+
+def test_a_run_killed_while_separating_leaves_nothing(
+    short_songs: Path, tmp_path: Path, tiny: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear, heard = Separator._hear, itertools.count()
+    monkeypatch.setattr(Separator, "_hear", lambda *rest: killed() if next(heard) > 20 else hear(*rest))
+    with pytest.raises(KeyboardInterrupt):
+        separated(short_songs, tmp_path / "data", tiny, model)
+    stems = tmp_path / "data" / "stems"
+    (first,) = stems.iterdir()
+    before = first.stat().st_mtime_ns
+    (stems / "0123.part").write_bytes(b"of a kill that nothing could catch")
+    monkeypatch.undo()
+    separated(short_songs, tmp_path / "data", tiny, model)
+    assert (len(list(stems.iterdir())), first.stat().st_mtime_ns) == (2, before)
+    (short_songs / "0.flac").unlink()
+    separated(short_songs, tmp_path / "data", tiny, model)
+    assert len(list(stems.iterdir())) == 1
+
+
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_disk_that_fills_up_with_stems(short_songs: Path, tmp_path: Path, tiny: Path, model: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(audio.AudioWriteError, match=r"stems/.* cannot be written \(File too large\)"):
+            separated(short_songs, tmp_path / "data", tiny, model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "data" / "stems").iterdir()) == []
 
 
 # The doctor
@@ -410,10 +525,13 @@ def test_the_doctor_wants_a_prepared_folder(there: bool, songs: Path, tmp_path: 
 # Several processes
 
 
-def test_two_processes_prepare_what_one_does(two_songs: Path, tmp_path: Path, tiny: Path, clap: Path) -> None:
+def test_two_processes_prepare_what_one_does(
+    two_songs: Path, tmp_path: Path, tiny: Path, clap: Path, model: Path
+) -> None:
     for number in (2, 3):
         audio.write(two_songs / f"{number}.flac", music(9.0, RATE, number), RATE)
     options = ["--add_metadata", "true", "--clap_model_name_or_path", clap, "--cut", "bars", "--bars", "2"]
+    options += ["--audio_separation", "true", "--separation_model", model, "--preprocessing_num_workers", "1"]
     words = [*map(str, [*prepare_words(two_songs, tmp_path / "two", tiny), *options])]
     words[words.index("--max_duration_in_seconds") + 1] = "6"
     with socket.socket() as probe:
@@ -439,6 +557,8 @@ def test_two_processes_prepare_what_one_does(two_songs: Path, tmp_path: Path, ti
     assert sorted((tmp_path / "two" / "heard.jsonl").read_text().splitlines()) == sorted(
         (tmp_path / "one" / "heard.jsonl").read_text().splitlines()
     )
-    for path in sorted((tmp_path / "one" / "clips").glob("*.flac")):
-        assert path.read_bytes() == (tmp_path / "two" / "clips" / path.name).read_bytes()
+    paths = [*(tmp_path / "one" / "clips").glob("*.flac"), *(tmp_path / "one" / "stems").iterdir()]
+    assert len(paths) > 8
+    for path in paths:
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
     assert not list((tmp_path / "two").glob("*-[0-9].jsonl"))

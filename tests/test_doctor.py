@@ -19,6 +19,7 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import report
+from musicgen_dreamboothing.data.clips import listed_clips, update_metadata
 from musicgen_dreamboothing.data.cutting import SongRecord
 from musicgen_dreamboothing.data.doctor import CACHE, Clip, Coded, Examination, examine
 from musicgen_dreamboothing.data.findings import Finding, advice, findings
@@ -126,6 +127,44 @@ def test_broken_and_missing_clips_are_named_and_the_others_are_heard(tmp_path: P
     assert "the file is missing" in finding.where[1]
     assert len(seen.heard) == 1
     assert any("song 0-000.flac" in line for line in lines(seen))
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "songs", healthy())
+    for number in (0, 1):
+        (folder / "clips" / f"song {number}-000.flac").unlink()
+    (folder / "clips" / "song 0-000.flac").mkdir()
+    (folder / "clips" / "song 1-000.flac").symlink_to("nowhere")
+    (finding,) = findings(look(folder))
+    assert finding.where == ("song 0-000.flac: is no file", "song 1-000.flac: the file is missing")
+
+
+def test_a_clip_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "songs", healthy())
+    (folder / "clips" / "song 0-000.flac").chmod(0)
+    if os.access(folder / "clips" / "song 0-000.flac", os.R_OK):
+        pytest.skip("who runs this may read everything")
+    seen = look(folder)
+    (finding,) = findings(seen)
+    assert (finding.title, finding.where) == ("1 clip can't be read", ("song 0-000.flac: Permission denied",))
+    assert len(seen.heard) == 2
+    write_report(seen, folder / "report.html")
+    (folder / "clips" / "metadata.jsonl").chmod(0)
+    with pytest.raises(UserError, match=r"metadata\.jsonl can't be read \(Permission denied\)"):
+        look(folder)
+
+
+@pytest.mark.parametrize("name", ["../song.flac", "a/../../song.flac", "/song.flac"])
+def test_a_clip_from_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    """By all that reads the list."""
+    folder = write_folder(tmp_path / "songs", healthy())
+    path = folder / "clips" / "metadata.jsonl"
+    path.write_text(f'{path.read_text(encoding="utf-8")}\n{{"file_name": "{name}"}}\n', encoding="utf-8")
+    told = f"{path} line 5: '{name}' is outside of {path.parent}; copy it there and name the copy"
+    for reader in (look, lambda folder: update_metadata(folder, [], [], None, {}), listed_clips):
+        with pytest.raises(UserError) as error:
+            reader(folder)
+        assert str(error.value) == told
 
 
 def test_a_torn_clip_is_heard_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -367,6 +406,26 @@ def test_the_screen_is_never_overrun() -> None:
     assert any("to learn from" in line for line in shown)
 
 
+@pytest.mark.parametrize(
+    ("vocals", "said"),
+    [
+        ((None, None), "voices     not listened for: it takes --add_metadata true and a CLAP that hears them"),
+        ((True, None, False), "voices     somebody sings in 1 of 3 clips, 1 unclear"),
+        ((False, False), "voices     somebody sings in 0 of 2 clips"),
+    ],
+)
+def test_the_screen_says_whether_anybody_listened_for_voices(vocals: tuple[bool | None, ...], said: str) -> None:
+    assert said in lines(examination(*(clip(number, vocals=sings) for number, sings in enumerate(vocals))))
+
+
+def test_the_screen_names_songs_with_their_reasons() -> None:
+    songs = [song(skipped=f"{number}.mp3: is silent", note="it was short") for number in range(5)]
+    shown = lines(examination(clip(), songs=(*songs, song(damage="a.mp3: ends early", note="a.mp3: has no bars"))))
+    first = shown.index("!  5 songs skipped:")
+    assert shown[first + 1 : first + 5] == [*(f"     {n}.mp3: is silent" for n in range(3)), "     and 2 more"]
+    assert shown[shown.index("   1 song with a remark:") + 1] == "     a.mp3: has no bars"
+
+
 def test_the_screen_says_how_much_there_is() -> None:
     seen = examination(
         clip(tempo=120.0, key="A minor"),
@@ -492,6 +551,8 @@ def test_a_page_without_findings_and_previews(tmp_path: Path) -> None:
     page = Page(folder / "report.html")
     assert page.all("audio") == page.all("img") == []
     assert "Nothing wrong was found." in page.words
+    assert "voices" in page.words
+    assert "not listened for" in page.words
 
 
 def test_a_finding_lists_its_clips_up_to_a_limit(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from musicgen_dreamboothing.model.clap import (
     GROUPS,
     NEUTRAL,
     PLAYING,
+    PROVEN,
     RATE,
     SINGING,
     TEMPLATES,
     Tagger,
+    another_clap,
     calibrate,
     read_labels,
     windows,
@@ -190,6 +192,15 @@ def test_a_sound_like_any_other_has_no_tags(tagger, neutral):
     assert tagger.tags(ensemble(tagger, neutral)) == [{group: [] for group in LABELS}]
 
 
+def test_labels_are_read_once(clap, monkeypatch):
+    """However many sounds are tagged; the test of what they get is the next one."""
+    tagger = Tagger(str(clap), LABELS, device="cpu")
+    monkeypatch.setattr(tagger._model, "get_text_features", lambda **words: pytest.fail("read labels again"))
+    for seed in range(3):
+        found = tagger.embed([noise(1, seed)])
+        assert len(tagger.tags(found)) == len(tagger.vocals(found)) == 1
+
+
 def test_waves_get_the_tags_of_their_embeddings(clap):
     tagger = Tagger(str(clap), {"genres": [f"style {number}" for number in range(30)]}, device="cpu")
     waves = [noise(1, 0), noise(5, 1), sine(1, RATE)]
@@ -279,6 +290,20 @@ def test_what_is_no_clap_model_is_one_line(tmp_path, tiny):
             Tagger(model, LABELS, device="cpu")
         assert "\n" not in str(error.value)
         assert "--clap_model_name_or_path" in str(error.value)
+
+
+def test_a_model_without_an_ear_for_words_is_told_before_it_listens(tmp_path):
+    folder = write_tiny_clap(tmp_path / "deaf")
+    model = ClapModel.from_pretrained(folder)
+    torch.nn.init.zeros_(model.text_model.pooler.dense.weight)
+    torch.nn.init.ones_(model.text_model.pooler.dense.bias)
+    model.save_pretrained(folder)
+    with pytest.raises(UserError) as error:
+        Tagger(str(folder), LABELS, device="cpu")
+    assert str(error.value) == (
+        f"to the CLAP model {str(folder)!r} all words are the same; take --clap_model_name_or_path {PROVEN}"
+    )
+    assert another_clap(PROVEN) == "another --clap_model_name_or_path"
 
 
 def test_our_labels_are_clean():

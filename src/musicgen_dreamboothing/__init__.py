@@ -1,7 +1,7 @@
 """Teach Meta's MusicGen your own music: from a folder of songs to a LoRA adapter and new music.
 
 The public functions are loaded on first use, so that importing the package costs nothing:
-`prepare`, `train`, `generate` and `demo`, each with its arguments, and `Generator`.
+`prepare`, `train`, `generate`, `evaluate` and `demo`, each with its arguments, and `Generator`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from musicgen_dreamboothing.arguments import (
         DemoArguments,
         DoctorArguments,
+        EvaluateArguments,
         GenerateArguments,
         PrepareArguments,
         TrainArguments,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from musicgen_dreamboothing.builtin.chain import demo
     from musicgen_dreamboothing.data.checkup import doctor
     from musicgen_dreamboothing.data.prepare import prepare
+    from musicgen_dreamboothing.evaluation.evaluate import evaluate
     from musicgen_dreamboothing.generation.generate import generate
     from musicgen_dreamboothing.generation.generator import Generator
     from musicgen_dreamboothing.training.train import train
@@ -28,12 +30,14 @@ __version__ = "0.1.0"
 __all__ = [
     "DemoArguments",
     "DoctorArguments",
+    "EvaluateArguments",
     "GenerateArguments",
     "Generator",
     "PrepareArguments",
     "TrainArguments",
     "demo",
     "doctor",
+    "evaluate",
     "generate",
     "prepare",
     "train",
@@ -42,12 +46,14 @@ __all__ = [
 _HOMES = {
     "DemoArguments": "arguments",
     "DoctorArguments": "arguments",
+    "EvaluateArguments": "arguments",
     "GenerateArguments": "arguments",
     "PrepareArguments": "arguments",
     "TrainArguments": "arguments",
     "Generator": "generation.generator",
     "demo": "builtin.chain",
     "doctor": "data.checkup",
+    "evaluate": "evaluation.evaluate",
     "generate": "generation.generate",
     "prepare": "data.prepare",
     "train": "training.train",

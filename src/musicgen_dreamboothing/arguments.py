@@ -23,6 +23,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from musicgen_dreamboothing.console import UserError, say
 
+PRIORS = CLIPS, KL = "clips", "kl"  # what holds a model to its class: music it made, or what it would have said
 POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' old and new name
 DEFAULT_MODEL = "facebook/musicgen-small"
@@ -58,6 +59,10 @@ class DataArguments:
     )
     text_column_name: str | None = option(None, "Column that holds captions; by default 'text', if there is one.")
     instance_prompt: str | None = option(None, "Key-word that stands first in every caption, e.g. punk.")
+    class_prompt: str | None = option(
+        None, "Noun behind the key-word in every caption, e.g. rock: what it is a kind of."
+    )
+    word_dropout: float = option(0.0, "Share of the words behind the key-word left out (Meta: 0.3, melody 0.2).")
     max_duration_in_seconds: float = option(30.0, "Songs are cut into clips of this length.")
     min_duration_in_seconds: float = option(5.0, "A rest or a song shorter than this is left out.")
     cut: str = option("seconds", "Where songs are cut: seconds (the full length each) or bars (on downbeats).")
@@ -144,6 +149,35 @@ class RunArguments:
     eval_fraction: float = option(0.1, "Share of the songs held out for evaluation; 0 holds out none.")
     crop_seconds: float | None = option(None, "Length of the piece drawn from a song; by default that of a clip.")
     random_crop: bool = option(True, "Begin each piece elsewhere in every epoch.")
+    with_prior_preservation: bool = option(
+        False, "DreamBooth's prior preservation: train on music of the class (--class_prompt) too, to forget less."
+    )
+    prior: str = option(CLIPS, "What is preserved: clips (music of the class) or kl (what the base says of it).")
+    class_prompts: list[str] = field(
+        default_factory=list, metadata={"help": "More music to preserve: prompts that share the class clips."}
+    )
+    num_class_clips: int = option(32, "Clips that the base makes of the class prompt, once.")
+    prior_loss_weight: float = option(1.0, "Weight of the class beside the songs.")
+    class_data_dir: str | None = option(None, "Your own songs of the class instead of clips that the base makes.")
+    sample_prompts: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Prompts that are played before, during and after the training; or a .txt file of them."},
+    )
+    sample_steps: int = option(0, "Play them every so many updates; 0 only before and after.")
+    sample_seconds: float = option(10.0, "Length of a sample.")
+    sample_at_start: bool = option(True, "Play them before the first update too.")
+    guidance_scale: float = option(3.0, "How closely samples follow their prompt.")
+    add_audio_samples_to_wandb: bool = option(
+        False, "With --report_to wandb and no sample prompts: play captions of held-out songs."
+    )
+    num_samples_to_generate: int = option(4, "So many of them.")
+    full_generation_sample_text: str = option("80s blues track.", "And this prompt.")
+    early_stopping_patience: int | None = option(
+        None, "Stop after so many evaluations in a row that are no better, by --metric_for_best_model."
+    )
+    final_report: str = option(
+        "auto", "Compare the run with its base at the end, as `evaluate` does: true, false, or auto (on a GPU)."
+    )
     caption_dropout: float = option(0.2, "Share of pieces trained without their caption (Meta: 0.3, melody 0.2).")
     dtype: str = option("auto", "Precision of the base: auto, float32, bfloat16 or float16.")
     quantization: str = option("none", "Store the frozen base in fewer bits: none, nf4 or int8 (bitsandbytes).")
@@ -179,6 +213,9 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     )
     eval_on_start: bool = option(True, "Evaluate once before the training, to have something to compare with.")
     eval_strategy: str = option("epoch", "When to evaluate: no, steps or epoch.")
+    metric_for_best_model: str | None = option(
+        None, "Keep the best checkpoint by this: style (distance to your songs), loss (on held-out songs), ppl, ..."
+    )
     save_strategy: str = option("epoch", "When to save a checkpoint: no, steps or epoch.")
     save_total_limit: int | None = option(2, "Checkpoints kept.")
     logging_steps: float = option(1, "Updates between two lines of the log.")
@@ -196,6 +233,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
             raise UserError("say where the result goes: --output_dir DIR")
         self._settle_precision()
         self._settle_recompute()
+        self._settle_best()
         compiler = self.compiler
         if compiler and self.recompute == "light":
             raise UserError("--recompute light needs layers that are not compiled; choose none or full, or auto")
@@ -224,6 +262,16 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         if self.recompute == "auto" and any(value is not None for value in asked):
             self.recompute = "full" if any(asked) else "none"
         self._checkpoint_nothing()
+
+    def _settle_best(self) -> None:
+        """Who names a metric, or wants to stop early, wants the best checkpoint; of ours the lowest is the best."""
+        if self.metric_for_best_model or self.early_stopping_patience is not None:
+            self.load_best_model_at_end = True
+            if str(self.eval_strategy) == "no":
+                raise UserError("the best checkpoint is found by evaluations; choose --eval_strategy epoch or steps")
+        name = str(self.metric_for_best_model or "loss").removeprefix("eval_")
+        if self.greater_is_better is None and name.startswith(("style", "loss", "ppl", "ce_q")):
+            self.greater_is_better = False
 
     def _checkpoint_nothing(self) -> None:
         """The model sees to it itself (`recompute`); Trainer shall not do it a second time."""
@@ -295,6 +343,36 @@ class GenerateArguments:
 
 
 @dataclass
+class EvaluateArguments:
+    """Options of `evaluate`."""
+
+    run: str = field(default="", metadata={"help": "Folder of a finished run.", "positional": True})
+    output_dir: str | None = option(None, "Where the report goes; by default RUN/evaluation.")
+    data: str | None = option(None, "The prepared folder that the run was trained on, if it has moved.")
+    prompts: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Prompts of the style; by default captions of held-out songs and some with the key-word."},
+    )
+    neutral_prompts: list[str] = field(
+        default_factory=list, metadata={"help": "Prompts of other music, to hear what the training did to them."}
+    )
+    variations: int = option(4, "Clips of each prompt, on the base and on the run.")
+    seconds: float = option(10.0, "Length of each clip.")
+    song_excerpts: int = option(64, "Pieces of songs that are compared with.")
+    seed: int = option(0, "Of the clips and of all intervals.")
+    clap_model_name_or_path: str = option(
+        "laion/larger_clap_music", "CLAP model that compares sounds, or none for statistics of the signal."
+    )
+    blind: bool = option(False, "Write a page to listen to both without knowing which is which.")
+    answers: str | None = option(None, "Count the answers which that page has saved in this file.")
+    batch_size: int | None = option(None, "Clips made at once; as many as memory holds without it.")
+    dtype: str = option("auto", "auto, float32, bfloat16 or float16.")
+    base_model: str | None = option(None, "The run's base, if it has moved since the training.")
+    cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
+    token: str | None = option(None, "Hub token; the stored login is used without it.")
+
+
+@dataclass
 class DemoArguments:
     """Options of `demo`."""
 
@@ -331,10 +409,6 @@ WITHOUT_SUCCESSOR = frozenset(
 )
 NOT_YET: dict[str, str] = {
     "conditional_audio_column_name": "melody models are trained with the null melody",
-    "full_generation_sample_text": "listen with `generate` after the training",
-    "num_samples_to_generate": "listen with `generate` after the training",
-    "add_audio_samples_to_wandb": "listen with `generate` after the training",
-    "guidance_scale": "it is an option of `generate`",
 }
 
 Arguments = TypeVar("Arguments")

@@ -17,6 +17,7 @@ ABOUT = {
     "doctor": "Examine a prepared folder: what in it hurts a training, on one screen and as a page.",
     "train": "Fine-tune MusicGen on songs or a prepared folder; options may stand in a JSON or YAML file.",
     "generate": "Make new music with an adapter, a full fine-tune or a base checkpoint.",
+    "evaluate": "Compare a run with its base: did it learn the style, does it still follow prompts, is it original?",
     "demo": "Teach the built-in tiny checkpoint a new style, offline, and show before and after on one page.",
 }
 USAGE = {
@@ -24,6 +25,7 @@ USAGE = {
     "doctor": "doctor FOLDER",
     "train": "train [FILE.json|FILE.yaml] [--option value ...]",
     "generate": 'generate MODEL "prompt" ["prompt" ...] [--option value ...]',
+    "evaluate": "evaluate RUN [--option value ...]",
     "demo": "demo [--output_dir DIR]",
 }
 # What the system says, or torch of a checkpoint that it could not write to the end.
@@ -33,6 +35,7 @@ STOPPED = {
     "doctor": "stopped; what was measured is kept, and the same command goes on from there",
     "train": "stopped; the same command goes on from the last checkpoint",
     "generate": "stopped; the clips made so far are kept",
+    "evaluate": "stopped; the clips made so far are kept, and the same command goes on from there",
     "demo": "stopped; what is done is kept, and the same command goes on from there",
 }
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
@@ -80,6 +83,7 @@ def _run(verb: str, words: list[str]) -> None:
         "doctor": arguments.DoctorArguments,
         "train": arguments.TrainArguments,
         "generate": arguments.GenerateArguments,
+        "evaluate": arguments.EvaluateArguments,
         "demo": arguments.DemoArguments,
     }[verb]
     options: object = arguments.parse(target, verb, ABOUT[verb], words)

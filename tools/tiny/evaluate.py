@@ -26,15 +26,9 @@ from tqdm import tqdm
 
 from musicgen_dreamboothing import Generator, audio
 from musicgen_dreamboothing.data.captions import with_instance_prompt
-from musicgen_dreamboothing.evaluation.signal import (
-    Space,
-    bootstrap_interval,
-    embed,
-    frechet_distance,
-    pulse,
-    tempo,
-    tempo_matches,
-)
+from musicgen_dreamboothing.evaluation.metrics import frechet_distance
+from musicgen_dreamboothing.evaluation.signal import Space, embed, pulse, tempo, tempo_matches
+from musicgen_dreamboothing.evaluation.statistics import bootstrap
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import (
@@ -307,7 +301,9 @@ def _by_style(values: Sequence[float], clips: list[Clip]) -> Figure:
 def _figure(values: Sequence[float] | np.ndarray) -> Figure:
     """A mean, its interval and the number of clips behind it."""
     numbers = np.asarray(values, float)
-    return _rounded(numbers.mean(), *bootstrap_interval(numbers, seed=0)) | {"clips": len(numbers)}
+    mean = float(numbers.mean())
+    low, high = bootstrap(np.mean, numbers, seed=0) or (mean, mean)
+    return _rounded(mean, low, high) | {"clips": len(numbers)}
 
 
 def _rounded(mean: float, low: float, high: float) -> Figure:

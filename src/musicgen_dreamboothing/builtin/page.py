@@ -17,9 +17,9 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.data.files import write_text
+from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
-from musicgen_dreamboothing.training.record import RunRecord, read_record
 from musicgen_dreamboothing.training.trainer import last_checkpoint
 
 PICTURE_RATE = 16_000  # Hz: half of it is the top of a picture

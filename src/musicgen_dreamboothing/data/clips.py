@@ -11,18 +11,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from accelerate import PartialState
 
-from musicgen_dreamboothing.console import plural
+from musicgen_dreamboothing.console import UserError, plural
 from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_named
 from musicgen_dreamboothing.data.describe import Description
 from musicgen_dreamboothing.data.files import write_json_lines, write_text
 from musicgen_dreamboothing.data.song import EVAL, Song
-from musicgen_dreamboothing.data.sources import CLIPS, SONGS, read_json_lines
+from musicgen_dreamboothing.data.sources import CLIPS, SONGS, numbered_json_lines
 from musicgen_dreamboothing.data.workers import in_processes, in_threads
 
 METADATA = "metadata.jsonl"
@@ -143,12 +143,31 @@ def _delete_strays(clips: Path, before: list[SongRecord], stems: set[str], recor
             path.unlink()
 
 
+def listed_clips(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metadata.jsonl`, which people edit.
+
+    Raises:
+        UserError: one is no JSON object, or names a file outside the folder of clips. Nobody who gets the folder would
+            have such a clip, and a dataset on the Hub would lack it.
+    """
+    path, rows = folder / CLIPS / METADATA, []
+    for number, row in numbered_json_lines(path):
+        name = PurePath(str(row.get("file_name") or ""))
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(
+                f"{path} line {number}: {str(name)!r} is outside of {path.parent}; copy it there and name the copy"
+            )
+        rows.append(row)
+    return rows
+
+
 def update_metadata(
     folder: Path,
     songs: list[Song],
     records: list[SongRecord],
     instance_prompt: str | None,
     descriptions: Mapping[str, Description],
+    class_prompt: str | None = None,
 ) -> None:
     """Brings `metadata.jsonl` up to date without touching what a person changed there.
 
@@ -157,12 +176,12 @@ def update_metadata(
     added stays. Without the file all begins anew.
     """
     path = folder / CLIPS / METADATA
-    listed = read_json_lines(path) if path.exists() else []
+    listed = listed_clips(folder) if path.exists() else []
     present = {row["file_name"]: row for row in listed if "file_name" in row}
     written = _written_captions(folder) if path.exists() else {}
     rows, fresh = [], {}
     for song, record in zip(songs, records, strict=True):
-        plain = with_instance_prompt(instance_prompt, song.caption)
+        plain = with_instance_prompt(instance_prompt, song.caption, class_prompt)
         for clip in record.clips:
             name = clip["file_name"]
             description = descriptions.get(name)

@@ -155,7 +155,7 @@ def _write_clips(song: Song, stem: str, folder: Path, cutting: Cutting, record: 
             audio.write(folder / file_name, wave, cutting.rate)
             begin, seconds = (round(n / cutting.rate, 3) for n in (heard.start + start, wave.shape[1]))
             record.clips.append({"file_name": file_name, "start": begin, "seconds": seconds} | heard.facts)
-    record.damage = damages[0] if damages else None
+    record.damage = damages[0] if damages else song.damage
     if not record.clips:
         record.skipped = f"{song.name}: {_why_nothing(record, cutting, is_heard)}"
 

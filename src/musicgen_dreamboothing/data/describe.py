@@ -49,6 +49,7 @@ class Describing:
         clap: CLAP model.
         labels: folder with lists of labels; None takes ours.
         captioner: audio language model, or None.
+        class_prompt: noun behind the instance prompt.
         cache_dir, token: for the Hub.
     """
 
@@ -58,6 +59,7 @@ class Describing:
     clap: str = "laion/larger_clap_music"
     labels: Path | None = None
     captioner: str | None = None
+    class_prompt: str | None = None
     cache_dir: str | None = None
     token: str | None = None
 
@@ -106,15 +108,21 @@ def describe_clips(
             written = captions(
                 shown,
                 instance_prompt=instance_prompt,
+                class_prompt=describing.class_prompt,
                 own=words,
                 seed=_seed(clip["file_name"]),
                 variants=describing.variants,
             )
             found[clip["file_name"]] = Description(heard, written)
-    tags = [impression["tags"] for impression in impressions.values() if "tags" in impression]
-    if tags and not any(heard[group] for heard in tags for group in ("genres", "moods", "instruments")):
-        say(f"{describing.clap} found no tag that fits any clip; another --clap_model_name_or_path may hear more")
+    _say_if_untagged(describing.clap, [heard["tags"] for heard in impressions.values() if "tags" in heard])
     return found
+
+
+def _say_if_untagged(clap: str, tags: Sequence[Mapping[str, Any]]) -> None:
+    from musicgen_dreamboothing.model.clap import GROUPS, another_clap
+
+    if tags and not any(heard[group] for heard in tags for group in GROUPS):
+        say(f"{clap} found no tag that fits any clip; {another_clap(clap)} may hear more")
 
 
 def _heard(clip: Mapping[str, Any], impression: Mapping[str, Any], own: Mapping[str, Any]) -> Heard:
@@ -125,7 +133,7 @@ def _heard(clip: Mapping[str, Any], impression: Mapping[str, Any], own: Mapping[
 
 def _own_tags(song: Song, describing: Describing) -> dict[str, Any]:
     """What the song's file says of itself, as far as it is asked for."""
-    where = song.read() if describing.file_tags else b""
+    where = (song.original or song.read)() if describing.file_tags else b""
     tags = asdict(file_tags(where) if isinstance(where, Path) else FileTags())
     return {name: tags[name] for name in describing.file_tags if tags[name]}
 
@@ -246,6 +254,7 @@ def _listen(folder: Path, rate: int, names: list[str], digests: Mapping[str, str
     state = PartialState()
     pending = iter(tqdm(names, unit="clip", desc=f"listening: {listener.column}", disable=not state.is_main_process))
     with (folder / PARTS.replace("*", str(state.process_index))).open("a", encoding="utf-8") as journal:
+        journal.write("\n")  # behind a line that a kill tore
         while batch := list(islice(pending, AT_ONCE)):
             found = listen([(audio.decode(folder / CLIPS / name, rate), rate) for name in batch])
             for name, heard in zip(batch, found, strict=True):

@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.clips import METADATA, read_records
+from musicgen_dreamboothing.data.clips import METADATA, listed_clips, read_records
 from musicgen_dreamboothing.data.cutting import SongRecord
 from musicgen_dreamboothing.data.files import digest, write_text
 from musicgen_dreamboothing.data.song import TRAIN
-from musicgen_dreamboothing.data.sources import CLIPS, read_json_lines
+from musicgen_dreamboothing.data.sources import CLIPS
 from musicgen_dreamboothing.data.workers import in_processes
 from musicgen_dreamboothing.listening import defects
 from musicgen_dreamboothing.listening.duplicates import Duplicate, find_duplicates
@@ -144,7 +144,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / CLIPS / METADATA
     if not path.is_file():
         raise UserError(f"{path} is missing: {folder} is no prepared folder; prepare SONGS --output_dir DIR makes one")
-    rows = [row for row in read_json_lines(path) if isinstance(row.get("file_name"), str)]
+    rows = [row for row in listed_clips(folder) if isinstance(row.get("file_name"), str)]
     if not rows:
         raise UserError(f"{path} lists no clip; delete the file and run prepare again")
     return rows
@@ -152,7 +152,12 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def _sounds(cache: Path, paths: list[Path], rate: int, workers: int) -> dict[Path, Sound | str]:
     """What each file sounds like, or why that is unknown. Equal files are measured once."""
-    known, digests = _read_cache(cache, rate), {path: digest(path) for path in paths if path.is_file()}
+    known, digests, unreadable = _read_cache(cache, rate), dict[Path, str](), dict[Path, str]()
+    for path in paths:
+        if reason := _why_unreadable(path):
+            unreadable[path] = reason
+        else:
+            digests[path] = digest(path)
     missing = {found: path for path, found in digests.items() if found not in known}
     broken: dict[str, str] = {}
     places = [path.absolute() for path in missing.values()]
@@ -165,10 +170,18 @@ def _sounds(cache: Path, paths: list[Path], rate: int, workers: int) -> dict[Pat
         if number % KEEP_EVERY == 0:
             _write_cache(cache, rate, known)
     _write_cache(cache, rate, {found: known[found] for found in digests.values() if found in known})
-    return {
-        path: known.get(digests[path]) or broken[digests[path]] if path in digests else "the file is missing"
-        for path in paths
-    }
+    return unreadable | {path: known.get(found) or broken[found] for path, found in digests.items()}
+
+
+def _why_unreadable(path: Path) -> str:
+    """Why a file can't be opened; empty where it can."""
+    try:
+        if not path.is_file():
+            return "is no file" if path.exists() else "the file is missing"
+        path.open("rb").close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _read_cache(path: Path, rate: int) -> dict[str, Sound]:

@@ -80,7 +80,7 @@ def _files(examination: Examination) -> list[Finding]:
     damaged = [clip for clip, sound in examination.heard if sound.damage]
     skipped = [song.skipped for song in examination.songs if song.skipped]
     hurt = [song.damage for song in examination.songs if song.damage and not song.skipped]
-    notes = [song.note for song in examination.songs if song.note]
+    notes = [song.note for song in examination.songs if song.note and not song.skipped]
     return [
         *_about(
             broken,

@@ -68,6 +68,10 @@ def _train_words(folder: Path, options: PrepareArguments) -> str:
         words += ["--model_name_or_path", options.model_name_or_path]
     if options.instance_prompt:
         words += ["--instance_prompt", options.instance_prompt]
+    if options.class_prompt:
+        words += ["--class_prompt", options.class_prompt]
+    if options.word_dropout:
+        words += ["--word_dropout", f"{options.word_dropout:g}"]
     return shlex.join(words)
 
 
@@ -99,6 +103,7 @@ def prepare_songs(
         raise UserError(f"--encode_batch_size {options.encode_batch_size} must be 0 (chosen by the device) or more")
     if options.max_duration_in_seconds <= 0:
         raise UserError(f"--max_duration_in_seconds {options.max_duration_in_seconds:g} must be more than 0")
+    _check_captions(options)
     cutting, describing = _cutting(options, checkpoint), _describing(options, checkpoint.source)
     dataset = _open_dataset(options, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +130,13 @@ def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> str | None:
         return None
     name, private = options.push_metadata_repo_id, options.push_metadata_private
     return open_dataset(name, token=checkpoint.source.token, private=private)
+
+
+def _check_captions(options: DataArguments) -> None:
+    if not 0 <= options.word_dropout <= 1:
+        raise UserError(f"--word_dropout {options.word_dropout:g} must lie between 0 and 1")
+    if options.class_prompt and not options.instance_prompt:
+        say("--class_prompt stands behind a key-word: without --instance_prompt captions stay as they are")
 
 
 def _cutting(options: DataArguments, checkpoint: Checkpoint) -> Cutting:
@@ -155,6 +167,7 @@ def _describing(options: DataArguments, base: Source) -> Describing | None:
         clap=options.clap_model_name_or_path,
         labels=Path(options.label_dir) if options.label_dir else None,
         captioner=options.captioner,
+        class_prompt=options.class_prompt,
         cache_dir=base.cache_dir,
         token=base.token,
     )
@@ -184,6 +197,8 @@ def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, t
         batch_size=options.encode_batch_size,
         workers=options.preprocessing_num_workers,
         instance_prompt=options.instance_prompt,
+        class_prompt=options.class_prompt,
+        word_dropout=options.word_dropout,
         text_states=text_states,
     )
 
@@ -216,6 +231,7 @@ def _columns(options: DataArguments) -> Columns:
 
 def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
+    _check_captions(options)
     with folder_lock(folder):
         if options.overwrite_cache and PartialState().is_main_process:
             _remove(folder, (TOKENS,))
@@ -239,7 +255,7 @@ def _cut(
     if describing is not None:
         descriptions = describe_clips(folder, cutting.rate, songs, records, prompt, describing)
     if PartialState().is_main_process:
-        update_metadata(folder, songs, records, prompt, descriptions)
+        update_metadata(folder, songs, records, prompt, descriptions, options.class_prompt)
     return len(fresh)
 
 

@@ -9,8 +9,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.clips import METADATA
-from musicgen_dreamboothing.data.sources import CLIPS, read_json_lines
+from musicgen_dreamboothing.data.clips import METADATA, listed_clips
+from musicgen_dreamboothing.data.sources import CLIPS
 
 CARD = "README.md"
 
@@ -36,7 +36,7 @@ def push_clips(folder: Path, name: str, *, token: str | None) -> str:
     Raises:
         UserError: the upload failed.
     """
-    listed = [str(row["file_name"]) for row in read_json_lines(folder / CLIPS / METADATA) if "file_name" in row]
+    listed = [str(row["file_name"]) for row in listed_clips(folder) if "file_name" in row]
     try:
         commit = HfApi(token=token).upload_folder(
             repo_id=name,

@@ -26,6 +26,7 @@ from musicgen_dreamboothing.listening.picture import loudest_power, spectrogram
 from musicgen_dreamboothing.listening.sound import Sound
 
 COLUMNS, LINES = 100, 40  # of the screen
+FEW = 3  # clips or songs that one finding names on it
 PLAYERS, PLAYERS_EACH, PLAYER_SECONDS = 24, 6, 8.0  # of the page, of one finding; some 90 KB each
 NAMES = 60  # that one finding lists on the page
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -56,7 +57,12 @@ def _fitting(blocks: list[list[str]], room: int) -> list[list[str]]:
 
 def _finding_lines(finding: Finding) -> list[str]:
     mark = {"mend": "!!", "listen": "! ", "know": "  "}[finding.severity]
-    return [_cut(f"{mark} {finding.title}: {_some(finding.where, 3)}"), *_wrapped(finding.remedy, "   ", "   ")]
+    if finding.clips:
+        head = [f"{mark} {finding.title}: {_some(finding.where, FEW)}"]
+    else:  # of songs, each with a sentence
+        more = [f"and {len(finding.where) - FEW} more"] if len(finding.where) > FEW else []
+        head = [f"{mark} {finding.title}:", *(f"     {place}" for place in [*finding.where[:FEW], *more])]
+    return [*map(_cut, head), *_wrapped(finding.remedy, "   ", "   ")]
 
 
 def _cut(line: str) -> str:
@@ -93,6 +99,7 @@ def _facts(examination: Examination) -> list[tuple[str, str]]:
         ("bandwidth", _span([sound.bandwidth / 1000 for sound in sounds], "kHz", 1)),
         ("tempo", _span(tempi, "bpm", 0)),
         ("keys", _some(keys, 5)),
+        ("voices", _voices(examination)),
         ("codec", _of_codec(examination)),
     ]
 
@@ -118,6 +125,16 @@ def _span(values: list[float], unit: str, digits: int) -> str:
         return ""
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), float(np.median(values)), max(values)))
     return f"{middle} {unit}" if low == high else f"{middle} {unit} in the middle, from {low} to {high}"
+
+
+def _voices(examination: Examination) -> str:
+    """In how many clips somebody sings; who can't know it says so, for silence would pass for none."""
+    heard = [clip.vocals for clip in examination.clips if clip.vocals is not None]
+    if not heard:
+        return "not listened for: it takes --add_metadata true and a CLAP that hears them"
+    unclear = len(examination.clips) - len(heard)
+    singing = f"somebody sings in {sum(heard)} of {plural(len(examination.clips), 'clip')}"
+    return f"{singing}, {unclear} unclear" if unclear else singing
 
 
 def _of_codec(examination: Examination) -> str:

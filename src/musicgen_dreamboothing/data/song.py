@@ -19,6 +19,8 @@ class Song:
         caption: its own description, if it has one.
         split: `train` or `eval`.
         fingerprint: changes whenever the sound does.
+        original: gives the file as it came, with its tags, where `read` gives but stems of it.
+        damage: what could not be decoded of that file.
     """
 
     name: str
@@ -26,3 +28,5 @@ class Song:
     caption: str | None
     split: str
     fingerprint: str
+    original: Callable[[], Path | bytes] | None = None
+    damage: str | None = None

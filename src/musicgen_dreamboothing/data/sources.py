@@ -136,13 +136,19 @@ def _metadata_rows(path: Path, column: str | None) -> list[dict[str, Any]]:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding=TEXT)
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8 and run again") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; an error names the line, for people edit these files."""
-    rows = []
+    return [row for _, row in numbered_json_lines(path)]
+
+
+def numbered_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same with the number of each line, from 1."""
     for number, line in enumerate(_read_text(path).split("\n"), start=1):  # splitlines() splits captions, too
         if not line.strip():
             continue
@@ -152,8 +158,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path} line {number} is not JSON ({error.msg}); mend the line and run again") from error
         if not isinstance(row, dict):
             raise UserError(f'{path} line {number} must be an object such as {{"file_name": ..., "text": ...}}')
-        rows.append(row)
-    return rows
+        yield number, row
 
 
 def _songs_of_hub(name: str, columns: Columns, token: str | None, cache_dir: str | None) -> list[Song]:

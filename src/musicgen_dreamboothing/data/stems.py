@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+import soundfile
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.console import say
+from musicgen_dreamboothing.audio import Wave
+from musicgen_dreamboothing.data.files import write_text
 from musicgen_dreamboothing.data.song import Song
-from musicgen_dreamboothing.model.separator import Separator, parse_stems
+from musicgen_dreamboothing.model.separator import Separator, parse_stems, signature
 
 STEMS = "stems"
-SUFFIX = ".flac"
+SOUND, DAMAGE, UNFINISHED = ".flac", ".txt", ".part"  # files of one song
+PROBE_RATE = 44_100  # Hz; any would do
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} songs [{elapsed}<{remaining}]"
 
 
 def keep_stems(
@@ -30,8 +37,8 @@ def keep_stems(
 ) -> list[Song]:
     """The same songs, of which only some stems are heard.
 
-    Under `accelerate launch` the processes share the songs. A song that can't be decoded stays as it is: cutting will
-    say why.
+    The model is loaded only where a song has to be separated, and no song is in memory as a whole. Under `accelerate
+    launch` the processes share the songs. A song that can't be decoded stays as it is: cutting will say why.
 
     Args:
         folder: the prepared folder.
@@ -44,48 +51,119 @@ def keep_stems(
     Raises:
         UserError: demucs or the model can't be had, or it has no such stem.
     """
-    state = PartialState()
-    separator = Separator(model, device=state.device, batch_size=batch_size, cache_dir=cache_dir)
-    kept = parse_stems(stems, separator.stems)
-    if kept == separator.stems:
-        return songs
-    paths = [folder / STEMS / f"{_key(song, separator.signature, kept)}{SUFFIX}" for song in songs]
+    state, made_by = PartialState(), signature(model, cache_dir=cache_dir)
+    paths = [folder / STEMS / f"{_key(song, made_by, stems)}{SOUND}" for song in songs]
     (folder / STEMS).mkdir(parents=True, exist_ok=True)
     missing = [(song, path) for song, path in zip(songs, paths, strict=True) if not path.exists()]
     state.wait_for_everyone()  # all have looked before one of them writes
-    share = missing[state.process_index :: state.num_processes]
-    with tqdm(total=len(share), unit="song", desc="separating", disable=not (share and state.is_main_process)) as bar:
-        for song, path in share:
-            _separate(song, path, separator, kept, bar)
+    share = [(song, path) for song, path in missing[state.process_index :: state.num_processes] if _is_readable(song)]
+    if share:
+        _separate_all(share, stems, Separator(model, device=state.device, batch_size=batch_size, cache_dir=cache_dir))
     state.wait_for_everyone()
     if state.is_main_process:
-        for path in set((folder / STEMS).glob(f"*{SUFFIX}")) - set(paths):
-            path.unlink()
+        _delete_strays(folder / STEMS, {path.stem for path in paths})
     return [_kept_song(song, path) if path.exists() else song for song, path in zip(songs, paths, strict=True)]
+
+
+def _is_readable(song: Song) -> bool:
+    """Whether decoding begins well: a broken song, which is missing at every run, is no reason to load the model."""
+    try:
+        next(audio.stream(song.read(), PROBE_RATE, block_seconds=1.0))
+    except audio.AudioError:
+        return False
+    return True
+
+
+def _separate_all(share: list[tuple[Song, Path]], stems: Sequence[str], separator: Separator) -> None:
+    kept = parse_stems(stems, separator.stems)
+    if kept == separator.stems:  # all: songs stay what they are
+        return
+    quiet = not PartialState().is_main_process
+    with tqdm(total=len(share), desc="separating", bar_format=BAR, disable=quiet) as bar:
+        for song, path in share:
+            _separate(song, path, separator, kept, bar)
 
 
 def _separate(song: Song, path: Path, separator: Separator, stems: Sequence[str], bar: tqdm) -> None:
     """Writes the kept stems of one song; the bar moves by what is done of it."""
-    before = bar.n
-    try:
-        wave = audio.decode(song.read(), separator.rate, name=song.name, on_damage=say)
-    except audio.AudioError:
-        bar.update(1)
-        return
+    before, damages = bar.n, list[str]()
+
+    def read() -> Iterator[Wave]:
+        return audio.stream(song.read(), separator.rate, name=song.name, on_damage=damages.append)
 
     def tell(share: float) -> None:
         bar.update(before + share - bar.n)
 
-    audio.write(path, separator.keep(wave, separator.rate, stems, tell), separator.rate)
+    temporary = path.with_suffix(UNFINISHED)
+    try:
+        _write(temporary, separator.keep(read, stems, tell), separator.rate)
+        if damages:
+            write_text(path.with_suffix(DAMAGE), damages[0])
+        temporary.replace(path)
+    except audio.AudioWriteError:
+        raise  # a full disk is no fault of the song
+    except audio.AudioError:
+        pass  # as of NaN in the middle of it: cutting says so
+    finally:
+        temporary.unlink(missing_ok=True)
     bar.update(before + 1 - bar.n)
 
 
-def _key(song: Song, signature: str, stems: Sequence[str]) -> str:
+def _write(path: Path, blocks: Iterator[Wave], rate: int) -> None:
+    """What `audio.write` makes of a whole wave, as it comes; errors are the same."""
+    first = next(blocks)  # before there is a file: here decoding begins
+    try:
+        with path.open("wb", buffering=0) as file:  # else a seek could fail of what was written before
+            place = _Place(file)
+            with soundfile.SoundFile(place, "w", rate, len(first), "PCM_16", format="FLAC") as flac:
+                for block in chain([first], blocks):
+                    flac.write(np.clip(block, -1, 1).T)
+                    place.check()
+            place.check()
+    except OSError as error:
+        raise audio.AudioWriteError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+class _Place:
+    """A file to write to. What the system says is kept until somebody asks, for libsndfile would hide it."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file, self._error = file, list[OSError]()
+        self.seek, self.tell = file.seek, file.tell
+
+    def write(self, content: bytes) -> int:
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._error.append(error)
+        return len(content)
+
+    def check(self) -> None:
+        if self._error:
+            raise self._error[0]
+
+
+def _delete_strays(folder: Path, kept: set[str]) -> None:
+    """Files of songs that are gone or were separated anew, and what a killed run left."""
+    for path in folder.iterdir():
+        if path.stem not in kept or path.suffix == UNFINISHED:
+            path.unlink()
+
+
+def _key(song: Song, made_by: str, stems: Sequence[str]) -> str:
     """A file name that changes whenever the sound would."""
-    said = "\0".join([song.name, song.fingerprint, signature, *stems])
+    said = "\0".join([song.name, song.fingerprint, made_by, *sorted(set(stems))])
     return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
 
 
 def _kept_song(song: Song, path: Path) -> Song:
-    place = path.absolute()
-    return replace(song, read=lambda: place, fingerprint=path.stem)
+    place, damage = path.absolute(), path.with_suffix(DAMAGE)
+    return replace(
+        song,
+        read=lambda: place,
+        fingerprint=path.stem,
+        original=song.read,
+        damage=damage.read_text(encoding="utf-8") if damage.exists() else None,
+    )

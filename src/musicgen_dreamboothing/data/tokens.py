@@ -1,8 +1,9 @@
 """Clips to tokens: EnCodec runs once for each clip, T5 once for each distinct caption.
 
-`tokens/clips` holds codes without the delay pattern, `tokens/captions` the text states; both are
-`datasets` folders. A code stays valid as long as the bytes of its clip and the codec are the same,
-so that a changed caption costs a run of T5 on that caption and nothing else.
+`tokens/clips` holds codes without the delay pattern, `tokens/captions` the text states of captions,
+`tokens/words` those of the key-word and of the words that it is measured by; all are `datasets`
+folders. A code stays valid as long as the bytes of its clip and the codec are the same, so that a
+changed caption costs a run of T5 on that caption and nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tqdm.auto import tqdm
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, plural, say
-from musicgen_dreamboothing.data.captions import with_instance_prompt
+from musicgen_dreamboothing.data.captions import key_phrase, thinned_copies, with_instance_prompt
 from musicgen_dreamboothing.data.clips import METADATA
 from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
 from musicgen_dreamboothing.data.song import TRAIN
@@ -33,8 +34,9 @@ from musicgen_dreamboothing.data.sources import CLIPS, read_json_lines
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.device import release_memory
+from musicgen_dreamboothing.model.keyword import texts_of
 
-TOKENS, CODES, CAPTIONS, PARTS, INFO = "tokens", "clips", "captions", "parts", "info.json"
+TOKENS, CODES, CAPTIONS, WORDS, PARTS, INFO = "tokens", "clips", "captions", "words", "parts", "info.json"
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
 READ_AHEAD = 8  # clips
 ENCODE_BATCH = 4  # clips at once on a CPU; on a GPU its free memory decides
@@ -66,6 +68,8 @@ def tokenize_clips(
     batch_size: int = 0,
     workers: int = 1,
     instance_prompt: str | None = None,
+    class_prompt: str | None = None,
+    word_dropout: float = 0.0,
     text_states: bool = True,
 ) -> tuple[int, int]:
     """Brings `tokens/` up to date with `clips/`; under `accelerate launch` the processes share the clips.
@@ -75,7 +79,9 @@ def tokenize_clips(
         checkpoint: the base whose codec and text encoder are used.
         batch_size: clips encoded at once; 0 chooses by the device.
         workers: threads that read clips while the codec computes.
-        instance_prompt: put in front of captions that do not begin with it.
+        instance_prompt: put in front of captions that do not begin with it, and
+        class_prompt: the noun behind it.
+        word_dropout: above 0 a few copies of each caption lack this share of the words behind these two.
         text_states: False where the text encoder is trained, and no state of it stays true.
 
     Returns:
@@ -85,16 +91,20 @@ def tokenize_clips(
         UserError: no clip is left.
     """
     state, tokens = PartialState(), folder / TOKENS
-    rows = clip_rows(folder, instance_prompt)
+    rows = clip_rows(folder, instance_prompt, class_prompt)
     if state.is_main_process:
         _begin(tokens, checkpoint)
     state.wait_for_everyone()
     encoded = _update_codes(folder, rows, checkpoint, batch_size, workers)
     captioned = 0
     if state.is_main_process and text_states:
-        captioned = _update_captions(
-            tokens, [text for row in rows for text in (row["text"], *row["variants"])], checkpoint
+        captions = [text for row in rows for text in (row["text"], *row["variants"])]
+        phrase = key_phrase(instance_prompt, class_prompt)
+        thin = (
+            [copy for text in captions for copy in thinned_copies(text, phrase, word_dropout)] if word_dropout else []
         )
+        wanted = {CAPTIONS: captions + thin} | ({WORDS: texts_of(instance_prompt)} if instance_prompt else {})
+        captioned = _update_states(tokens, wanted, checkpoint)
     state.wait_for_everyone()
     return encoded, captioned
 
@@ -108,7 +118,9 @@ def _begin(tokens: Path, checkpoint: Checkpoint) -> None:
     write_json(tokens / INFO, origin)
 
 
-def clip_rows(folder: Path, instance_prompt: str | None = None) -> list[dict[str, Any]]:
+def clip_rows(
+    folder: Path, instance_prompt: str | None = None, class_prompt: str | None = None
+) -> list[dict[str, Any]]:
     """The clips listed in the metadata whose file exists, with the digest of each file."""
     clips = folder / CLIPS
     listed = read_json_lines(clips / METADATA)
@@ -117,18 +129,22 @@ def clip_rows(folder: Path, instance_prompt: str | None = None) -> list[dict[str
         raise UserError(f"{clips / METADATA} lists no clip whose file is there")
     if len(rows) < len(listed):
         say(f"left out: {plural(len(listed) - len(rows), 'line')} of {clips / METADATA} whose file is missing")
-    return [_clip_row(row, clips, instance_prompt) for row in rows]
+    return [_clip_row(row, clips, instance_prompt, class_prompt) for row in rows]
 
 
-def _clip_row(row: dict[str, Any], clips: Path, instance_prompt: str | None) -> dict[str, Any]:
+def _clip_row(
+    row: dict[str, Any], clips: Path, instance_prompt: str | None, class_prompt: str | None
+) -> dict[str, Any]:
     """Fills in what a person who wrote the metadata by hand may have left out."""
     name = row["file_name"]
     usual = {"source": name, "split": TRAIN, "start": 0.0, "seconds": 0.0}
     return {
         **{key: row.get(key) or value for key, value in usual.items()},
         "file_name": name,
-        "text": with_instance_prompt(instance_prompt, str(row.get("text") or "")),
-        "variants": [with_instance_prompt(instance_prompt, str(text)) for text in row.get("variants") or []],
+        "text": with_instance_prompt(instance_prompt, str(row.get("text") or ""), class_prompt),
+        "variants": [
+            with_instance_prompt(instance_prompt, str(text), class_prompt) for text in row.get("variants") or []
+        ],
         "digest": digest(clips / name),
     }
 
@@ -321,24 +337,50 @@ def _wave(path: Path, checkpoint: Checkpoint) -> np.ndarray:
     return np.pad(wave, ((0, 0), (0, -wave.shape[1] % checkpoint.hop_length)))
 
 
-def _update_captions(tokens: Path, captions: list[str], checkpoint: Checkpoint) -> int:
-    """Encodes captions that are new and drops those that nobody uses."""
-    folder = tokens / CAPTIONS
-    wanted = list(dict.fromkeys(captions))
-    table = datasets.load_from_disk(str(folder)) if folder.exists() else None
-    known = {caption: index for index, caption in enumerate(table["text"])} if table is not None else {}
-    missing = [caption for caption in wanted if caption not in known]
-    if not missing and len(known) == len(wanted):
-        return 0
-    fresh = dict(_encode_captions(missing, checkpoint)) if missing else {}
+def _update_states(tokens: Path, wanted: dict[str, list[str]], checkpoint: Checkpoint) -> int:
+    """Encodes texts that are new and drops those that nobody uses, table by table; tells how many captions were new."""
+    known = {name: _known_states(tokens / name) for name in wanted}
+    missing = {
+        name: [text for text in dict.fromkeys(texts) if text not in known[name]] for name, texts in wanted.items()
+    }
+    new = list(dict.fromkeys(text for texts in missing.values() for text in texts))
+    fresh = dict(_encode_captions(new, checkpoint)) if new else {}
+    for name, texts in wanted.items():
+        if missing[name] or len(known[name]) != len(set(texts)):
+            _save_states(tokens / name, list(dict.fromkeys(texts)), known[name], fresh)
+    return len(missing[CAPTIONS])
 
+
+def _known_states(folder: Path) -> dict[str, tuple[datasets.Dataset, int]]:
+    """Where the states of each text stand."""
+    if not folder.exists():
+        return {}
+    table = datasets.load_from_disk(str(folder))
+    return {text: (table, row) for row, text in enumerate(table["text"])}
+
+
+def _save_states(
+    folder: Path, texts: list[str], known: dict[str, tuple[datasets.Dataset, int]], fresh: dict[str, np.ndarray]
+) -> None:
     def examples() -> Iterator[dict[str, Any]]:
-        for caption in wanted:
-            states = fresh[caption] if caption in fresh else table[known[caption]]["states"]  # type: ignore[index]
-            yield {"text": caption, "states": np.asarray(states, np.float16)}  # arrow mixes no lists with arrays
+        for one in texts:
+            if one in fresh:
+                states = fresh[one]
+            else:
+                table, row = known[one]
+                states = table[row]["states"]
+            yield {"text": one, "states": np.asarray(states, np.float16)}  # arrow mixes no lists with arrays
 
     _save(examples(), CAPTION_FEATURES, folder)
-    return len(missing)
+
+
+def word_states(folder: Path) -> dict[str, np.ndarray]:
+    """Text states `[L, D_text]` of `texts_of` the key-word; none in a folder without key-word or text states."""
+    table = folder / TOKENS / WORDS
+    if not table.exists():
+        return {}
+    rows = datasets.load_from_disk(str(table)).with_format("numpy")
+    return {str(row["text"]): np.asarray(row["states"]) for row in rows}
 
 
 def _encode_captions(captions: list[str], checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:

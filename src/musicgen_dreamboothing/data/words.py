@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from musicgen_dreamboothing.data.captions import with_instance_prompt
+from musicgen_dreamboothing.data.captions import key_phrase, with_instance_prompt
 
 ROUNDS = 8  # how often all patterns are tried before fewer variants have to do
 MOST = {"genres": 2, "moods": 2, "instruments": 4}  # named in one caption
@@ -56,12 +56,20 @@ class Heard:
         return cls(**{name: value for name, value in values.items() if name in names and value is not None})
 
 
-def captions(heard: Heard, *, instance_prompt: str | None, own: str | None, seed: int, variants: int) -> list[str]:
+def captions(
+    heard: Heard,
+    *,
+    instance_prompt: str | None,
+    own: str | None,
+    seed: int,
+    variants: int,
+    class_prompt: str | None = None,
+) -> list[str]:
     """Up to `variants` different captions of one clip, at least one; more variants begin with the fewer ones.
 
-    The instance prompt stands first in each. A person's own caption (or the comment in the file) follows as it was
-    written, and measured facts only say behind it what it doesn't say. Where little is known, there are fewer ways to
-    say it and fewer captions; with nothing known, one that may be empty.
+    The instance prompt stands first in each, with the noun of its class. A person's own caption (or the comment in the
+    file) follows as it was written, and measured facts only say behind it what it doesn't say. Where little is known,
+    there are fewer ways to say it and fewer captions; with nothing known, one that may be empty.
 
     >>> heard = Heard(tempo=118.2, key="A minor", genres=["punk rock"], instruments=["guitar", "bass", "drums"])
     >>> for caption in captions(heard, instance_prompt="my band", own=None, seed=1, variants=3):
@@ -77,15 +85,15 @@ def captions(heard: Heard, *, instance_prompt: str | None, own: str | None, seed
     if variants < 1:
         raise ValueError(f"a clip has at least one caption, not {variants}")
     words = " ".join(str(own or heard.own.get("comment") or "").split())
-    unsaid = _unsaid(_with_file_tags(heard), f"{instance_prompt or ''} {words}")
+    unsaid = _unsaid(_with_file_tags(heard), f"{key_phrase(instance_prompt, class_prompt)} {words}")
     found: dict[str, str] = {}
     patterns = [pattern for pattern in _patterns() if not (words and "[" in pattern)]  # behind a sentence only lists
     for phrase in _phrases(patterns, unsaid, random.Random(seed)):
-        caption = with_instance_prompt(instance_prompt, _behind(words, phrase))
+        caption = with_instance_prompt(instance_prompt, _behind(words, phrase), class_prompt)
         found.setdefault(caption.lower(), caption)
         if len(found) == variants:
             break
-    return list(found.values()) or [with_instance_prompt(instance_prompt, words)]
+    return list(found.values()) or [with_instance_prompt(instance_prompt, words, class_prompt)]
 
 
 def phrasing(pattern: str, facts: Mapping[str, str]) -> str:

@@ -26,7 +26,6 @@ RHYTHM_LAGS = 24
 FINE_TEMPI = 480  # on a log grid: 0.4 % apart
 USUAL_BPM, SPREAD_OCTAVES = 120.0, 1.0  # the prior of Ellis (2007), "Beat tracking by dynamic programming", section 3.2
 GAP_STEPS = 5  # two onsets closer than this are one
-SHRINKAGE = 0.1  # of covariances, towards their diagonal
 
 
 def mel_db(wave: NDArray[np.float32], rate: int) -> Array:
@@ -130,33 +129,6 @@ class Space:
         return (embeddings - self.centre) / self.scale @ self.components.T
 
 
-def frechet_distance(a: Array, b: Array) -> float:
-    """Fréchet distance of the Gaussians of two sets of vectors `[N, P]` and `[M, P]` (Heusel et al. 2017, eq. 6).
-
-    |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½). Both sets should come out of one `Space`, and figures that are
-    compared should come from as many clips: few clips make it larger. Covariances are shrunk by a tenth towards
-    their diagonals, which keeps them regular where clips are few.
-    """
-    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-    covariance_a, covariance_b = _covariance(a), _covariance(b)
-    root = _square_root(covariance_a)
-    mixed = np.sqrt(np.clip(np.linalg.eigvalsh(root @ covariance_b @ root), 0, None)).sum()
-    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(covariance_a) + np.trace(covariance_b) - 2 * mixed
-    return max(0.0, float(distance))
-
-
-def _covariance(rows: Array) -> Array:
-    """Of `[N, P]`, shrunk towards its diagonal."""
-    found = np.atleast_2d(np.cov(rows, rowvar=False))
-    return (1 - SHRINKAGE) * found + SHRINKAGE * np.diag(np.diag(found))
-
-
-def _square_root(symmetric: Array) -> Array:
-    """The root of a positive semi-definite matrix `[P, P]`."""
-    values, vectors = np.linalg.eigh(symmetric)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-
-
 def tempo(wave: NDArray[np.float32], rate: int) -> float:
     """Beats per minute, between 40 and 240, or NaN where nothing begins.
 
@@ -220,12 +192,3 @@ def _periodicity(places: NDArray[np.int64], strengths: Array, steps: int) -> flo
     train[places[places < steps]] = strengths[places < steps]
     blurred = np.convolve(train, np.hanning(7), mode="same")
     return float(_autocorrelation(blurred, _lags(_tempo_grid(FINE_TEMPI // 2))).max())
-
-
-def bootstrap_interval(values: Array, seed: int, level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
-    """Where the mean of values `[N]` lies: percentiles of the means of samples drawn from them (Efron 1979)."""
-    rng = np.random.default_rng(seed)
-    numbers = np.asarray(values, np.float64)
-    means = numbers[rng.integers(len(numbers), size=(draws, len(numbers)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

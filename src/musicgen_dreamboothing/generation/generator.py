@@ -99,6 +99,32 @@ class Generator:
         self._tokenizer = load_tokenizer(self.checkpoint)
         self._states: dict[str, np.ndarray] = {}
         self._codec: EncodecModel | None = None  # loaded when there are codes to decode
+        self._how = GRAPH if self.device.type == "cuda" else EAGER
+
+    @classmethod
+    def around(
+        cls, model: TextLM | MelodyLM, checkpoint: Checkpoint, states: dict[str, np.ndarray] | None = None
+    ) -> Generator:
+        """A generator around a model in memory, such as one in the middle of a training.
+
+        Weights that are read together are laid together; who goes on with the model puts them back. Nothing is captured
+        on a GPU, as threads of a training (pinned memory) must not be seen in it.
+
+        Args:
+            model: in eval mode.
+            checkpoint: its base.
+            states: text states of captions, which are used and added to.
+        """
+        made = cls.__new__(cls)
+        made.device, made.dtype, made.active_layers, made.checkpoint = (
+            model.device,
+            model.decoder.dtype,
+            None,
+            checkpoint,
+        )
+        made._model, made._stack, made._tokenizer = model, Stack(model), load_tokenizer(checkpoint)
+        made._states, made._codec, made._how = {} if states is None else states, None, EAGER
+        return made
 
     def _load_adapted(self, source: Source) -> TextLM | MelodyLM:
         """Merges in fp32: a small update added to a 16-bit weight would be rounded away, half of it at 3e-5 in bf16."""
@@ -135,9 +161,32 @@ class Generator:
             batch_size: clips made at once; None makes as many as memory holds. Where memory runs out it is halved.
             progress: whether to show a bar on stderr.
         """
-        frames = self._frames(seconds)
         wanted = [(prompt, variation) for prompt in prompts for variation in range(variations)]
-        self._encode(prompts)
+        drawn = self.codes(
+            wanted, seconds=seconds, seed=seed, sampling=sampling, batch_size=batch_size, progress=progress
+        )
+        rate = self.checkpoint.sampling_rate
+        for (prompt, variation), codes in drawn:
+            yield GeneratedClip(prompt, variation, codes, self.decode(codes), rate)
+
+    def codes(
+        self,
+        wanted: Sequence[tuple[str, int]],
+        *,
+        seconds: float,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> Iterator[tuple[tuple[str, int], torch.Tensor]]:
+        """Yields prompt and variation with the codes `[K, T]` on the CPU, batch by batch; the codec isn't needed.
+
+        Args:
+            wanted: prompt and variation of each clip.
+            seconds, seed, sampling, batch_size, progress: as of `generate`.
+        """
+        frames = self._frames(seconds)
+        self._encode([prompt for prompt, _ in wanted])
         steps = (frames + max(self.checkpoint.delay)) * len(wanted)
         size = batch_size or self._fitting_batch(frames, sampling)
         with tqdm(total=steps, unit="frame", desc="generating", disable=not progress) as bar:
@@ -145,9 +194,9 @@ class Generator:
                 while group:
                     batch = group[:size]
                     before = bar.n
-                    made: list[GeneratedClip] = []
+                    made: list[torch.Tensor] = []
                     try:
-                        made = self._generate_batch(batch, frames, seed, sampling, bar)
+                        made = self._draw_batch(batch, frames, seed, sampling, bar)
                     except RuntimeError as error:
                         if len(batch) == 1 or not should_reduce_batch_size(error):
                             raise
@@ -155,7 +204,7 @@ class Generator:
                         size, bar.n = len(batch) // 2, before
                         say(f"no memory for {len(batch)} clips at once; going on with {size}")
                         release_memory()
-                    yield from made
+                    yield from zip(batch, made, strict=False)  # none of them where memory ran out
                     group = group[len(made) :]
 
     def stream(
@@ -201,14 +250,13 @@ class Generator:
     def _code_stream(
         self, states: torch.Tensor, mask: torch.Tensor, frames: int, seeds: list[int], sampling: Sampling
     ) -> CodeStream:
-        how = GRAPH if self.device.type == "cuda" else EAGER
         return CodeStream(
-            self._stack, self.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling, how=how
+            self._stack, self.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling, how=self._how
         )
 
-    def _generate_batch(
-        self, batch: list[tuple[str, int]], frames: int, seed: int, sampling: Sampling, bar: tqdm
-    ) -> list[GeneratedClip]:
+    def _draw_batch(
+        self, batch: Sequence[tuple[str, int]], frames: int, seed: int, sampling: Sampling, bar: tqdm
+    ) -> list[torch.Tensor]:
         states, mask = text.pad_states([self._states[prompt] for prompt, _ in batch])
         seeds = [clip_seed(seed, prompt, variation) for prompt, variation in batch]
         stream = self._code_stream(states, mask, frames, seeds, sampling)
@@ -218,16 +266,9 @@ class Generator:
             if done % SYNCHRONISE == 0:
                 synchronize(self.device)
 
-        codes = stream.finish(tell)
-        del stream  # its keys and values, before the codec comes
-        waves = self._decode(codes)
-        rate = self.checkpoint.sampling_rate
-        return [
-            GeneratedClip(prompt, variation, clip_codes, wave, rate)
-            for (prompt, variation), clip_codes, wave in zip(batch, codes.cpu(), waves, strict=True)
-        ]
+        return list(stream.finish(tell).cpu())
 
-    def _groups(self, wanted: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+    def _groups(self, wanted: Sequence[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
         """Clips that may share a batch; in the melody family only those with captions of equal length."""
         if not self.checkpoint.is_melody:
             return [wanted]
@@ -249,10 +290,19 @@ class Generator:
         """The prompts that are longer than the text encoder reads, and so will be cut."""
         return [prompt for prompt in prompts if text.is_too_long(self._tokenizer, prompt)]
 
-    def _decode(self, codes: torch.Tensor) -> np.ndarray:
-        """Codes `[B, K, T]` to waves `[B, C, S]`, one clip at a time: EnCodec wants much memory for each."""
-        waves = [codec.decode(self._loaded_codec(), clip[None], self.checkpoint) for clip in codes]
-        return torch.cat(waves).numpy()
+    def decode(self, codes: torch.Tensor) -> np.ndarray:
+        """Codes `[K, T]` of one clip to its wave `[C, S]`; EnCodec wants much memory for each."""
+        return codec.decode(self._loaded_codec(), codes[None], self.checkpoint)[0].numpy()
+
+    def text_states(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        """States of the text encoder for each prompt, float32 `[L, D_text]`."""
+        self._encode(prompts)
+        return [self._states[prompt] for prompt in prompts]
+
+    @property
+    def model(self) -> TextLM | MelodyLM:
+        """The language model, for losses: its `forward` is that of the training."""
+        return self._model
 
     def _loaded_codec(self) -> EncodecModel:
         if self._codec is None:

@@ -250,6 +250,11 @@ def _is_felt(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(((b.T @ b) * (a @ a.T)).sum() > 1e-10 * size)
 
 
+def without_adapter(layer: nn.Module) -> nn.Module:
+    """The layer of the base below an adapted one, or the layer itself."""
+    return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+
+
 def merge(model: PeftModel) -> nn.Module:
     """The base with the adapter's updates added to its weights, and the adapter gone."""
     return model.merge_and_unload()

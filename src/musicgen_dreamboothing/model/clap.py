@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from itertools import islice
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -27,11 +29,12 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.checkpoint import Source, quiet_loading, weights_fingerprint
 from musicgen_dreamboothing.model.device import best_device
 
-__all__ = ["GROUPS", "RATE", "Group", "Tag", "Tagger", "calibrate", "read_labels", "windows"]
+__all__ = ["GROUPS", "RATE", "Group", "Tag", "Tagger", "another_clap", "calibrate", "read_labels", "windows"]
 
 RATE = 48_000  # Hz; all CLAP models of transformers
 MOST_WINDOWS = 6  # of a clip: a whole minute is heard, of a longer one six places
 ODDS = 1.5  # how much better than anything neutral a label must fit
+ALIKE = 0.99  # cosine of any two texts, from which a model has no ear for words
 RIVAL = 1 / 3  # of the best label's score, where labels of a group rule each other out
 TEMPLATES = ("{}", "a recording of {}", "the sound of {}")
 NEUTRAL = ("music", "a song", "sound")
@@ -44,6 +47,8 @@ SAFETENSORS = {
     "laion/larger_clap_general": "refs/pr/2",
     "laion/larger_clap_music_and_speech": "refs/pr/1",
 }
+# `larger_clap_music` on the Hub is reported to have one embedding for all texts: embeddings-benchmark/mteb#5069
+PROVEN = "laion/larger_clap_general"
 
 Embeddings = NDArray[np.float32]  # [N, D], each row of length 1
 
@@ -113,6 +118,11 @@ def _labels_of(text: str) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
 
+def another_clap(model: str) -> str:
+    """What to try instead of a model, as a person types it."""
+    return "another --clap_model_name_or_path" if model == PROVEN else f"--clap_model_name_or_path {PROVEN}"
+
+
 def calibrate(
     labels: NDArray[np.float32], neutral: NDArray[np.float32], scale: float, group: Group
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -167,7 +177,8 @@ class Tagger:
         batch_size: windows of 10 s that are heard at once.
 
     Raises:
-        UserError: there is no such model, it can't be had offline, or it isn't a CLAP model for 48 kHz.
+        UserError: there is no such model, it can't be had offline, it isn't a CLAP model for 48 kHz, or all words are
+            the same to it.
     """
 
     rate = RATE
@@ -184,7 +195,8 @@ class Tagger:
         batch_size: int = 8,
     ) -> None:
         source = Source(model, revision or SAFETENSORS.get(model), cache_dir, token)
-        self._model, self._processor = _load(source)
+        with _quiet_hub():
+            self._model, self._processor = _load(source)
         self._model.to(device or best_device())
         self._batch_size = batch_size
         self._scale = float(self._model.logit_scale_a.exp())
@@ -192,7 +204,14 @@ class Tagger:
         self._embedded = {name: self._embed_ensemble(found, GROUPS[name]) for name, found in self._labels.items()}
         self._neutral = self._embed_ensemble(NEUTRAL)
         self._voices = np.stack([_mean(self._embed_ensemble(prompts)) for prompts in (SINGING, PLAYING)])
+        self._check_words(model)
         self.signature = self._sign(source)
+
+    def _check_words(self, model: str) -> None:
+        """Such a model tags nothing, or anything; nobody should wait until it has heard all clips."""
+        texts = np.concatenate([*self._embedded.values(), self._neutral, self._voices])
+        if (texts @ texts.T).min() > ALIKE:
+            raise UserError(f"to the CLAP model {model!r} all words are the same; take {another_clap(model)}")
 
     def _sign(self, source: Source) -> str:
         """Changes whenever the tags of a sound could."""
@@ -289,9 +308,20 @@ def _load(source: Source) -> tuple[Any, Any]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
             f"no CLAP model at {source.name!r} ({reason}); --clap_model_name_or_path takes a folder "
-            f"or a Hub id such as {', '.join(SAFETENSORS)}"
+            f"or a Hub id such as {PROVEN}"
         ) from error
     return model.eval().requires_grad_(False), processor
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without a network the Hub's client would tell of each of its attempts; one line afterwards is enough."""
+    level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(level)
 
 
 def _mean(rows: Embeddings) -> NDArray[np.float32]:

@@ -11,8 +11,8 @@ from transformers.models.encodec.modeling_encodec import EncodecLSTM
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 
-# Frames that the convolutions of the encoder hear at once. The first ones hold 64 channels at the rate of the sound: of
-# 30 s a quarter of a GB each, which no cache holds. In stretches a CPU needs half the time, a GPU a tenth of the memory.
+# Frames that the convolutions of the encoder hear at once. The first ones hold 64 channels at the rate of the sound: a
+# quarter of a GB each for 30 s, which no cache holds. In stretches a CPU is faster, and both need less memory.
 CPU_FRAMES, GPU_FRAMES = 100, 1500
 
 

@@ -1,7 +1,8 @@
 """How much memory a training step takes, found by walking through it without weights.
 
 The real classes run forward and backward on torch's `meta` device, where tensors have sizes and no content, while every
-piece of memory that a step would hold is counted. Two depths and two batches are walked; memory is linear in both.
+piece of memory that a step would hold is counted. Two depths and a few batches are walked; memory is linear in both,
+but that a melody model computes its prefix once for all clips as soon as there are two of them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from musicgen_dreamboothing.model.language_model import Absent, MelodyLM, TextLM
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 
 DEPTHS = (1, 2)  # layers of the decoder that are walked
+BATCHES = (2, 3)  # clips, for any number above them
 CAPTION_TOKENS = 32  # more than most captions have
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight, its share of an 8-bit scale, and of that scale's own
 
@@ -39,6 +41,8 @@ class Step:
         lora: settings of the adapter; None trains all weights, in fp32.
         with_text_encoder: whether it is trained, too.
         caption_tokens: of the longest caption.
+        with_prior: whether each clip comes with one of its class.
+        with_divergence: whether that one is compared with what the base says of it.
     """
 
     frames: int
@@ -47,6 +51,8 @@ class Step:
     lora: LoraSettings | None = field(default_factory=LoraSettings)
     with_text_encoder: bool = False
     caption_tokens: int = CAPTION_TOKENS
+    with_prior: bool = False
+    with_divergence: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,10 @@ class Estimator:
         """From two depths and two batches to all layers and any batch."""
 
         def at(depth: int) -> int:
-            one = self._walk(policy, depth, 1)[place]
-            return one if clips == 1 else one + (clips - 1) * (self._walk(policy, depth, 2)[place] - one)
+            if clips <= BATCHES[0]:
+                return self._walk(policy, depth, clips)[place]
+            few, more = (self._walk(policy, depth, batch)[place] for batch in BATCHES)
+            return few + (clips - BATCHES[0]) * (more - few)
 
         shallow, deep = (at(depth) for depth in DEPTHS)
         return shallow + (self._layers - DEPTHS[0]) * (deep - shallow)
@@ -141,14 +149,17 @@ class Estimator:
 
     def _batch(self, clips: int) -> dict[str, torch.Tensor]:
         """What the collator gives."""
-        codes = torch.zeros(clips, self._checkpoint.codebooks, self._step.frames, dtype=torch.long)
-        captions = torch.ones(clips, self._step.caption_tokens, dtype=torch.long)
+        rows = 2 * clips if self._step.with_prior else clips
+        codes = torch.zeros(rows, self._checkpoint.codebooks, self._step.frames, dtype=torch.long)
+        captions = torch.ones(rows, self._step.caption_tokens, dtype=torch.long)
         batch = {"codes": codes, "labels": codes, "text_mask": captions}
-        batch["keep_caption"] = torch.ones(clips, dtype=torch.bool)
+        batch["keep_caption"] = torch.ones(rows, dtype=torch.bool)
+        if self._step.with_divergence:
+            batch["base_states"] = torch.zeros(clips, self._step.frames, self._width, dtype=self._step.dtype)
         if self._step.with_text_encoder:
             return batch | {"input_ids": captions}
         width = self._checkpoint.config.text_encoder.hidden_size
-        return batch | {"text_states": torch.zeros(clips, self._step.caption_tokens, width)}
+        return batch | {"text_states": torch.zeros(rows, self._step.caption_tokens, width)}
 
     def _count_weights(self) -> tuple[int, int]:
         """Bytes of the base, and of what is trained with its gradients and moments."""

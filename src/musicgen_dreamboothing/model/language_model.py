@@ -9,6 +9,7 @@ an adapter trained here fits the original class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,10 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model.adapter import without_adapter
 from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint, quiet_loading
 from musicgen_dreamboothing.model.delay import IGNORED
+from musicgen_dreamboothing.model.prefix import decode_shared, share_prefix
 from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.model.recompute import LightRecompute
 
@@ -91,6 +94,7 @@ class _CodebookLM:
         keep_caption: torch.Tensor,
         text_states: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
+        base_states: torch.Tensor | None = None,
     ) -> CodebookLoss:
         """The loss of delayed codes under teacher forcing.
 
@@ -101,24 +105,33 @@ class _CodebookLM:
             keep_caption: False where the caption is dropped for the null condition `[B]`.
             text_states: cached states of the text encoder `[B, L, D_text]`; or
             input_ids: tokens of the captions `[B, L]`, encoded here.
+            base_states: of the last P clips, what `states` gave for them with the adapter switched off `[P, S, D]`. Of
+                these clips the sums are no cross-entropy, but KL(base || model) of the next code's distribution.
         """
         with self.light.kept_small() if self.light is not None and torch.is_grad_enabled() else nullcontext():
-            return self._loss(codes, labels, text_mask, keep_caption, text_states, input_ids)
+            hidden = self.states(codes, text_mask, keep_caption, text_states, input_ids)
+            count = (labels != IGNORED).sum(-1)
+            if base_states is None:
+                return CodebookLoss(_summed_cross_entropy(hidden, self.decoder.lm_heads, labels), count)
+            sizes = [len(hidden) - len(base_states), len(base_states)]
+            (songs, rest), (targets, places) = hidden.split(sizes), labels.split(sizes)
+            sums = [_summed_divergence(rest, base_states, self.decoder.lm_heads, places)]
+            if len(songs):  # none where memory holds but one clip at once
+                sums.insert(0, _summed_cross_entropy(songs, self.decoder.lm_heads, targets))
+            return CodebookLoss(torch.cat(sums), count)
 
-    def _loss(
+    def states(
         self,
         codes: torch.Tensor,
-        labels: torch.Tensor,
         text_mask: torch.Tensor,
         keep_caption: torch.Tensor,
-        text_states: torch.Tensor | None,
-        input_ids: torch.Tensor | None,
-    ) -> CodebookLoss:
+        text_states: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the heads hear of each step, `[B, S, D]`; arguments as of `forward`."""
         if text_states is None:
             text_states = self.text_encoder(input_ids=input_ids, attention_mask=text_mask).last_hidden_state
-        hidden = self.hidden_states(codes, self.condition(text_states, text_mask, keep_caption))
-        sums = _summed_cross_entropy(hidden, self.decoder.lm_heads, labels)
-        return CodebookLoss(nll=sums, count=(labels != IGNORED).sum(-1))
+        return self.hidden_states(codes, self.condition(text_states, text_mask, keep_caption))
 
     def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
         raise TypeError("a family's class defines this")
@@ -169,6 +182,10 @@ class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
 class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
     """The melody family: chroma and text stand before the codes; here the chroma is the null melody."""
 
+    def __init__(self, *config: Any, **parts: Any) -> None:
+        super().__init__(*config, **parts)
+        share_prefix(self.decoder.model.decoder)
+
     def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
         """The null condition zeroes the text states and keeps their places, as transformers' guided `generate`."""
         states = self._project(text_states)
@@ -201,16 +218,18 @@ class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
         """Puts the codes right behind each clip's own text and the padding at the very end.
 
         Padding between text and codes would move the codes' positions, and a clip's loss would
-        depend on the captions it is batched with.
+        depend on the captions it is batched with. The chroma is the same for all of them.
         """
-        steps, device = embedded.shape[1], embedded.device
+        steps, chroma, device = embedded.shape[1], self.config.chroma_length, embedded.device
         sequence = torch.cat([conditioning.states, embedded], dim=1)
-        starts = self.config.chroma_length + conditioning.lengths[:, None]
+        starts = chroma + conditioning.lengths[:, None]
         place = torch.arange(sequence.shape[1], device=device)[None]
         gap = (longest - conditioning.lengths)[:, None]
         origin = (place + gap * (place >= starts)).clamp(max=sequence.shape[1] - 1)
-        hidden = self._decode(_take(sequence, origin), cache)
-        return _take(hidden, starts + torch.arange(steps, device=device)[None])
+        sequence, places = _take(sequence, origin), starts + torch.arange(steps, device=device)[None]
+        if cache is None and len(sequence) > 1:
+            return _take(decode_shared(self.decoder.model.decoder, sequence, chroma), places - chroma)
+        return _take(self._decode(sequence, cache), places)
 
     def _decode(self, embedded: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         return self.decoder.model(
@@ -224,12 +243,9 @@ def _take(sequence: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def _summed_cross_entropy(hidden: torch.Tensor, heads: nn.ModuleList, labels: torch.Tensor) -> torch.Tensor:
-    """`[B, S, D]` and `[B, K, S]` -> `[B, K]`, a stretch of steps after the other.
+    """`[B, S, D]` and `[B, K, S]` -> `[B, K]`."""
 
-    Logits are computed again in the backward pass instead of kept: there are never more than those of a stretch.
-    """
-
-    def summed(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def summed(labels: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         columns = [
             functional.cross_entropy(
                 head(hidden).float().flatten(0, 1), labels[:, k].flatten(), ignore_index=IGNORED, reduction="none"
@@ -238,8 +254,33 @@ def _summed_cross_entropy(hidden: torch.Tensor, heads: nn.ModuleList, labels: to
         ]
         return torch.stack([column.view(len(hidden), -1).sum(-1) for column in columns], dim=1)
 
-    steps = max(1, LOGITS_AT_ONCE // len(hidden))
-    parts = zip(hidden.split(steps, dim=1), labels.split(steps, dim=2), strict=True)
+    return _in_stretches(summed, labels, hidden)
+
+
+def _summed_divergence(
+    hidden: torch.Tensor, base_states: torch.Tensor, heads: nn.ModuleList, labels: torch.Tensor
+) -> torch.Tensor:
+    """KL(base || model) in nats, summed over steps that have a label: `[B, S, D]` twice, `[B, K, S]` -> `[B, K]`."""
+
+    def summed(labels: torch.Tensor, hidden: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        columns = []
+        for k, head in enumerate(heads):
+            wanted = functional.log_softmax(without_adapter(head)(base).float(), dim=-1)
+            found = functional.log_softmax(head(hidden).float(), dim=-1)
+            apart = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+            columns.append((apart * (labels[:, k] != IGNORED)).sum(-1))
+        return torch.stack(columns, dim=1)
+
+    return _in_stretches(summed, labels, hidden, base_states)
+
+
+def _in_stretches(summed: Callable[..., torch.Tensor], labels: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+    """Adds up `summed(labels, *states)` `[B, K]` of one stretch of steps after the other.
+
+    Logits are computed again in the backward pass instead of kept: there are never more than those of a stretch.
+    """
+    steps = max(1, LOGITS_AT_ONCE // len(labels))
+    parts = zip(labels.split(steps, dim=2), *(part.split(steps, dim=1) for part in states), strict=True)
     if not torch.is_grad_enabled():
         return torch.stack([summed(*part) for part in parts]).sum(0)
     return torch.stack([recompute(summed, *part, use_reentrant=False) for part in parts]).sum(0)

@@ -3,7 +3,7 @@
 What the stems leave of the mix belongs to `other`, which is by definition all that has no stem of its own: a model's
 stems need not add up to the mix, and what they miss is music too. Then
 
-- to drop vocals is to subtract them; nothing else of the mix is touched, and it isn't even resampled,
+- to drop vocals is to subtract them; nothing else of the mix is touched,
 - all stems together are the mix itself, and so are any selection and its complement,
 - a selection without `other` is demucs' own sum, without a share of what the model could not place.
 
@@ -22,10 +22,12 @@ import importlib.util
 import json
 import pickle
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import groupby
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,7 +37,6 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from torch.nn import functional
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 REST, VOICE = "other", "vocals"
 OVERLAP = 0.25  # of neighbouring segments, as demucs has it
+SILENT_DEVIATION = 1e-8  # is added, as there, so that silence can be divided by it
+PIECE = 1 << 18  # samples that are handed on at once: 6 s at 44.1 kHz
 SAMPLE_BYTES = 2200  # of activations for each sample of a segment, measured with htdemucs on a CPU
 LARGEST_BATCH = 16  # segments
 WEIGHTS = (".safetensors", ".th")
@@ -91,7 +94,6 @@ class Separator:
 
     rate: int  # Hz, at which the model works
     stems: tuple[str, ...]
-    signature: str  # changes whenever the stems would
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class Separator:
         seed: int = 0,
         cache_dir: str | None = None,
     ) -> None:
-        self._bag, self.signature = _load(model, seed, cache_dir)
+        self._bag = _load(model, cache_dir)
         self._device = device or best_device()
         self._bag.to(self._device)
         self.rate, self.stems = int(self._bag.samplerate), tuple(self._bag.sources)
@@ -110,99 +112,111 @@ class Separator:
         self._batch_size, self._seed, self._turn = batch_size, seed, Lock()
 
     def keep(
-        self, wave: Wave, rate: int, stems: Sequence[str], on_progress: Callable[[float], None] = lambda share: None
-    ) -> Wave:
-        """The sum of some stems, neither louder nor softer than they are in the mix.
+        self,
+        read: Callable[[], Iterable[Wave]],
+        stems: Sequence[str],
+        on_progress: Callable[[float], None] = lambda share: None,
+    ) -> Iterator[Wave]:
+        """The sum of some stems, neither louder nor softer than they are in the mix, piece by piece.
 
-        Content above half of `rate` is lost to the model: decode at the separator's own rate, and resample afterwards.
+        Memory doesn't grow with the length of the mix: it is read twice, first for its level, which demucs takes of the
+        whole, and no more of it is held than a batch of segments needs.
 
         Args:
-            wave: `[C, S]`, C 1 or 2.
-            rate: of the wave, in Hz.
+            read: gives the mix from its beginning, in blocks `[C, n]` of any length, C 1 or 2, at the model's rate.
             stems: as `parse_stems` takes them.
             on_progress: is told the share that is done, up to 1.
 
-        Returns:
-            `[C, S]` at `rate`; with all stems the wave itself.
+        Yields:
+            `[C, n]`, together as long as the mix; with all stems the mix itself.
         """
         kept = parse_stems(stems, self.stems)
         dropped = tuple(stem for stem in self.stems if stem not in kept)
         if not dropped:
-            return wave
-        if self._rest not in kept:
-            return self._sums(wave, rate, [kept], on_progress)[0]
-        sums = self._sums(wave, rate, [dropped], on_progress)[0]
-        return np.subtract(wave, sums, out=sums)  # in place: an hour of stereo at 44.1 kHz takes 1.3 GB
+            yield from read()
+            return
+        level = _level(read())
+        mix, heard = _copies(audio.blocks(read(), PIECE), 2)
+        wanted = dropped if self._rest in kept else kept
+        for block, sums in zip(mix, self._sums(heard, level, wanted, on_progress), strict=True):
+            found = audio.to_channels(sums, len(block))
+            yield block - found if wanted is dropped else found
 
-    def split(
-        self, wave: Wave, rate: int, on_progress: Callable[[float], None] = lambda share: None
-    ) -> dict[str, Wave]:
-        """Every stem of a wave, each `[C, S]` at `rate`; their sum is the wave. Arguments as for `keep`."""
-        heard = [stem for stem in self.stems if stem != self._rest]
-        found = dict(zip(heard, self._sums(wave, rate, [[stem] for stem in heard], on_progress), strict=True))
-        rest = wave - sum(found.values())
-        return {stem: found.get(stem, rest) for stem in self.stems}
-
-    @torch.inference_mode()
     def _sums(
-        self, wave: Wave, rate: int, groups: Sequence[Sequence[str]], on_progress: Callable[[float], None]
-    ) -> list[Wave]:
-        """The sum of each group of stems as the models hear them: N times `[C, S]` at `rate`.
+        self, mix: Iterable[Wave], level: _Level, stems: Sequence[str], on_progress: Callable[[float], None]
+    ) -> Iterator[Wave]:
+        """The sum of some stems as the models hear them, in pieces of `PIECE` samples.
 
-        The mix is brought to mean 0 and deviation 1, as demucs does it. Unlike there, the mean isn't given back to each
-        stem, where it would count as often as there are stems: an offset of the mix stays in the rest.
+        Unlike demucs, the mean isn't given back to each stem, where it would count as often as there are stems: an
+        offset of the mix stays in the rest.
         """
-        at_rate = audio.to_channels(audio.resample(wave, rate, self.rate), self._bag.audio_channels)
-        mix = torch.from_numpy(np.require(at_rate, np.float32, ("C", "W")))  # torch wants it in order and writable
-        if mix.shape[1] < 2:  # too short to have a deviation
-            return [np.zeros_like(wave) for _ in groups]
-        mono = mix.mean(0)
-        normalised = _Normalised(mix, mono.mean(), mono.std() + 1e-8)
-        del mono  # half as large as the mix
-        found = torch.zeros(len(groups), *mix.shape)
-        needed = self._needed(groups)
-        for number, (model, counts) in enumerate(needed):
-            for share in self._add(found, model, counts, normalised):
-                on_progress((number + share) / len(needed))
-        found *= normalised.deviation
-        back = [audio.resample(audio.to_channels(sums, len(wave)), self.rate, rate) for sums in found.numpy()]
-        return [_fitted(sums, wave.shape[1]) for sums in back]
+        needed = self._needed(stems)
+        shares = [0.0] * len(needed)
 
-    def _needed(self, groups: Sequence[Sequence[str]]) -> list[tuple[Any, torch.Tensor]]:
-        """Models of the bag, each with what its K stems count in N groups, `[N, K]`; those that count nothing are
-        left out. A bag such as htdemucs_ft has a model for each stem, so one of four is enough to drop vocals."""
-        asked = torch.tensor([[float(stem in group) for stem in self.stems] for group in groups])
+        def tell(number: int, share: float) -> None:
+            shares[number] = share
+            on_progress(sum(shares) / len(shares))
+
+        copies = _copies((audio.to_channels(block, self._bag.audio_channels) for block in mix), len(needed))
+        voices = [
+            audio.blocks(self._heard(model, counts, copy, level, partial(tell, number)), PIECE)
+            for number, ((model, counts), copy) in enumerate(zip(needed, copies, strict=True))
+        ]
+        for pieces in zip(*voices, strict=True):  # at one pace, so that the copies of the mix hold little
+            heard: Wave = np.add.reduce(pieces)
+            heard *= np.float32(level.deviation)
+            yield heard
+
+    def _needed(self, stems: Sequence[str]) -> list[tuple[Any, torch.Tensor]]:
+        """Models of the bag, each with what its K stems count in the sum, `[K]`; those that count nothing are left
+        out. A bag such as htdemucs_ft has a model for each stem, so one of four is enough to drop vocals."""
+        asked = torch.tensor([float(stem in stems) for stem in self.stems])
         weights = torch.tensor(self._bag.weights)  # [M, K]
-        counts = asked.view(1, len(groups), len(self.stems)) * (weights / weights.sum(0))[:, None]
+        counts = asked * weights / weights.sum(0)
         return [(model, count) for model, count in zip(self._bag.models, counts, strict=True) if count.any()]
 
-    def _add(self, found: torch.Tensor, model: Any, counts: torch.Tensor, mix: _Normalised) -> Iterator[float]:
-        """Adds what one model hears to `[N, C, S]`, and yields the share that is done.
+    def _heard(
+        self, model: Any, counts: torch.Tensor, mix: Iterable[Wave], level: _Level, tell: Callable[[float], None]
+    ) -> Iterator[Wave]:
+        """What one model hears in a mix, `[C, n]` for each of its segments.
 
-        Segments overlap and fade into each other along demucs' triangles.
+        Segments overlap and fade into each other along demucs' triangles. Behind the beginning of the next one no sum
+        changes any more.
         """
-        samples, segment = found.shape[-1], int(model.samplerate * model.segment)
+        segment = int(model.samplerate * model.segment)
         stride = int((1 - OVERLAP) * segment)
-        spans = [slice(start, min(start + segment, samples)) for start in range(0, samples, stride)]
-        fade = torch.minimum(torch.arange(1, segment + 1), torch.arange(segment, 0, -1)) / ((segment + 1) // 2)
-        covered = torch.zeros(samples)
-        for span in spans:
-            covered[span] += fade[: _length(span)]
+        spans = [slice(start, min(start + segment, level.samples)) for start in range(0, level.samples, stride)]
+        fade = np.minimum(np.arange(1, segment + 1), np.arange(segment, 0, -1), dtype=np.float32)
+        sums = np.zeros((self._bag.audio_channels, segment), np.float32)
+        weights = np.zeros(segment, np.float32)
+        for span, piece in self._pieces(model, counts, _Tape(mix, level), spans, tell):
+            length, ready = _length(span), min(stride, level.samples - span.start)
+            sums[:, :length] += fade[:length] * piece
+            weights[:length] += fade[:length]
+            yield np.divide(sums[:, :ready], weights[:ready], dtype=np.float32)
+            sums, weights = np.roll(sums, -stride, axis=1), np.roll(weights, -stride)
+            sums[:, -stride:], weights[-stride:] = 0, 0
+
+    def _pieces(
+        self, model: Any, counts: torch.Tensor, tape: _Tape, spans: list[slice], tell: Callable[[float], None]
+    ) -> Iterator[tuple[slice, Wave]]:
+        """Each span with what the model hears in it."""
         done = 0
-        for padded, batch in _batches(model, spans, self._segments_at_once(segment)):
-            windows = torch.stack([mix.window(span, padded) for span in batch])
-            for span, piece in zip(batch, self._hear(model, counts, windows), strict=True):
-                length, margin = _length(span), _margin(span, padded)
-                found[..., span] += piece[..., margin : margin + length] * (fade[:length] / covered[span])
+        for padded, batch in _batches(model, spans, self._segments_at_once(int(model.samplerate * model.segment))):
+            windows = np.stack([tape.window(span, padded) for span in batch])
+            found = self._hear(model, counts, torch.from_numpy(windows)).numpy()
             done += len(batch)
-            yield done / len(spans)
+            tell(done / len(spans))
+            for span, piece in zip(batch, found, strict=True):
+                margin = _margin(span, padded)
+                yield span, piece[:, margin : margin + _length(span)]
 
     def _hear(self, model: Any, counts: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-        """`[B, C, L]` -> the sums of stems `[B, N, C, L]`, on the CPU."""
+        """`[B, C, L]` -> the sums of stems `[B, C, L]`, on the CPU."""
         exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with self._turn, _seeded(self._seed), exact:
+        with torch.inference_mode(), self._turn, _seeded(self._seed), exact:
             stems = model(windows.to(self._device))  # [B, K, C, L]
-            return torch.einsum("nk,bkcl->bncl", counts.to(self._device), stems).cpu()
+            return torch.einsum("k,bkcl->bcl", counts.to(self._device), stems).cpu()
 
     def _segments_at_once(self, segment: int) -> int:
         if self._batch_size or self._device.type == "cpu":
@@ -210,19 +224,65 @@ class Separator:
         return max(1, min(LARGEST_BATCH, free_memory(self._device) // 2 // (segment * SAMPLE_BYTES)))
 
 
-class _Normalised(NamedTuple):
-    """A mix without its mean and at deviation 1; silence is what lies before and behind it."""
+class _Level(NamedTuple):
+    """What has to be known of a whole mix: its length, and mean and deviation of its middle, as demucs takes them."""
 
-    mix: torch.Tensor  # [C, S]
-    mean: torch.Tensor
-    deviation: torch.Tensor
+    samples: int
+    mean: float
+    deviation: float
 
-    def window(self, span: slice, padded: int) -> torch.Tensor:
+
+def _level(mix: Iterable[Wave]) -> _Level:
+    samples, total, squares = 0, 0.0, 0.0
+    for block in mix:
+        middle = block.mean(axis=0, dtype=np.float64)
+        samples, total, squares = samples + len(middle), total + middle.sum(), squares + middle @ middle
+    mean = total / max(1, samples)
+    variance = max(0.0, squares - total * mean) / max(1, samples - 1)
+    return _Level(samples, float(mean), float(variance) ** 0.5 + SILENT_DEVIATION)
+
+
+class _Tape:
+    """A mix that goes by once, brought to mean 0 and deviation 1. Windows are taken in order, and what lies before the
+    latest one is forgotten; silence is what lies before and behind the mix."""
+
+    def __init__(self, mix: Iterable[Wave], level: _Level) -> None:
+        self._mix, self._level = iter(mix), level
+        self._held: list[Wave] = []
+        self._start = self._end = 0  # samples, of what is held
+
+    def window(self, span: slice, padded: int) -> Wave:
         """`[C, padded]` with a span of samples in its middle, and as much of the mix around it as there is."""
         begin = span.start - _margin(span, padded)
-        first, last = max(0, begin), min(self.mix.shape[1], begin + padded)
-        inside = (self.mix[:, first:last] - self.mean) / self.deviation
-        return functional.pad(inside, (first - begin, begin + padded - last))
+        first, last = max(0, begin), min(self._level.samples, begin + padded)
+        self._wind(first, last)
+        held = np.concatenate(self._held, axis=1)[:, first - self._start : last - self._start]
+        inside = (held - np.float32(self._level.mean)) / np.float32(self._level.deviation)
+        return np.pad(inside, ((0, 0), (first - begin, begin + padded - last)))
+
+    def _wind(self, first: int, last: int) -> None:
+        """Forgets the blocks before one sample, and reads up to another."""
+        while self._end < last:
+            self._held.append(next(self._mix))
+            self._end += self._held[-1].shape[1]
+        while self._start + self._held[0].shape[1] <= first:
+            self._start += self._held.pop(0).shape[1]
+
+
+def _copies(blocks: Iterable[Wave], count: int) -> list[Iterator[Wave]]:
+    """The same blocks several times, each read once. `itertools.tee` would hold on to 57 of them."""
+    source, queues = iter(blocks), [deque[Wave]() for _ in range(count)]
+
+    def copy(queue: deque[Wave]) -> Iterator[Wave]:
+        while True:
+            for block in islice(source, 0 if queue else 1):
+                for each in queues:
+                    each.append(block)
+            if not queue:
+                return
+            yield queue.popleft()
+
+    return [copy(queue) for queue in queues]
 
 
 def _length(span: slice) -> int:
@@ -258,22 +318,31 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _fitted(wave: Wave, samples: int) -> Wave:
-    """Two resamplings may leave a sample too many or too few."""
-    missing = samples - wave.shape[1]
-    return np.pad(wave, ((0, 0), (0, missing))) if missing > 0 else wave[:, :samples]
+def signature(model: str, *, seed: int = 0, cache_dir: str | None = None) -> str:
+    """A short hash of all that a separator's stems depend on, but for the wave and float rounding.
 
-
-def _load(model: str, seed: int, cache_dir: str | None) -> tuple[BagOfModels, str]:
-    """All of a bag's models, and the signature of what they make."""
-    if importlib.util.find_spec("demucs") is None:
-        raise UserError("separation needs: pip install 'musicgen-dreamboothing[separation]'")
-    from demucs.apply import BagOfModels
-
-    try:
+    Files are read, but no model is loaded. Arguments and errors are those of `Separator`.
+    """
+    with _explained(model):
         bag, paths = _files(model, cache_dir)
+        return _signature(bag, paths, seed)
+
+
+def _load(model: str, cache_dir: str | None) -> BagOfModels:
+    """All of a bag's models."""
+    with _explained(model):
+        bag, paths = _files(model, cache_dir)
+        from demucs.apply import BagOfModels
+
         models = BagOfModels([_read(path) for path in paths], bag.get("weights"), bag.get("segment"))
-        return models.float().eval().requires_grad_(False), _signature(bag, paths, seed)
+        return models.float().eval().requires_grad_(False)
+
+
+@contextmanager
+def _explained(model: str) -> Iterator[None]:
+    """Turns what is wrong with a model's files into one line."""
+    try:
+        yield
     except pickle.UnpicklingError as error:
         raise UserError(f"{model} is no demucs model, or asks for code of its own, which is never run") from error
     except UNREADABLE as error:
@@ -286,6 +355,8 @@ def _reason(error: Exception) -> str:
 
 def _files(model: str, cache_dir: str | None) -> tuple[dict[str, Any], list[Path]]:
     """The description of a bag, empty for a model alone, and the files of its models."""
+    if importlib.util.find_spec("demucs") is None:
+        raise UserError("separation needs: pip install 'musicgen-dreamboothing[separation]'")
     path = Path(model)
     if path.is_dir():
         path = _only_model(path)
@@ -377,7 +448,6 @@ def _pickle(path: Path, classes: tuple[type[Any], ...]) -> Any:
 
 
 def _signature(bag: dict[str, Any], paths: list[Path], seed: int) -> str:
-    """A short hash of all that the stems depend on, but for the wave and float rounding."""
     from demucs import __version__
 
     found = hashlib.blake2b(json.dumps([__version__, OVERLAP, seed, bag]).encode(), digest_size=8)

@@ -11,6 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.text import pad_states
+from musicgen_dreamboothing.training.dataset import INSTANCE, PRIOR
+
+IS_PRIOR = "is_prior"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,13 @@ class Collator:
     tokenize: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def __call__(self, pieces: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch of pieces; of pairs first all of the songs, then all of the class, which `is_prior` tells apart."""
+        if PRIOR not in pieces[0]:
+            return self._batch(pieces)
+        rows = [pair[part] for part in (INSTANCE, PRIOR) for pair in pieces]
+        return self._batch(rows) | {IS_PRIOR: torch.arange(len(rows)) >= len(pieces)}
+
+    def _batch(self, pieces: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = {
             "codes": _pad([piece["codes"] for piece in pieces], self.pad_token_id),
             "labels": _pad([piece["labels"] for piece in pieces], IGNORED),

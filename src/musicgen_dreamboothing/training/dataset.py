@@ -6,36 +6,36 @@ again, or split over processes, and every piece stays the same.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.song import EVAL
-from musicgen_dreamboothing.data.tokens import CAPTIONS, CODES, TOKENS
+from musicgen_dreamboothing.data.captions import THINNED, thinned, thinned_copies
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import training_steps
 
-MIN_SONGS_TO_SPLIT = 3  # of fewer songs none is held out: too much would be lost
+INSTANCE, PRIOR = "instance", "prior"  # what is to be learned, and what is to stay
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pieces are drawn from clips; the defaults draw each clip as it is, for evaluation."""
+    """How pieces are drawn from clips; the defaults draw each clip as it is, for evaluation.
+
+    With `vary_captions`, words behind the `key_phrase` are left out too, each at a probability of `word_dropout`.
+    """
 
     crop_frames: int | None = None
     random_crop: bool = False
     vary_captions: bool = False
     caption_dropout: float = 0.0
     seed: int = 0
+    word_dropout: float = 0.0
+    key_phrase: str = ""
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -77,7 +77,18 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def _draw_caption(self, clip: int, rng: np.random.Generator) -> str:
         """One of the clip's captions; the usual one where nothing else is drawn at random either."""
         texts = [str(self.clips[clip]["text"]), *map(str, self.clips[clip]["variants"])]
-        return texts[int(rng.integers(len(texts)))] if self.drawing.vary_captions else texts[0]
+        if not self.drawing.vary_captions:
+            return texts[0]
+        return self._thin(texts[int(rng.integers(len(texts)))], rng)
+
+    def _thin(self, caption: str, rng: np.random.Generator) -> str:
+        """The caption with words left out: where states are cached, one of the copies that have theirs."""
+        phrase, dropout = self.drawing.key_phrase, self.drawing.word_dropout
+        if not dropout:
+            return caption
+        if self.captions is None:
+            return thinned(caption, phrase, dropout, rng)
+        return thinned_copies(caption, phrase, dropout)[int(rng.integers(THINNED))]
 
     def _draw_codes(self, clip: int, rng: np.random.Generator) -> np.ndarray:
         """Codes `[K, T]` of one piece. It is taken `max(delay)` frames longer, which the delay pattern eats."""
@@ -100,6 +111,19 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def _codes_of(self, clip: int) -> np.ndarray:
         return np.asarray(self.clips[clip]["codes"])
+
+
+class PairedDataset(Dataset[dict[str, Any]]):
+    """Every piece of the songs with one of their class, which has epochs of its own: its clips come round and round."""
+
+    def __init__(self, songs: ClipDataset, prior: ClipDataset) -> None:
+        self.songs, self.prior = songs, prior
+
+    def __len__(self) -> int:
+        return len(self.songs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {INSTANCE: self.songs[index], PRIOR: self.prior[index]}
 
 
 @dataclass
@@ -146,66 +170,3 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         return iter((self.epoch * self.length + order).tolist())
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The token tables: clips to train on, clips held out, and the text states of all captions, if they are cached."""
-
-    train: datasets.Dataset
-    held_out: datasets.Dataset
-    captions: datasets.Dataset | None
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with every clip and every caption."""
-        found = hashlib.sha256()
-        for table in (self.train, self.held_out):
-            for digest, caption, others in zip(table["digest"], table["text"], table["variants"], strict=True):
-                found.update("\n".join([f"{digest} {caption}", *others, ""]).encode())
-        return found.hexdigest()[:16]
-
-    @property
-    def longest_caption(self) -> int | None:
-        """In tokens of the text encoder, which need not be looked at for it; None where no states are cached."""
-        if self.captions is None or not len(self.captions):
-            return None
-        return int(pc.max(pc.list_value_length(self.captions.data.column("states"))).as_py())
-
-    @property
-    def held_out_songs(self) -> list[str]:
-        return sorted(set(self.held_out["source"]))
-
-
-def load_tables(folder: Path, *, eval_fraction: float, seed: int, text_states: bool = True) -> Tables:
-    """Reads a prepared folder and holds out songs, never single clips of a song.
-
-    An explicit evaluation split wins. Else `eval_fraction` of the songs are held out, at least one,
-    chosen by a hash of seed and name: another order of the songs changes nothing.
-
-    Raises:
-        UserError: nothing is left to train on.
-    """
-    clips = datasets.load_from_disk(str(folder / TOKENS / CODES))
-    captions = datasets.load_from_disk(str(folder / TOKENS / CAPTIONS)) if text_states else None
-    in_eval_split = [split == EVAL for split in clips["split"]]
-    if any(in_eval_split):
-        held_out = in_eval_split
-    else:
-        songs = _held_out_songs(set(clips["source"]), eval_fraction, seed)
-        held_out = [source in songs for source in clips["source"]]
-    if all(held_out):
-        raise UserError(f"{folder} has no clip to train on: all {len(clips)} are for evaluation")
-    rows = range(len(clips))
-    return Tables(
-        clips.select([row for row in rows if not held_out[row]]),
-        clips.select([row for row in rows if held_out[row]]),
-        captions,
-    )
-
-
-def _held_out_songs(songs: set[str], fraction: float, seed: int) -> set[str]:
-    if fraction <= 0 or len(songs) < MIN_SONGS_TO_SPLIT:
-        return set()
-    ordered = sorted(songs, key=lambda song: hashlib.sha256(f"{seed} {song}".encode()).hexdigest())
-    return set(ordered[: max(1, round(fraction * len(songs)))])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from musicgen_dreamboothing.arguments import POLICIES, TrainArguments
+from musicgen_dreamboothing.arguments import KL, POLICIES, TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.model.adapter import LoraSettings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
@@ -129,9 +129,12 @@ def plan_of(
         lora if options.use_lora else None,
         not options.freeze_text_encoder,
         longest_caption or CAPTION_TOKENS,
+        options.with_prior_preservation,
+        options.with_prior_preservation and options.prior == KL,
     )
     estimator = Estimator(checkpoint, step)
-    sizes, policies = sizes_of(options, device, step.frames), policies_of(options, device)
+    rows = 2 if step.with_prior else 1
+    sizes, policies = sizes_of(options, device, rows * step.frames), policies_of(options, device)
     wanted = options.per_device_train_batch_size * options.gradient_accumulation_steps
     free = int(memory - CONTEXT[device])
     plan = make_plan(estimator, wanted=wanted, sizes=sizes, memory=free, policies=policies)
@@ -148,11 +151,12 @@ def plan_of(
 
 def _tell(plan: Plan, checkpoint: Checkpoint, step: Step, memory: int, context: float) -> None:
     """The estimate, part by part."""
+    also = " with class clips" if step.with_prior else ""
     stored = str(step.dtype)[6:] if step.quantization == "none" else step.quantization
     rows = {
         f"weights of the base, {stored}": plan.footprint.base,
         "what is trained, its gradients and AdamW": plan.footprint.trained,
-        f"kept for the backward pass, {plural(plan.clips, 'clip')}": plan.footprint.kept,
+        f"kept for the backward pass, {plural(plan.clips, 'clip')}{also}": plan.footprint.kept,
         "scratch at the peak": plan.footprint.scratch,
         "process and libraries": context,
     }

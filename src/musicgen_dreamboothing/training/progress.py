@@ -9,6 +9,8 @@ from transformers.trainer_callback import ProgressCallback
 
 from musicgen_dreamboothing.console import say
 
+EXTRAS = {"instance_loss": "songs", "prior_loss": "class", "eval_style": "distance to your songs"}
+
 
 class BarAndLines(ProgressCallback):
     """transformers' progress bar, with lines that can be read instead of dictionaries."""
@@ -38,6 +40,9 @@ def line_of(logs: dict[str, Any]) -> str:
         f"loss {float(logs[prefix + 'loss']):.4f}",
         "(codebooks " + " ".join(f"{float(value):.3f}" for value in codebooks) + ")",
     ]
+    for key, name in EXTRAS.items():
+        if key in logs:
+            parts.append(f"{name} {float(logs[key]):.4f}")
     if "learning_rate" in logs:
         parts.append(f"lr {float(logs['learning_rate']):.2e}")
     return "  ".join(parts)

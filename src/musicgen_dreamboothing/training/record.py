@@ -1,19 +1,16 @@
-"""`run.json`: what a run was asked to do, and whether it is done."""
+"""Whether a run may go on: with the options, the base and the data that it began with."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from musicgen_dreamboothing.arguments import DataArguments, LoraArguments, ModelArguments, TrainArguments
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.files import write_json
+from musicgen_dreamboothing.data.run import FILE, RunRecord, read_record
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 
-FILE = "run.json"
 SECRET = {"token", "hub_token"}
 # Options that may change between two parts of the same run.
 INDIFFERENT = SECRET | {"cache_dir", "preprocessing_num_workers", "encode_batch_size", "overwrite_cache"}
@@ -24,34 +21,8 @@ TELLING = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "dtype"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "dataset_name", "max_train_samples"),
     *("eval_fraction", "crop_seconds", "random_crop", "caption_dropout", "quantization"),
+    *("with_prior_preservation", "prior", "num_class_clips", "prior_loss_weight", "class_data_dir", "class_prompts"),
 )
-
-
-@dataclass
-class RunRecord:
-    """The contents of `run.json`; `data` is a fingerprint of clips and captions, `base_revision` one of the base.
-
-    `split` says how the batch was split: another one would add up in another order.
-    """
-
-    options: dict[str, Any]
-    base_model: str
-    base_revision: str | None
-    data: str
-    split: dict[str, Any] = field(default_factory=dict)
-    finished: bool = False
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    def write(self, folder: Path) -> None:
-        write_json(folder / FILE, dataclasses.asdict(self))
-
-
-def read_record(folder: Path) -> RunRecord | None:
-    """The record of an earlier run in this folder; a file of another kind counts as none."""
-    try:
-        return RunRecord(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError):
-        return None
 
 
 def discard_record(folder: Path) -> None:

@@ -14,10 +14,10 @@ from peft import PeftModel
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.files import write_json
+from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.model.adapter import has_learned, save_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, quiet_loading, save_processor
 from musicgen_dreamboothing.sharing.card import CardFacts, write_card
-from musicgen_dreamboothing.training.dataset import Tables
 from musicgen_dreamboothing.training.record import changed_options
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 

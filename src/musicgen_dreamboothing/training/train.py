@@ -7,24 +7,37 @@ import dataclasses
 import importlib.util
 import shlex
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import IntervalStrategy, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, IntervalStrategy, TrainerCallback, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.arguments import EvaluateArguments, TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.captions import key_phrase
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import checkpoint_of, is_prepared, prepare_songs, refresh
+from musicgen_dreamboothing.data.run import RunRecord, read_record
+from musicgen_dreamboothing.data.tables import Tables, load_tables
+from musicgen_dreamboothing.data.tokens import word_states
+from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.model.adapter import SPLITTING, LoraSettings, add_adapter, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
-from musicgen_dreamboothing.model.device import parse_dtype, peak_memory, reset_peak_memory, return_freed_memory
+from musicgen_dreamboothing.model.device import (
+    parse_dtype,
+    peak_memory,
+    release_memory,
+    reset_peak_memory,
+    return_freed_memory,
+)
+from musicgen_dreamboothing.model.keyword import keyword_note, texts_of
 from musicgen_dreamboothing.model.language_model import load_language_model
 from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.model.recompute import use_full_recompute
@@ -32,23 +45,23 @@ from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.training.collator import Collator
-from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, Tables, load_tables
+from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, PairedDataset
 from musicgen_dreamboothing.training.plan import plan_of
+from musicgen_dreamboothing.training.prior import check_prior, prior_tables
 from musicgen_dreamboothing.training.progress import BarAndLines, Lines
 from musicgen_dreamboothing.training.record import (
-    RunRecord,
     check_same_base,
     check_same_data,
     check_same_run,
     discard_record,
-    read_record,
     telling_options,
 )
+from musicgen_dreamboothing.training.samples import Sampler, add_samples, read_prompts, sample_prompts_of
 from musicgen_dreamboothing.training.saving import discard_result, save_run
 from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint, step_of
 
 POSITIVE = (
-    *("lora_r", "crop_seconds", "max_train_samples", "max_eval_samples"),
+    *("lora_r", "crop_seconds", "max_train_samples", "max_eval_samples", "sample_seconds", "early_stopping_patience"),
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
 )
 SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "recompute")
@@ -102,27 +115,34 @@ def train(options: TrainArguments) -> TrainResult | None:
     with folder_lock(folder):
         finished = _settle_earlier_run(folder, options, checkpoint)
         result = finished or _run(options, checkpoint, folder)
+        release_memory()
+        if finished is None:
+            _report(folder, options)
         if repository is not None and PartialState().is_main_process:
             say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
     return result
 
 
 def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> TrainResult:
+    prepared = _prepared_folder(options, checkpoint)
     tables = load_tables(
-        _prepared_folder(options, checkpoint),
+        prepared,
         eval_fraction=options.eval_fraction,
         seed=options.seed,
         text_states=options.freeze_text_encoder,
     )
     tables = _limit(tables, options)
     _announce(tables, options)
+    prior = _prior(options, checkpoint, prepared, tables)
     set_seed(options.seed)
     return_freed_memory()
     reset_peak_memory()
     asked = copy.copy(options)
-    trainer = _trainer(options, checkpoint, tables)
+    trainer = _trainer(options, checkpoint, tables, prior, prepared)
+    _play_along(trainer, asked, checkpoint, tables, folder)
     split = {name: getattr(options, name) for name in SPLIT}
-    record = RunRecord(telling_options(asked), checkpoint.name, checkpoint.identity, tables.fingerprint, split)
+    data = tables.fingerprint + (prior.fingerprint if prior is not None else "")
+    record = RunRecord(telling_options(asked), checkpoint.name, checkpoint.identity, data, split, str(prepared))
     resume = last_checkpoint(folder)
     if resume is not None:
         check_same_data(folder, record)
@@ -138,7 +158,7 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     licence = licence_of(checkpoint)
     save_run(trainer, folder, checkpoint, tables, asked, metrics, licence)
     if trainer.is_world_process_zero():
-        record.finished, record.summary = True, summary | metrics
+        record.finished, record.summary, record.log = True, summary | metrics, trainer.state.log_history
         record.write(folder)
         _tell(folder, trainer, summary, metrics, licence_notice(checkpoint.name, licence), options)
     PartialState().wait_for_everyone()
@@ -166,6 +186,8 @@ def _check(options: TrainArguments) -> None:
     parse_dtype(options.dtype, options.device)
     check_settings(_lora_settings(options))
     _check_quantization(options)
+    check_prior(options)
+    _check_samples(options)
     _check_trackers(options.report_to)
     if options.n_gpu > 1:
         say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
@@ -182,6 +204,15 @@ def _check_quantization(options: TrainArguments) -> None:
         raise UserError(
             f"--lora_init {options.lora_init} changes the base, which --quantization has rounded; choose one"
         )
+
+
+def _check_samples(options: TrainArguments) -> None:
+    if options.final_report not in ("auto", "true", "false"):
+        raise UserError(f"--final_report {options.final_report!r} is unknown; it takes auto, true or false")
+    if options.sample_steps < 0:
+        raise UserError(f"--sample_steps {options.sample_steps} must not be negative; 0 plays before and after only")
+    if options.sample_prompts:
+        read_prompts(options.sample_prompts)
 
 
 def _check_trackers(trackers: list[str]) -> None:
@@ -260,6 +291,13 @@ def _announce(tables: Tables, options: TrainArguments) -> None:
         say("no song is held out: there are too few; --eval_split_name or a folder of more songs allows evaluation")
 
 
+def _prior(options: TrainArguments, checkpoint: Checkpoint, prepared: Path, tables: Tables) -> Tables | None:
+    """Clips of the class, where they are asked for."""
+    if not options.with_prior_preservation:
+        return None
+    return prior_tables(options, checkpoint, prepared, options.crop_seconds or max(tables.train["seconds"]))
+
+
 def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> None:
     """Splits the batch as memory allows, and chooses what is recomputed; what was said explicitly stays.
 
@@ -280,13 +318,19 @@ def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> N
             setattr(options, name, value)
 
 
-def _trainer(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> CodebookTrainer:
+def _trainer(
+    options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prior: Tables | None, prepared: Path
+) -> CodebookTrainer:
     _split(options, checkpoint, tables)
-    model = _model(options, checkpoint)
+    model = _model(options, checkpoint, lambda base: _check_key_word(base, options, checkpoint, tables, prepared))
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
     seed = options.seed if options.data_seed is None else options.data_seed
     drawing = Drawing(frames, options.random_crop, True, options.caption_dropout, seed)
-    train_set = ClipDataset(tables.train, tables.captions, checkpoint, drawing)
+    phrase = key_phrase(options.instance_prompt, options.class_prompt)
+    thinning = replace(drawing, word_dropout=options.word_dropout, key_phrase=phrase)
+    train_set: Any = ClipDataset(tables.train, tables.captions, checkpoint, thinning)
+    if prior is not None:
+        train_set = PairedDataset(train_set, ClipDataset(prior.train, prior.captions, checkpoint, drawing))
     eval_set = ClipDataset(tables.held_out, tables.captions, checkpoint, Drawing()) if len(tables.held_out) else None
     if eval_set is None:
         options.eval_strategy, options.eval_on_start, options.load_best_model_at_end = IntervalStrategy.NO, False, False
@@ -306,6 +350,30 @@ def _trainer(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) ->
     return trainer
 
 
+def _play_along(
+    trainer: CodebookTrainer, options: TrainArguments, checkpoint: Checkpoint, tables: Tables, folder: Path
+) -> None:
+    """Samples while it learns, the distance to the songs, and an end where nothing gets better."""
+    prompts = sample_prompts_of(
+        options.sample_prompts,
+        add_audio_samples_to_wandb=options.add_audio_samples_to_wandb,
+        num_samples_to_generate=options.num_samples_to_generate,
+        full_generation_sample_text=options.full_generation_sample_text,
+        report_to=options.report_to,
+        held_out_captions=list(tables.held_out["text"]),
+    )
+    sampling = Sampling(options.guidance_scale)
+    sampler = Sampler(checkpoint, prompts, options.sample_seconds, options.seed, folder / "samples", sampling)
+    if prompts:
+        add_samples(trainer, sampler, every=options.sample_steps, at_start=options.sample_at_start)
+    if options.metric_for_best_model in ("style", "eval_style") and trainer.eval_dataset is not None:
+        from musicgen_dreamboothing.training.style import style_meter
+
+        trainer.style_of = style_meter(options, checkpoint, tables, sampler)
+    if options.early_stopping_patience is not None and trainer.eval_dataset is not None:
+        trainer.add_callback(EarlyStoppingCallback(options.early_stopping_patience))
+
+
 class _EvaluateAtEnd(TrainerCallback):
     """Evaluates after the last update: afterwards trackers would show it as a run of its own."""
 
@@ -314,8 +382,19 @@ class _EvaluateAtEnd(TrainerCallback):
             control.should_evaluate = True
 
 
-def _model(options: TrainArguments, checkpoint: Checkpoint) -> Any:
-    """The language model with what is to be trained made trainable."""
+def _check_key_word(base: Any, options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prepared: Path) -> None:
+    """Tells before a run begins if its key-word means something else to the base already."""
+    word, states = options.instance_prompt, word_states(prepared)
+    begun = last_checkpoint(Path(str(options.output_dir))) is not None
+    if begun or not word or not set(texts_of(word)) <= states.keys():  # none are cached where T5 is trained
+        return
+    codes = tables.train.with_format("numpy")["codes"]
+    if note := keyword_note(base, checkpoint, codes, states, word, options.class_prompt):
+        say(f"note: {note}")
+
+
+def _model(options: TrainArguments, checkpoint: Checkpoint, check: Callable[[Any], None]) -> Any:
+    """The language model, checked as it was, with what is to be trained made trainable."""
     device = options.device
     # All weights of a full fine-tune are the optimizer's, which needs fp32.
     dtype = parse_dtype(options.dtype, device) if options.use_lora else torch.float32
@@ -323,6 +402,7 @@ def _model(options: TrainArguments, checkpoint: Checkpoint) -> Any:
     model = load_language_model(
         checkpoint, dtype, device, with_text_encoder=with_text, quantization=options.quantization
     )
+    check(model)
     if options.recompute == "light":
         model.use_light_recompute()
     elif options.recompute == "full":
@@ -390,6 +470,7 @@ def _summary(
     first = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line and line["step"] == 0]
     heard = trainer.audio_seconds(checkpoint)
     return {
+        "kept": _kept(trainer),
         "updates": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "train_loss": metrics.get("train_loss"),
@@ -402,6 +483,40 @@ def _summary(
         "loss_before": first[0] if first else None,
         "clips": len(tables.train),
     }
+
+
+def _kept(trainer: CodebookTrainer) -> str:
+    """Which weights were kept, and why; empty where they are the last ones."""
+    state, name = trainer.state, trainer.args.metric_for_best_model
+    if not trainer.args.load_best_model_at_end or state.best_metric is None:
+        return ""
+    key = name if str(name).startswith("eval_") else f"eval_{name}"
+    epochs = {line["step"]: line["epoch"] for line in state.log_history if key in line and line["step"] > 0}
+    which = "highest" if trainer.args.greater_is_better else "lowest"
+    early = "" if state.global_step >= state.max_steps else f"; stopped early, at update {state.global_step}"
+    return (
+        f"the weights of epoch {epochs.get(state.best_global_step, 0.0):g} "
+        f"(update {state.best_global_step} of {state.max_steps}) were kept: "
+        f"{key} {state.best_metric:.4f} was the {which} of {plural(len(epochs), 'evaluation')}{early}"
+    )
+
+
+def _report(folder: Path, options: TrainArguments) -> None:
+    """Compares the run with its base, where that is asked for; `auto` is for GPUs, on a CPU it takes long."""
+    wanted = options.final_report == "true" or (options.final_report == "auto" and options.device.type == "cuda")
+    if wanted and PartialState().is_main_process:
+        from musicgen_dreamboothing.evaluation.evaluate import evaluate
+
+        evaluate(
+            EvaluateArguments(
+                run=str(folder),
+                clap_model_name_or_path=options.clap_model_name_or_path,
+                cache_dir=options.cache_dir,
+                token=options.token,
+            )
+        )
+    elif options.final_report == "auto":
+        say(f"did it learn?  musicgen-dreamboothing evaluate {shlex.quote(str(folder))}")
 
 
 def _tell(
@@ -420,6 +535,8 @@ def _tell(
     if metrics:
         before = summary["loss_before"]
         say(f"held-out loss {'' if before is None else f'{before:.4f} before, '}{metrics['eval_loss']:.4f} after")
+    if summary["kept"]:
+        say(summary["kept"])
     say(f"saved in {folder}")
     say(notice)
     prompt = options.instance_prompt or "your prompt"

@@ -6,10 +6,12 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
 from torch.utils.data import Sampler
@@ -17,11 +19,13 @@ from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from musicgen_dreamboothing.arguments import KL
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.device import release_memory
 from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.training.collator import IS_PRIOR
 from musicgen_dreamboothing.training.dataset import EpochSampler
 
 
@@ -40,21 +44,22 @@ class CodebookTrainer(Trainer):
         super().__init__(*args, compute_metrics=evaluation_metrics, **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._sampler = EpochSampler(len(self.train_dataset), seed)
-        self._train_sums: torch.Tensor | None = None  # [2, K]: nll and count since the last line of the log
+        self._train_sums: torch.Tensor | None = None  # [2, G, K]: nll and count since the last line of the log
         self._frames = 0  # of audio that this process was trained on since its start
         self._parts = 1  # a micro-batch is computed in so many, since memory ran out
         self._recomputes_all = self.args.recompute == "full"
         self._begun: list[dict[str, torch.Tensor]] = []  # micro-batches of this update before the one at hand
+        self.style_of: Callable[[Any], float] | None = None  # how far the model's music is from the songs
         self.add_callback(_EpochTeller(self._sampler))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
-        """Valid steps of each codebook `[K]` in the whole batch of an update, over all processes."""
+        """Valid steps of each group and codebook `[G, K]` in the whole batch of an update, over all processes."""
         if not batch_samples:
             return None
-        counts = sum((batch["labels"] != IGNORED).sum((0, 2)) for batch in batch_samples)
+        counts = sum(_groups(batch) @ (batch["labels"] != IGNORED).sum(2).float() for batch in batch_samples)
         return self.accelerator.reduce(torch.as_tensor(counts).to(device), reduction="sum")
 
     def compute_loss(
@@ -66,16 +71,33 @@ class CodebookTrainer(Trainer):
     ) -> Any:
         """The share of this micro-batch in the loss of the update, times the number of processes.
 
-        The gradients of the processes are averaged afterwards, which undoes that factor.
+        The gradients of the processes are averaged afterwards, which undoes that factor. With prior preservation it is
+        the songs' loss plus the weighted loss of their class, each a mean over its own clips.
         """
-        outputs = model(**inputs)
-        counts = outputs.count.sum(0) if num_items_in_batch is None else num_items_in_batch
-        loss = (outputs.nll.sum(0) / counts.clamp(min=1)).mean() * self.accelerator.num_processes
+        groups = _groups(inputs)
+        rows = {name: values for name, values in inputs.items() if name != IS_PRIOR}
+        if self.args.prior == KL and IS_PRIOR in inputs:
+            rows |= self._of_base(model, rows, clips=int(inputs[IS_PRIOR].sum()))
+        outputs = model(**rows)
+        nll, own = groups @ outputs.nll, groups @ outputs.count.float()
+        counts = own if num_items_in_batch is None else num_items_in_batch
+        losses = (nll / counts.clamp(min=1)).mean(-1)  # [G]
+        loss = (losses * losses.new_tensor([1.0, self.args.prior_loss_weight])[: len(losses)]).sum()
         if model.training:
             self._frames += inputs["labels"].shape[0] * inputs["labels"].shape[-1]
-            sums = torch.stack([outputs.nll.detach().sum(0), outputs.count.sum(0)])
+            sums = torch.stack([nll.detach(), own])
             self._train_sums = sums if self._train_sums is None else self._train_sums + sums
+        loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _of_base(self, model: Any, rows: dict[str, torch.Tensor], clips: int) -> dict[str, torch.Tensor]:
+        """What the base says of the last clips: the same weights, with the adapter switched off."""
+        if not clips:
+            return {}
+        adapted = self.accelerator.unwrap_model(model)
+        last = {name: values[-clips:] for name, values in rows.items() if name != "labels"}
+        with torch.no_grad(), adapted.disable_adapter():
+            return {"base_states": adapted.get_base_model().states(**last)}
 
     def training_step(
         self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
@@ -129,6 +151,14 @@ class CodebookTrainer(Trainer):
                 "--model_name_or_path"
             ) from error
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds the distance to the songs, where it is asked for: early stopping and the best checkpoint go by it."""
+        found = super().evaluation_loop(*args, **kwargs)
+        if self.style_of is not None:
+            heard = [self.style_of(self.model) if self.is_world_process_zero() else None]
+            found.metrics["eval_style"] = broadcast_object_list(heard)[0]  # all processes must decide the same
+        return found
+
     def prediction_step(
         self,
         model: Any,
@@ -145,7 +175,10 @@ class CodebookTrainer(Trainer):
         """Adds cross-entropy and perplexity of each codebook to the training lines."""
         if "loss" in logs and self._train_sums is not None:
             nll, count = self.accelerator.reduce(self._train_sums, reduction="sum").cpu()
-            logs |= {key: value for key, value in codebook_metrics(nll, count).items() if key != "loss"}
+            found = codebook_metrics(nll[0], count[0])
+            if len(nll) > 1:  # what Trainer calls loss is the weighted sum of these two
+                logs |= {"instance_loss": found["loss"], "prior_loss": codebook_metrics(nll[1], count[1])["loss"]}
+            logs |= {key: value for key, value in found.items() if key != "loss"}
             self._train_sums = None
         super().log(logs, start_time)
 
@@ -173,6 +206,13 @@ class _EpochTeller(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.sampler.epoch = int(state.epoch or 0)
+
+
+def _groups(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Which clips belong together, `[G, B]` of zeros and ones: all, or the songs and their class."""
+    if IS_PRIOR not in batch:
+        return torch.ones(1, len(batch["labels"]), device=batch["labels"].device)
+    return torch.stack([~batch[IS_PRIOR], batch[IS_PRIOR]]).float()
 
 
 def codebook_metrics(nll: torch.Tensor, count: torch.Tensor) -> dict[str, float]:

@@ -1,0 +1,634 @@
+"""The numbers of the evaluation, as pure functions of arrays: how near, how like what was asked, how varied.
+
+Embeddings are float arrays `[N, D]`, one row a clip: CLAP's, each of length 1, or points of a `signal.Space`. Both
+must come from one embedding; figures of different ones are never compared. Intervals are bootstrapped (`statistics`);
+a wave is float32 `[C, S]` at `rate` Hz.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from musicgen_dreamboothing.audio import Wave, is_silent
+from musicgen_dreamboothing.evaluation.result import Interval
+from musicgen_dreamboothing.evaluation.statistics import Estimate, estimate, interval, resampled
+from musicgen_dreamboothing.listening.key import TONICS, find_key
+from musicgen_dreamboothing.listening.rhythm import HARMONY_RATE, find_rhythm, pitches
+from musicgen_dreamboothing.listening.spectrum import mono_at
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+
+SHRINKAGE = 0.1  # of covariances, towards their diagonal
+INFINITY_SIZES, INFINITY_DRAWS = 8, 8  # numbers of clips of the line to infinity, and draws at each
+KERNEL_SCALE = 100.0  # of KAD, as kadtk has it
+TAG_FLOOR = 1e-6  # audiocraft's, in metrics/kld.py
+COLLAPSED = 0.1  # of the songs' variety
+TEMPO_TOLERANCE = 0.04  # of Gouyon et al. (2006), "An experimental comparison of audio tempo induction algorithms"
+TEMPO_MULTIPLES = (1.0, 0.5, 2.0)
+FIFTH, RELATIVE, PARALLEL = 0.5, 0.3, 0.2  # of a right key; MIREX, audio key detection
+
+
+# Distances of sets
+
+
+def frechet_distance(a: Array, b: Array) -> float:
+    """Fréchet distance of the Gaussians of two sets of vectors `[N, P]` and `[M, P]` (Heusel et al. 2017, eq. 6).
+
+    |m_a - m_b|² + tr(C_a + C_b - 2 (C_a C_b)^½); FAD, where the vectors are embeddings of sound (Kilgour et al. 2019).
+    Figures that are compared should come from as many clips: few clips make it larger. Covariances are shrunk by a
+    tenth towards their diagonals, which keeps them regular where clips are few.
+    """
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    covariance_a, covariance_b = _covariance(a), _covariance(b)
+    root = _square_root(covariance_a)
+    mixed = np.sqrt(np.clip(np.linalg.eigvalsh(root @ covariance_b @ root), 0, None)).sum()
+    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(covariance_a) + np.trace(covariance_b) - 2 * mixed
+    return max(0.0, float(distance))
+
+
+def _covariance(rows: Array) -> Array:
+    """Of `[N, P]`, shrunk towards its diagonal."""
+    found = np.atleast_2d(np.cov(rows, rowvar=False))
+    return (1 - SHRINKAGE) * found + SHRINKAGE * np.diag(np.diag(found))
+
+
+def _square_root(symmetric: Array) -> Array:
+    """The root of a positive semi-definite matrix `[P, P]`."""
+    values, vectors = np.linalg.eigh(symmetric)
+    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """A line through distances at several numbers of clips n: its value at 1/n = 0, its slope over 1/n, its R²."""
+
+    value: float
+    slope: float
+    r_squared: float
+
+
+def frechet_infinity(reference: Array, generated: Array, seed: int) -> Extrapolation:
+    """The Fréchet distance that endlessly many clips would have, of `[N, P]` and `[M, P]`.
+
+    Gui et al. (2024), "Adapting Frechet Audio Distance for generative music evaluation", after Chong & Forsyth
+    (2020): the bias is near proportional to 1/n, so the distance is taken at several n and a line carries it
+    to 1/n = 0. Unlike there, where the reference is huge, n clips of *both* sets are drawn, and without replacement:
+    a clip that is drawn twice would add a bias of its own. The value may be a little below 0.
+
+    Raises:
+        ValueError: fewer than 3 (P + 1) clips in a set; project on fewer dimensions, or use `style_distance`.
+    """
+    most, fewest = min(len(reference), len(generated)), 3 * (reference.shape[1] + 1)
+    if most < fewest:
+        raise ValueError(
+            f"{most} clips are too few for a Fréchet distance in {reference.shape[1]} dimensions: "
+            f"it takes {fewest} of each set; fewer dimensions need fewer clips, and style_distance works with a few"
+        )
+    rng = np.random.default_rng(seed)
+    sizes = np.unique(np.round(1 / np.linspace(3 / most, 1 / most, INFINITY_SIZES)).astype(int))
+    found = np.array([_frechet_of(reference, generated, size, rng) for size in sizes])
+    slope, value = np.polyfit(1 / sizes, found, 1)
+    left = found - (value + slope / sizes)
+    return Extrapolation(float(value), float(slope), float(1 - left.var() / max(found.var(), 1e-30)))
+
+
+def _frechet_of(a: Array, b: Array, size: int, rng: np.random.Generator) -> float:
+    """The mean distance of `size` clips of each set."""
+    draws = [(rng.permutation(len(a))[:size], rng.permutation(len(b))[:size]) for _ in range(INFINITY_DRAWS)]
+    return float(np.mean([frechet_distance(a[one], b[other]) for one, other in draws]))
+
+
+def distances(a: Array, b: Array) -> Array:
+    """Euclidean distances `[N, M]` of the rows of `[N, D]` and `[M, D]`."""
+    centre = b.mean(axis=0)  # cancels less there
+    left, right = np.asarray(a - centre, np.float64), np.asarray(b - centre, np.float64)
+    squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1) - 2 * left @ right.T
+    return np.sqrt(np.clip(squares, 0, None))
+
+
+def median_distance(rows: Array) -> float:
+    """The median distance of two different rows of `[N, D]`: the usual bandwidth (Gretton et al. 2012)."""
+    return float(np.median(distances(rows, rows)[np.triu_indices(len(rows), 1)]))
+
+
+def kernel_distance(reference: Array, generated: Array, bandwidth: float | None = None) -> float:
+    """KAD of `[N, D]` and `[M, D]` (Chung et al. 2025, "KAD: No more FAD!"): 100 times the unbiased MMD².
+
+    MMD² = mean k(x, x') + mean k(y, y') - 2 mean k(x, y) over pairs of different clips (Gretton et al. 2012, eq. 3),
+    k(x, y) = exp(-|x - y|² / 2σ²), σ the `median_distance` of the reference if it is not given. It is right on
+    average for few clips too, so it may be below 0. But it tells nothing of sets that lie several σ apart: there it
+    only measures how alike the clips of either set are, and a model that gets nearer may seem to go away.
+
+    Raises:
+        ValueError: fewer than two clips in a set, or a reference of equal clips.
+    """
+    _check_several(reference, generated)
+    sigma = median_distance(reference) if bandwidth is None else bandwidth
+    if sigma <= 0:
+        raise ValueError("a kernel needs a bandwidth above 0; the clips of the reference are all the same")
+    between, within_a, within_b = (
+        np.exp(-(distances(x, y) ** 2) / (2 * sigma**2))
+        for x, y in ((reference, generated), (reference, reference), (generated, generated))
+    )
+    return KERNEL_SCALE * (_off_diagonal(within_a) + _off_diagonal(within_b) - 2 * float(between.mean()))
+
+
+def _off_diagonal(square: Array) -> float:
+    """The mean of `[N, N]` without its diagonal."""
+    return float((square.sum() - np.trace(square)) / (len(square) * (len(square) - 1)))
+
+
+def _check_several(*sets: Array) -> None:
+    for rows in sets:
+        if len(rows) < 2:
+            raise ValueError(f"a set needs two clips at least, not {len(rows)}")
+
+
+# Style: how near to the songs
+
+
+def style_distance(
+    clips: Array,
+    reference: Array,
+    *,
+    clip_songs: ArrayLike | None = None,
+    reference_songs: ArrayLike | None = None,
+) -> float:
+    """How far clips `[N, D]` are from the clips of the training songs `[M, D]`: 0 where one could be the other.
+
+    The energy distance (Székely & Rizzo 2013, "Energy statistics"), an MMD² with the kernel -|x - y| (Sejdinovic et
+    al. 2013), divided by how far the songs are from each other:
+
+        (2 mean |x - y| - mean |x - x'|) / mean |y - y'| - 1
+
+    Why this one: the Fréchet distance needs several clips for each dimension, and few make it larger. This, like KAD,
+    holds for few clips (so it may be a little below 0); unlike KAD it has no bandwidth beyond which everything is
+    equally far, so it shows progress from far away, where it grows as the distance does. It has no unit.
+
+    Args:
+        clip_songs, reference_songs: the song of each clip, if several are of one: means within a set are then taken
+            over pairs of different songs, for halves of one song are more alike than songs are.
+
+    Raises:
+        ValueError: a set without two different songs (or clips).
+    """
+    spread = _between_songs(distances(reference, reference), reference_songs)
+    each, all_songs = np.ones(len(clips)), np.ones(len(reference))
+    return _style_of(clips, reference, clip_songs)(each, all_songs, spread(all_songs))
+
+
+def _style_of(clips: Array, reference: Array, clip_songs: ArrayLike | None) -> Callable[[Array, Array, float], float]:
+    """`style_distance` from how often each clip of both sets was drawn, and how far the songs that were are apart."""
+    between, within = distances(clips, reference), _between_songs(distances(clips, clips), clip_songs)
+
+    def measure(drawn: Array, songs: Array, spread: float) -> float:
+        apart = float(drawn @ between @ songs) / float(drawn.sum() * songs.sum())
+        return (2 * apart - within(drawn)) / spread - 1
+
+    return measure
+
+
+def _between_songs(values: Array, names: ArrayLike | None) -> Callable[[Array], float]:
+    """The mean of `[N, N]` over pairs of different songs, each as often as its clips were drawn; NaN without a pair.
+
+    Clips are songs where they have no names. One that is drawn twice makes no pair with itself.
+    """
+    labels = np.arange(len(values)) if names is None else np.asarray(names)
+    pairs = (labels[:, None] != labels).astype(float)
+    if pairs.shape != values.shape or not pairs.any():
+        raise ValueError(f"a set needs clips of two songs at least, not {len(values)} clips of {len(set(labels))}")
+    counted = values * pairs
+
+    def mean(drawn: Array) -> float:
+        total = float(drawn @ pairs @ drawn)
+        return float(drawn @ counted @ drawn) / total if total else math.nan
+
+    return mean
+
+
+def gap_closed(base: float, tuned: float, goal: float) -> float | None:
+    """The share of the way from the base to held-out songs that was gone, of three style distances.
+
+    1 is as near as the songs themselves, 0 as far as the base, below 0 farther. None where the base is as near as
+    the songs already: there is no gap.
+    """
+    return (base - tuned) / (base - goal) if base > goal else None
+
+
+@dataclass(frozen=True)
+class StyleGap:
+    """Style distances of the base, the fine-tuned model and held-out songs; `change` is the interval of tuned - base.
+
+    `closed` is the share of the gap that was closed; None where there is no gap.
+    """
+
+    base: Estimate
+    tuned: Estimate
+    goal: Estimate
+    change: Interval | None
+    closed: Estimate | None
+
+
+def style_gap(
+    base: Array,
+    tuned: Array,
+    goal: Array,
+    reference: Array,
+    seed: int,
+    *,
+    prompts: ArrayLike | None = None,
+    goal_songs: ArrayLike | None = None,
+    reference_songs: ArrayLike | None = None,
+) -> StyleGap:
+    """Style distances to the training songs `reference` `[M, D]`, and how much of the gap was closed.
+
+    Intervals come from drawing prompts and songs again, each with all its clips, and both models' clips together.
+
+    Args:
+        base, tuned: clips of the same prompts and seeds in one order, `[N, D]`.
+        goal: clips of held-out songs `[G, D]`, through the codec if generated clips are to be able to reach it.
+        prompts: the prompt of each pair. Its clips are taken for clips of one song: that they are alike is for
+            `diversity` to say. With one prompt only, leave it out.
+        goal_songs, reference_songs: the song of each clip. If there is but one held-out song, leave it out: its clips
+            then pass for songs, and the goal seems farther than it is.
+
+    Raises:
+        ValueError: not as many clips of base and tuned, or a set without two different songs (or clips).
+    """
+    if base.shape != tuned.shape:
+        raise ValueError(f"clips of base and tuned model are paired: {len(base)} and {len(tuned)} are not")
+    of_base, of_tuned = (_style_of(clips, reference, prompts) for clips in (base, tuned))
+    of_goal = _style_of(goal, reference, goal_songs)
+    spread_of = _between_songs(distances(reference, reference), reference_songs)
+
+    def measure(pairs: Rows, held_out: Rows, training: Rows) -> tuple[float, float, float]:
+        clips, best, songs = (
+            np.bincount(rows, minlength=len(drawn)).astype(float)
+            for rows, drawn in ((pairs, base), (held_out, goal), (training, reference))
+        )
+        spread = spread_of(songs)
+        return of_base(clips, songs, spread), of_tuned(clips, songs, spread), of_goal(best, songs, spread)
+
+    rows = [np.arange(len(clips)) for clips in (base, goal, reference)]
+    before, after, best = measure(*rows)
+    drawn = resampled(measure, *rows, seed=seed, groups=(prompts, goal_songs, reference_songs)).reshape(-1, 3)
+    first, second, third = drawn.T
+    closed = gap_closed(before, after, best)
+    return StyleGap(
+        base=Estimate(before, interval(first)),
+        tuned=Estimate(after, interval(second)),
+        goal=Estimate(best, interval(third)),
+        change=interval(second - first),
+        closed=None if closed is None else Estimate(closed, interval((first - second) / (first - third))),
+    )
+
+
+# Words: tags and prompts
+
+
+def tag_divergence(reference: Array, generated: Array) -> Array:
+    """KL divergence in nats of tags of generated clips from those of their references, `[N]`; its mean is the KLD.
+
+    sum p log(p / (q + 1e-6)) over classes, p the reference: as in audiocraft (metrics/kld.py; Kreuk et al. 2023,
+    "AudioGen"). Both are `[N, L]`, probabilities of L classes. Sets that aren't paired can be compared by their means,
+    as one row each.
+
+    Raises:
+        ValueError: of different shapes, or rows that don't sum to 1.
+    """
+    p, q = np.asarray(reference, np.float64), np.asarray(generated, np.float64)
+    if p.shape != q.shape:
+        raise ValueError(f"tags are compared in pairs: {p.shape} and {q.shape} are none")
+    for rows in (p, q):
+        if (rows < 0).any() or not np.allclose(rows.sum(axis=-1), 1, atol=1e-3):
+            raise ValueError("tags need probabilities of classes that exclude each other: rows that sum to 1")
+    logs = np.log(np.where(p > 0, p, 1)) - np.log(q + TAG_FLOOR)
+    return np.asarray((p * logs).sum(axis=-1))
+
+
+def text_audio_score(sounds: Array, texts: Array) -> Array:
+    """How well each clip fits its prompt, -1 to 1: cosines `[N]` of CLAP's embeddings of both, `[N, D]`.
+
+    Wu et al. (2023), "Large-scale contrastive language-audio pretraining"; the mean over clips is the CLAP score
+    (audiocraft, metrics/clap_consistency.py). Only to be compared within one CLAP model.
+
+    Raises:
+        ValueError: not as many texts as sounds.
+    """
+    if sounds.shape != texts.shape:
+        raise ValueError(f"each sound needs its text: {sounds.shape} and {texts.shape} are no pairs")
+    lengths = np.linalg.norm(sounds, axis=1) * np.linalg.norm(texts, axis=1)
+    return np.asarray((sounds * texts).sum(axis=1) / np.maximum(lengths, 1e-12), np.float64)
+
+
+# Variety
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How different clips are: the mean over pairs of |x - y|²/2, and how many different ones they amount to."""
+
+    distance: float
+    vendi: float
+
+
+def half_squares(a: Array, b: Array) -> Array:
+    """|x - y|²/2 of the rows of `[N, D]` and `[M, D]`: of rows of length 1 it is the cosine distance, 1 - cos.
+
+    In a `Space`, whose centre has no meaning of its own, it still has one where a cosine has not.
+    """
+    return distances(a, b) ** 2 / 2
+
+
+def diversity(embeddings: Array, bandwidth: float | None = None) -> Diversity:
+    """How different clips `[N, D]` of one prompt are; to be compared with figures of as many clips only.
+
+    The distance is the mean over pairs of `half_squares`. The Vendi score (Friedman & Dieng 2023) has the cosine as
+    its kernel; where rows aren't of length 1 it needs a bandwidth σ (the `median_distance` of the songs, say), and
+    its kernel is exp(-|x - y|² / 2σ²).
+
+    Raises:
+        ValueError: fewer than two clips, or rows that aren't of length 1 without a bandwidth.
+    """
+    _check_several(embeddings)
+    apart = half_squares(embeddings, embeddings)
+    if bandwidth is None and not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):
+        raise ValueError("embeddings that aren't of length 1 need a bandwidth")
+    alike = 1 - apart if bandwidth is None else np.exp(-apart / bandwidth**2)
+    return Diversity(_off_diagonal(apart), vendi_score(alike))
+
+
+def vendi_score(similarities: Array) -> float:
+    """How many different things there are, 1 to N, by their similarities `[N, N]` with 1 on the diagonal.
+
+    exp(-sum λ log λ) over the eigenvalues of similarities / N (Friedman & Dieng 2023, "The Vendi score").
+    """
+    values = np.linalg.eigvalsh(similarities / len(similarities))
+    known = values[values > 1e-12]
+    return float(np.exp(-(known * np.log(known)).sum()))
+
+
+def is_collapsed(clips: Array, songs: Array, song_names: ArrayLike | None = None) -> bool:
+    """Whether clips `[N, D]` of one prompt are all but the same: less than a tenth as different as songs `[M, D]` are.
+
+    Both are means of `half_squares`, so a tenth is a third of the distance. Halves of a built-in song have 0.01 to
+    0.13 of what lies between these songs, depending on the `Space`, and pieces of another style 0.6 to 4. A prompt
+    asks for less variety than a collection has: a fifth or a half is no fault.
+
+    Args:
+        song_names: the song of each clip of `songs`, if several are of one.
+
+    Raises:
+        ValueError: fewer than two clips, or clips of fewer than two songs.
+    """
+    _check_several(clips)
+    usual = _between_songs(half_squares(songs, songs), song_names)(np.ones(len(songs)))
+    return _off_diagonal(half_squares(clips, clips)) < COLLAPSED * usual
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What training did to prompts it should have left alone, in units of what another seed does to the base's clips.
+
+    Attributes:
+        same_seed: 0 where clips of one seed are unchanged, 1 where they are as different as clips of another seed.
+            Sampling soon goes another way, so it comes near 1 even where prompts sound as ever.
+        other_seeds: 1 where the tuned model's clips are to the base's what these are to each other, more where prompts
+            have changed their sound.
+        clips: `half_squares` of each pair of clips, `[P, S]`.
+        yardstick: the mean between seeds of the base.
+    """
+
+    same_seed: Estimate
+    other_seeds: Estimate
+    clips: Array
+    yardstick: float
+
+
+def drift(before: Array, after: Array, seed: int) -> Drift:
+    """How far neutral prompts have moved; before and after are `[P, S, D]`: P prompts, S seeds.
+
+    Distances are `half_squares`: of CLAP's embeddings the cosine distance. Intervals come from drawing prompts.
+
+    Raises:
+        ValueError: of different shapes, one seed only, or a base whose seeds all sound the same.
+    """
+    if before.shape != after.shape or before.ndim != 3 or before.shape[1] < 2:
+        raise ValueError(f"drift needs [prompts, seeds >= 2, D] of both, not {before.shape} and {after.shape}")
+    across = np.array([half_squares(*clips) for clips in zip(before, after, strict=True)])  # [P, S, S]
+    clips = np.diagonal(across, axis1=1, axis2=2)
+    spread = np.array([_off_diagonal(half_squares(rows, rows)) for rows in before])
+    if spread.mean() < 1e-12:
+        raise ValueError("all seeds of the base sound the same: there is no yardstick for drift")
+    prompts = np.stack([clips.mean(axis=1), [_off_diagonal(rows) for rows in across], spread], axis=1)  # [P, 3]
+    same, others = (estimate(_ratio_to_last(column), prompts, seed=seed) for column in (0, 1))
+    return Drift(same, others, clips, float(spread.mean()))
+
+
+def _ratio_to_last(column: int) -> Callable[[Array], float]:
+    return lambda rows: float(rows[:, column].mean() / rows[:, -1].mean())
+
+
+# Adherence: whether the prompt was followed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caption asks for: beats a minute, and a key such as `C# minor`, with sharps; None where it doesn't say."""
+
+    bpm: float | None
+    key: str | None
+
+
+_NUMBER = r"(\d{2,3}(?:[.,]\d+)?)"
+_TEMPO = re.compile(
+    rf"(?<![\d.,–-]){_NUMBER}[\s-]*(?:bpm|beats (?:per|a) minute)\b"
+    rf"|\b(?:bpm|tempo)(?:\s*[:=]\s*|\s+(?:(?:of|is|at|around|about)\s+)*){_NUMBER}\b",
+    re.IGNORECASE,
+)
+_KEY = re.compile(
+    r"(?P<before>\b(?:in|key(?:\s+(?:of|is))?)\b[\s:]*)?(?<![\w#♯♭'])(?P<letter>[A-G])"
+    r"(?P<sharp>\s*[#♯]|[\s-]sharp)?(?P<flat>[b♭]|[\s-]flat)?[\s-]*\b(?P<mode>maj|min)(?:or)?\b",
+    re.IGNORECASE,
+)
+_NOUN = re.compile(r"\s+(?!(?:and|at|by|for|from|in|on|or|then|to|with)\b)[a-z]", re.IGNORECASE)
+
+
+def asked_of(prompt: str) -> Asked:
+    """The tempo and the key that a caption asks for; one that names two different ones asks for neither.
+
+    A key needs its mode as a word: "Am" and "in F" are not read.
+
+    >>> asked_of("punk at 188 bpm in e minor"), asked_of("genre: rock. bpm: 118. key: Bb major")
+    (Asked(bpm=188.0, key='E minor'), Asked(bpm=118.0, key='A# major'))
+    >>> asked_of("a minor hit of 99 bands, in a minor key")
+    Asked(bpm=None, key=None)
+    """
+    tempi = {float((one or other).replace(",", ".")) for one, other in _TEMPO.findall(prompt)}
+    keys = {_key_name(match) for match in _KEY.finditer(prompt) if not _is_article(match)}
+    return Asked(tempi.pop() if len(tempi) == 1 else None, keys.pop() if len(keys) == 1 else None)
+
+
+def _is_article(match: re.Match[str]) -> bool:
+    """Whether an "a" is a word of its own: in "a minor hit" and "in a minor key", not "in a minor" or "in A minor"."""
+    letter, before = match["letter"], (match["before"] or "").lower()
+    if letter not in "aA" or match["sharp"] or match["flat"] or before.startswith("key") or (letter == "A" and before):
+        return False
+    return bool(_NOUN.match(match.string, match.end()))
+
+
+def _key_name(match: re.Match[str]) -> str:
+    step = bool(match["sharp"]) - bool(match["flat"])
+    return f"{TONICS[(TONICS.index(match['letter'].upper()) + step) % 12]} {match['mode'].lower()}or"
+
+
+@dataclass(frozen=True)
+class TempoAdherence:
+    """Tempi in beats a minute, `heard` None where nothing pulses or the clip is shorter than 5 s.
+
+    `multiple` is 1, 0.5 or 2 where the asked tempo, its half or its double was heard, within 4 %; else None.
+    """
+
+    asked: float
+    heard: float | None
+    multiple: float | None
+
+    @property
+    def is_right(self) -> bool:
+        """Accuracy 1 of Gouyon et al. (2006): the tempo itself."""
+        return self.multiple == 1
+
+    @property
+    def is_right_but_for_octave(self) -> bool:
+        """The tempo, its half or its double, for people differ in what beat they feel: Accuracy 2 without thirds."""
+        return self.multiple is not None
+
+
+def tempo_adherence(asked: float, wave: Wave, rate: int) -> TempoAdherence:
+    """Whether a clip `[C, S]` has the tempo that was asked for, in beats a minute, as `find_rhythm` hears it."""
+    rhythm = find_rhythm(wave, rate)
+    if rhythm is None:
+        return TempoAdherence(asked, None, None)
+    return TempoAdherence(asked, rhythm.tempo, tempo_multiple(rhythm.tempo, asked))
+
+
+def tempo_multiple(heard: float, asked: float) -> float | None:
+    """1, 0.5 or 2 where the heard tempo is that much of the asked one, within 4 %; else None."""
+    near = (multiple for multiple in TEMPO_MULTIPLES if abs(heard / (asked * multiple) - 1) <= TEMPO_TOLERANCE)
+    return next(near, None)
+
+
+@dataclass(frozen=True)
+class KeyAdherence:
+    """Keys such as `C# minor`; `heard` is None where nothing is tonal or the clip is shorter than 3 s.
+
+    `score` is MIREX's: 1 for the key, 0.5 for one a fifth away, 0.3 for the relative and 0.2 for the parallel one.
+    """
+
+    asked: str
+    heard: str | None
+    score: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the key itself was heard."""
+        return self.score == 1
+
+
+def key_adherence(asked: str, wave: Wave, rate: int) -> KeyAdherence:
+    """Whether a clip `[C, S]` is in the key that was asked for, such as `C# minor`, as `find_key` hears it."""
+    key = find_key(wave, rate)
+    return KeyAdherence(asked, key.name if key else None, key_score(key.name, asked) if key else 0.0)
+
+
+def key_score(heard: str, asked: str) -> float:
+    """How near one key is to another, 0 to 1, in MIREX's weights; a fifth may be up or down, as in its evaluation."""
+    (tonic, mode), (wanted, wanted_mode) = heard.split(), asked.split()
+    steps = (TONICS.index(tonic) - TONICS.index(wanted)) % 12
+    if mode == wanted_mode:
+        return {0: 1.0, 5: FIFTH, 7: FIFTH}.get(steps, 0.0)
+    return {0: PARALLEL, 9 if wanted_mode == "major" else 3: RELATIVE}.get(steps, 0.0)
+
+
+def chroma_similarity(a: Wave, b: Wave, rate: int) -> float:
+    """How alike the pitch classes of two waves `[C, S]` are over time, -1 to 1; unrelated melodies have about 0.
+
+    The mean over frames (21.5 a second) of the cosine of both chromas, each without its mean. So the melody metric of
+    Copet et al. (2023), "Simple and controllable music generation", but for keeping all twelve classes instead of
+    the strongest. Frames are aligned by time, and the longer wave is cut; NaN where either is silent.
+    """
+    samples = min(a.shape[1], b.shape[1])
+    one, other = a[:, :samples], b[:, :samples]
+    if is_silent(one) or is_silent(other):
+        return math.nan
+    left, right = (_chroma(wave, rate) for wave in (one, other))
+    lengths = np.linalg.norm(left, axis=0) * np.linalg.norm(right, axis=0)
+    sounding = lengths > 1e-9
+    return float(((left * right).sum(axis=0)[sounding] / lengths[sounding]).mean()) if sounding.any() else math.nan
+
+
+def _chroma(wave: Wave, rate: int) -> Array:
+    """How loud each pitch class is, `[12, T]`, without the mean of the frame."""
+    loudness = pitches(mono_at(wave, rate, HARMONY_RATE))
+    classes = loudness.reshape(-1, 12, loudness.shape[1]).sum(axis=0)
+    return classes - classes.mean(axis=0)
+
+
+# Cross-entropy on held-out songs
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """In nats: of each of K codebooks, and their mean, which is the loss that is trained."""
+
+    codebooks: tuple[Estimate, ...]
+    mean: Estimate
+
+
+def cross_entropy(nll: Array, count: Array, seed: int, songs: ArrayLike | None = None) -> CrossEntropy:
+    """Mean cross-entropy on held-out clips, from sums over valid steps and numbers of these, both `[N, K]`.
+
+    Intervals come from drawing clips again, or whole songs where the song of each clip is given.
+
+    Raises:
+        ValueError: of different shapes, or without clips.
+    """
+    return _cross_entropy(np.asarray(nll)[None], count, seed, songs)
+
+
+def cross_entropy_change(
+    base: Array, tuned: Array, count: Array, seed: int, songs: ArrayLike | None = None
+) -> CrossEntropy:
+    """The same of tuned - base, on the same clips: below 0 the fine-tuned model knows them better."""
+    return _cross_entropy(np.stack([tuned, -np.asarray(base)]), count, seed, songs)
+
+
+def _cross_entropy(terms: Array, count: Array, seed: int, songs: ArrayLike | None) -> CrossEntropy:
+    """Of a sum of terms `[n, N, K]`."""
+    sums, steps = terms.astype(np.float64).sum(axis=0), np.asarray(count, np.float64)
+    if sums.shape != steps.shape or not len(steps):
+        raise ValueError(f"cross-entropy needs sums and counts [clips, codebooks], not {sums.shape} and {steps.shape}")
+    clips = np.stack([sums, steps], axis=1)  # [N, 2, K]
+    drawn = resampled(_mean_nll, clips, seed=seed, groups=(songs,)).reshape(-1, clips.shape[2])
+    means = _mean_nll(clips)
+    codebooks = [Estimate(float(mean), interval(column)) for mean, column in zip(means, drawn.T, strict=True)]
+    return CrossEntropy(tuple(codebooks), Estimate(float(means.mean()), interval(drawn.mean(axis=1))))
+
+
+def _mean_nll(clips: Array) -> Array:
+    """`[N, 2, K]`, sums and counts, -> `[K]`."""
+    sums, steps = clips.sum(axis=0)
+    return np.asarray(sums / np.maximum(steps, 1))
+
+
+def perplexity(entropy: Estimate) -> Estimate:
+    """exp of a cross-entropy in nats; of a change, by which factor the perplexity changes."""
+    bounds = entropy.interval
+    return Estimate(math.exp(entropy.value), None if bounds is None else (math.exp(bounds[0]), math.exp(bounds[1])))

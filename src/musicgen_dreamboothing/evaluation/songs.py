@@ -1,0 +1,137 @@
+"""The songs of a run, as an evaluation needs them: excerpts to compare with, and the loss of those held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.audio import Wave
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.run import RunRecord
+from musicgen_dreamboothing.data.sources import CLIPS
+from musicgen_dreamboothing.data.tables import Tables, load_tables
+from musicgen_dreamboothing.data.tokens import CODES, TOKENS
+from musicgen_dreamboothing.evaluation.originality import TrainingClip
+from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.model import text
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.delay import training_steps
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Excerpts:
+    """Pieces of songs, as the codec plays them: waves `[C, S]` with their rate, and the song of each."""
+
+    waves: list[tuple[Wave, int]]
+    songs: list[str]
+
+
+def prepared_folder(run: Path, record: RunRecord, named: str | None) -> Path:
+    """The folder with the clips and tokens that a run was trained on.
+
+    Raises:
+        UserError: it is not where it was.
+    """
+    places = [Path(named)] if named else [Path(record.prepared), run / "data"]
+    for place in places:
+        if (place / TOKENS / CODES).is_dir():
+            return place
+    raise UserError(
+        f"the clips that {run} was trained on are not in {' or '.join(map(str, places))}; name their folder: --data DIR"
+    )
+
+
+def tables_of(record: RunRecord, prepared: Path) -> Tables:
+    """The clips that were trained on and those that were held out, as the run had them."""
+    options = record.options
+    tables = load_tables(prepared, eval_fraction=options["eval_fraction"], seed=options["seed"], text_states=False)
+    most = options.get("max_train_samples") or len(tables.train)
+    return Tables(tables.train.select(range(min(most, len(tables.train)))), tables.held_out, None)
+
+
+def excerpts(
+    decode: Callable[[torch.Tensor], NDArray[np.float32]],
+    checkpoint: Checkpoint,
+    clips: datasets.Dataset,
+    *,
+    seconds: float,
+    most: int,
+    seed: int,
+) -> Excerpts:
+    """One piece of each clip, from a random place, played by the codec: so its faults are not taken for the model's.
+
+    Args:
+        decode: codes `[K, T]` to a wave `[C, S]`.
+        checkpoint: the base.
+        clips: rows with `codes` and `source`.
+        seconds: length of a piece; shorter clips are left out, unless all are shorter.
+        most: pieces; of more clips they are spread over the songs.
+        seed: of the places.
+    """
+    wanted = max(1, round(seconds * checkpoint.frame_rate))
+    lengths = [round(length * checkpoint.frame_rate) for length in clips["seconds"]]
+    long_enough = [row for row, length in enumerate(lengths) if length >= wanted] or list(range(len(clips)))
+    chosen = _spread(long_enough, clips["source"], most)
+    rng, rate = np.random.default_rng(seed), checkpoint.sampling_rate
+    waves = []
+    for row in tqdm(chosen, unit="clip", desc="playing songs", leave=False):
+        codes = np.asarray(clips[row]["codes"], np.int64)
+        begin = int(rng.integers(max(0, codes.shape[1] - wanted) + 1))
+        waves.append((decode(torch.from_numpy(codes[:, begin : begin + wanted])), rate))
+    return Excerpts(waves, [clips["source"][row] for row in chosen])
+
+
+def _spread(rows: list[int], songs: list[str], most: int) -> list[int]:
+    """At most so many rows: first one of each song, then the second ones, and so on."""
+    place: dict[str, int] = {}
+    turns = []
+    for row in rows:
+        turns.append((place.setdefault(songs[row], 0), row))
+        place[songs[row]] += 1
+    return sorted(row for _, row in sorted(turns)[:most])
+
+
+def training_clips(clips: datasets.Dataset) -> tuple[list[NDArray[Any]], list[TrainingClip]]:
+    """Codes `[K, T]` and names of all clips."""
+    rows = clips.with_format("numpy")
+    codes = [np.asarray(row["codes"]) for row in rows]
+    names = zip(clips["source"], clips["start"], clips["file_name"], strict=True)
+    return codes, [TrainingClip(song, start, file) for song, start, file in names]
+
+
+def waves_of(prepared: Path, clips: datasets.Dataset, rate: int) -> Iterator[tuple[Wave, int]]:
+    """The clips as they were cut, one by one."""
+    for name in clips["file_name"]:
+        yield audio.decode(prepared / CLIPS / name, rate), rate
+
+
+@torch.inference_mode()
+def clip_losses(generator: Generator, clips: datasets.Dataset, name: str) -> tuple[Array, Array]:
+    """Summed cross-entropy in nats and number of steps of each clip and codebook, both `[N, K]`.
+
+    The loss of the paper under teacher forcing, with each clip's own caption, as the training measures it.
+    """
+    checkpoint, rows = generator.checkpoint, clips.with_format("numpy")
+    states = generator.text_states([str(caption) for caption in clips["text"]])
+    sums = []
+    for row, state in zip(tqdm(rows, unit="clip", desc=f"loss of the {name}", leave=False), states, strict=True):
+        codes = torch.from_numpy(np.asarray(row["codes"], np.int64))
+        inputs, labels = training_steps(codes, checkpoint.delay, checkpoint.start_token_id)
+        found, mask = text.pad_states([state])
+        batch = {"codes": inputs[None], "labels": labels[None], "text_states": found, "text_mask": mask}
+        batch["keep_caption"] = torch.ones(1, dtype=torch.bool)
+        outputs = generator.model(**{key: value.to(generator.device) for key, value in batch.items()})
+        sums.append(torch.stack([outputs.nll[0], outputs.count[0].to(outputs.nll.dtype)]).double().cpu())
+    nll, count = torch.stack(sums, dim=1).numpy()
+    return nll, count

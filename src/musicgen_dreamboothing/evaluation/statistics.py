@@ -1,0 +1,149 @@
+"""How sure a figure is: what it becomes when the clips behind it are drawn again, and where a share lies.
+
+Percentile bootstrap (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13). A row is what is drawn:
+a clip, a prompt, a pair. Clips of one song are not independent of each other, so whole groups of rows can be drawn
+instead. Everything random takes a seed; this file knows nothing of sound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from musicgen_dreamboothing.evaluation.result import Interval
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
+Statistic = Callable[..., Any]  # of as many samples as it is given: a number, or an array of them
+
+LEVEL = 0.95
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval, None where nothing is known of how it varies."""
+
+    value: float
+    interval: Interval | None
+
+
+def bootstrap(
+    statistic: Statistic,
+    *samples: ArrayLike,
+    seed: int,
+    groups: Sequence[ArrayLike | None] = (),
+    level: float = LEVEL,
+    draws: int = DRAWS,
+) -> Interval | None:
+    """Where a statistic lies in `level` of all cases, or None where a sample has but one row (or group).
+
+    Args:
+        statistic: takes the samples and gives a number; draws for which it is NaN are left out.
+        samples: one or more arrays `[N, ...]`, drawn independently. What is paired belongs into one array.
+        groups: for each sample the label of each of its rows, None where rows are independent; () for None everywhere.
+
+    Raises:
+        ValueError: a sample without rows, or labels that are not one a row.
+    """
+    return interval(resampled(statistic, *samples, seed=seed, groups=groups, draws=draws), level)
+
+
+def estimate(
+    statistic: Statistic,
+    *samples: ArrayLike,
+    seed: int,
+    groups: Sequence[ArrayLike | None] = (),
+    level: float = LEVEL,
+    draws: int = DRAWS,
+) -> Estimate:
+    """The statistic with its interval: see `bootstrap`."""
+    value = float(statistic(*map(np.asarray, samples)))
+    return Estimate(value, bootstrap(statistic, *samples, seed=seed, groups=groups, level=level, draws=draws))
+
+
+def paired_difference(
+    before: ArrayLike, after: ArrayLike, seed: int, groups: ArrayLike | None = None, level: float = LEVEL
+) -> Estimate:
+    """The mean of after - before, values `[N]` of the same N clips (prompts and seeds).
+
+    Raises:
+        ValueError: there are not as many of both.
+    """
+    first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"pairs need as many values before as after, not {first.shape} and {second.shape}")
+    return estimate(np.mean, second - first, seed=seed, groups=(groups,), level=level)
+
+
+def resampled(
+    statistic: Statistic,
+    *samples: ArrayLike,
+    seed: int,
+    groups: Sequence[ArrayLike | None] = (),
+    draws: int = DRAWS,
+) -> Array:
+    """The statistic of `draws` samples that were drawn with replacement, `[draws, ...]`; see `bootstrap`.
+
+    `[0]` where a sample has but one row (or group), for drawing it again would feign certainty.
+    """
+    sets = [np.asarray(sample) for sample in samples]
+    labels = groups or [None] * len(sets)
+    rng = np.random.default_rng(seed)
+    chosen = [_drawn(rng, len(rows), names, draws) for rows, names in zip(sets, labels, strict=True)]
+    if not all(chosen):
+        return np.empty(0)
+    picks = zip(*chosen, strict=True)
+    return np.array([statistic(*(rows[pick] for rows, pick in zip(sets, one, strict=True))) for one in picks])
+
+
+def _drawn(rng: np.random.Generator, rows: int, labels: ArrayLike | None, draws: int) -> list[Rows]:
+    """For each draw the rows that are in it; no draws where there is only one row or group."""
+    if rows == 0:
+        raise ValueError("a sample without rows has no figures")
+    names = np.arange(rows) if labels is None else np.asarray(labels)
+    if len(names) != rows:
+        raise ValueError(f"groups need a label for each of {rows} rows, not {len(names)}")
+    members = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
+    if len(members) < 2:
+        return []
+    picks = rng.integers(len(members), size=(draws, len(members)))
+    if len(members) == rows:
+        return list(picks)
+    return [np.concatenate([members[group] for group in pick]) for pick in picks]
+
+
+def interval(values: Array, level: float = LEVEL) -> Interval | None:
+    """The percentiles of bootstrapped values `[draws]` that hold `level` of them; None where there are none."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return None
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def binomial_interval(successes: int, trials: int, level: float = LEVEL) -> Interval:
+    """Where the chance of a success lies: Wilson's score interval (Wilson 1927).
+
+    Brown, Cai & DasGupta (2001), "Interval estimation for a binomial proportion", recommend it for 40 trials and
+    fewer: it holds its level on average, where the exact interval of Clopper and Pearson is needlessly wide. Without
+    trials it is (0, 1).
+
+    Raises:
+        ValueError: more successes than trials, or fewer than none.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes in {trials} trials cannot be")
+    if trials == 0:
+        return 0.0, 1.0
+    share, z = successes / trials, NormalDist().inv_cdf((1 + level) / 2)
+    centre = share + z**2 / (2 * trials)
+    reach = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    scale = 1 + z**2 / trials
+    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)

@@ -1,0 +1,194 @@
+"""What the figures of an evaluation say, in three sentences that claim no more than their intervals carry.
+
+Pure functions of plain values. Where an interval is missing, or spans no difference, the sentence says that it can't be
+told.
+"""
+
+from __future__ import annotations
+
+import math
+
+from musicgen_dreamboothing.console import plural
+from musicgen_dreamboothing.evaluation.result import HIGHER, LOWER, NEITHER, Figure, Interval, Nearest
+
+BETTER, WORSE, CHANGED, UNCLEAR = "better", "worse", "changed", "can't be told"
+LEARNED = 0.5  # of the way to the songs, surely: a style is learned; less is something of it
+KEPT_SHARE = 0.1  # of a figure that may be lost, surely no more, where it counts as kept
+SAME_DRIFT = 1.25  # times what another seed changes: surely no more counts as no change
+COLLAPSED = 0.5  # of the diversity before, surely less
+PLACES = 3  # of near-copies that are named
+ADHERENCE = {"text_score": "their words", "tempo_adherence": "the tempo", "key_adherence": "the key"}
+
+
+def verdict(figures: list[Figure], nearest: list[Nearest], word: str) -> list[str]:
+    """Did it learn `word`, does it still follow prompts, is it original: one sentence each.
+
+    Of the figures it reads style_gap_closed (or style_distance), loss, text_score, tempo_adherence, key_adherence,
+    drift and diversity; any may be missing or without values.
+    """
+    known = {figure.key: figure for figure in figures if figure.tuned is not None and math.isfinite(figure.tuned)}
+    return [_style(known, word), _prompts(known), _originality(nearest)]
+
+
+def direction(figure: Figure) -> str:
+    """`better`, `worse`, `changed` (where neither is better) or `can't be told`; empty where nothing is compared."""
+    if figure.change is None:
+        return ""
+    low, high = figure.change
+    if not (low > 0 or high < 0):  # NaN too
+        return UNCLEAR
+    if figure.better == NEITHER:
+        return CHANGED
+    return BETTER if (low > 0) == (figure.better == HIGHER) else WORSE
+
+
+def clock(seconds: float) -> str:
+    """`0:41`."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _style(known: dict[str, Figure], word: str) -> str:
+    sound = _gap(known["style_gap_closed"], word) if "style_gap_closed" in known else _distance(known, word)
+    loss = _loss(known)
+    if sound and loss:
+        return f"{sound}; {loss}."
+    if loss:
+        return f"How near its clips are to {word} was not measured; {loss}."
+    return f"{sound}." if sound else f"Whether it learned {word} was not measured."
+
+
+def _gap(gap: Figure, word: str) -> str:
+    """Of the share of the way from the base to the songs."""
+    if gap.tuned is None or gap.tuned_interval is None or not all(map(math.isfinite, gap.tuned_interval)):
+        return f"Whether its clips sound more like {word} can't be told: there were too few of them"
+    low, high = gap.tuned_interval
+    way, span = f"{_percent(gap.tuned)} of the way from the base model to your songs", _percents(gap.tuned_interval)
+    if low > 0:
+        amount = word if low > LEARNED else f"something of {word}"
+        return f"It learned {amount}: its clips went {way} ({span})"
+    if high < 0:
+        return f"It did not learn {word}: its clips are further from your songs than those of the base model"
+    return (
+        f"Whether its clips sound more like {word} can't be told: they went {way}, but it may be anything from {span}"
+    )
+
+
+def _distance(known: dict[str, Figure], word: str) -> str:
+    """Where the way can't be had, since no songs were held out, of the distance alone."""
+    if "style_distance" not in known:
+        return ""
+    said = {
+        BETTER: f"It learned something of {word}: its clips are nearer to your songs than those of the base model",
+        WORSE: f"It did not learn {word}: its clips are further from your songs than those of the base model",
+    }
+    unclear = f"Whether its clips sound more like {word} can't be told"
+    return said.get(direction(known["style_distance"]), unclear)
+
+
+def _loss(known: dict[str, Figure]) -> str:
+    """Nats are told as perplexity, the number of sounds it wavers between: e to the loss."""
+    loss = known.get("loss")
+    if loss is None or loss.tuned is None or loss.base is None:
+        return ""
+    found = direction(loss)
+    if loss.change is None or found not in (BETTER, WORSE):
+        return "whether songs it was not shown surprise it less can't be told"
+    less = 1 - math.exp(loss.tuned - loss.base)
+    ends = sorted(abs(1 - math.exp(end)) for end in loss.change)
+    span = _percents((ends[0], ends[1]))
+    if found == BETTER:
+        return f"songs it was not shown surprise it {_percent(less)} less ({span})"
+    return (
+        f"songs it was not shown surprise it {_percent(-less)} more ({span}), as happens when it learns yours by heart"
+    )
+
+
+def _prompts(known: dict[str, Figure]) -> str:
+    asked: dict[str, list[str]] = {}
+    for key, name in ADHERENCE.items():
+        if key in known:
+            asked.setdefault(_kept(known[key]), []).append(name)
+    return "; ".join([_follows(asked), *_side_effects(known)]) + "."
+
+
+def _kept(figure: Figure) -> str:
+    """`better` where surely no more than a tenth was lost, `worse` where some surely was, else `can't be told`."""
+    if figure.change is None or figure.base is None:
+        return UNCLEAR
+    low, high = figure.change if figure.better != LOWER else (-figure.change[1], -figure.change[0])
+    if low >= -KEPT_SHARE * abs(figure.base):
+        return BETTER
+    return WORSE if high < 0 else UNCLEAR
+
+
+def _follows(asked: dict[str, list[str]]) -> str:
+    kept, lost, unclear = (asked.get(state, []) for state in (BETTER, WORSE, UNCLEAR))
+    rest = f", but for {_list(unclear)} it can't be told" if unclear else ""
+    if lost:
+        return (
+            f"It follows prompts less well than the base model: clips fit {_list(lost)} less often or less well{rest}"
+        )
+    if kept:
+        return f"It still follows prompts: clips fit {_list(kept)} as well as before{rest}"
+    return f"Whether it still follows prompts {UNCLEAR if unclear else 'was not measured'}"
+
+
+def _side_effects(known: dict[str, Figure]) -> list[str]:
+    found = []
+    if "drift" in known:
+        found.append(_drift(known["drift"]))
+    if "diversity" in known:
+        found += _diversity(known["diversity"])
+    return found
+
+
+def _drift(drift: Figure) -> str:
+    """1 is what another seed changes."""
+    if drift.tuned is None or drift.tuned_interval is None:
+        return "whether other music changed can't be told"
+    low, high = drift.tuned_interval
+    if high <= SAME_DRIFT:
+        return "other music changed hardly more than it does from seed to seed"
+    if low > 1:
+        return f"other music changed, too: {drift.tuned:.1f} times what another seed does ({low:.1f} to {high:.1f})"
+    return "whether other music changed can't be told"
+
+
+def _diversity(diversity: Figure) -> list[str]:
+    if diversity.base is None or diversity.change is None or direction(diversity) != WORSE:
+        return []
+    if diversity.change[1] < (COLLAPSED - 1) * diversity.base:
+        return ["clips of one prompt differ less than half as much as before, a sign of too much training"]
+    return ["clips of one prompt are more alike than before"]
+
+
+def _originality(nearest: list[Nearest]) -> str:
+    copies = sorted((one for one in nearest if one.is_copy), key=lambda one: -one.score)
+    if not nearest:
+        return "Whether it copies your songs was not measured."
+    if not copies:
+        return f"None of {plural(len(nearest), 'clip')} is close to a song it was trained on."
+    many = f"{len(copies)} of {plural(len(nearest), 'clip')} {'is' if len(copies) == 1 else 'are'} close to"
+    places = [f"{one.song}, {clock(one.song_at)}" for one in copies]
+    if len(copies) == 1:
+        return f"{many} {places[0]}."
+    more = f"; and {len(copies) - PLACES} more" if len(copies) > PLACES else ""
+    return f"{many} songs it was trained on: {'; '.join(places[:PLACES])}{more}."
+
+
+def _list(names: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _percent(share: float) -> str:
+    return f"{_hundredths(share)} %"
+
+
+def _percents(span: Interval) -> str:
+    """`12 to 34 %`."""
+    return f"{_hundredths(span[0])} to {_percent(span[1])}"
+
+
+def _hundredths(share: float) -> str:
+    return f"{100 * share:.{0 if abs(share) >= 0.0995 else 1}f}".replace("-", "−")

@@ -1,0 +1,101 @@
+"""A beginning that all clips of a batch share is computed once.
+
+Attention is causal, so in every layer the states of a beginning depend on nothing behind it: without dropout they are
+the same for each clip. What a layer does but for attention it does to each position alone, and there the batch is one
+row: the beginning, then what each clip has behind it. In attention the clips are a batch again, and all of them attend
+to the beginning's keys and values. Their gradients add up there, as they do over copies of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.musicgen_melody.modeling_musicgen_melody import (
+    MusicgenMelodyAttention,
+    eager_attention_forward,
+)
+
+
+def share_prefix(decoder: Any) -> None:
+    """Prepares the layers of a melody decoder for `decode_shared`; all else they do as before."""
+    for layer in decoder.layers:
+        layer.self_attn.__class__ = _PrefixAttention
+
+
+def decode_shared(decoder: Any, sequence: torch.Tensor, prefix: int) -> torch.Tensor:
+    """What the decoder makes of clips that begin alike.
+
+    Args:
+        decoder: of `share_prefix`.
+        sequence: embedded inputs `[B, P + S, D]`; the first P are the same in every row, and gradients reach those of
+            the first row only.
+        prefix: their number P.
+
+    Returns:
+        Hidden states of what is behind them `[B, S, D]`.
+    """
+    clips, length, width = sequence.shape
+    placed = sequence + decoder.embed_positions(sequence)
+    row = torch.cat([placed[:1, :prefix], placed[:, prefix:].reshape(1, -1, width)], dim=1)
+    mask = _mask_of_clips(length, prefix, row.device)
+    for layer in decoder.layers:
+        row = layer(row, attention_mask=mask, clips=clips, prefix=prefix)[0]
+    return decoder.layer_norm(row[:, prefix:]).view(clips, -1, width)
+
+
+def _mask_of_clips(length: int, prefix: int, device: torch.device) -> torch.Tensor | None:
+    """What stands for a mask `[S, P + S]` under which the last position attends to all, each before it to one less.
+
+    Flash attention knows it. The kernels of other devices are quick where queries and keys are as many; for them None.
+    """
+    known = device.type in ("cuda", "meta")  # `meta` is where the memory of a step is foretold
+    return causal_lower_right(length - prefix, length) if known else None
+
+
+class _PrefixAttention(MusicgenMelodyAttention):
+    """transformers' own, and in a row of P positions of a prefix and S of each clip, theirs."""
+
+    def forward(self, hidden_states: torch.Tensor, *rest: Any, clips: int = 0, prefix: int = 0, **options: Any) -> Any:
+        if not clips:
+            return super().forward(hidden_states, *rest, **options)
+        return self._of_row(hidden_states, options["attention_mask"], clips, prefix), None
+
+    def _of_row(self, row: torch.Tensor, mask: torch.Tensor | None, clips: int, prefix: int) -> torch.Tensor:
+        """`[1, P + B * S, D]` -> the same shape."""
+        (query, queries), (key, keys), (value, values) = (
+            self._parts(projection, row, clips, prefix) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        keys, values = _joined(key, keys), _joined(value, values)
+        if mask is None:
+            whole = self._attend(_joined(query, queries), keys, values, None)
+            first, behind = whole[:1, :prefix], whole[:, prefix:]
+        else:
+            # Copies of the prefix's few keys and values: its attention would keep those of the whole row.
+            first = self._attend(query, key.clone(), value.clone(), None)
+            behind = self._attend(queries, keys, values, mask)
+        # Projected one by one: a row of both would be one more thing to keep.
+        return torch.cat([self.out_proj(part.reshape(1, -1, self.embed_dim)) for part in (first, behind)], dim=1)
+
+    def _parts(
+        self, projection: nn.Module, row: torch.Tensor, clips: int, prefix: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[1, P, H, D]` and `[B, S, H, D]`."""
+        first, behind = projection(row).split([prefix, row.shape[1] - prefix], dim=1)
+        heads = (self.num_heads, self.head_dim)
+        return first.view(1, prefix, *heads), behind.view(clips, -1, *heads)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """As the configuration says: `[B, S, H, D]` each -> the same shape."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        heads = (states.transpose(1, 2) for states in (query, key, value))
+        return attend(self, *heads, mask, scaling=self.scaling)[0]
+
+
+def _joined(first: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+    return torch.cat([first.expand(len(behind), -1, -1, -1), behind], dim=1)

@@ -1,0 +1,62 @@
+"""How far a model in training is from its songs: what `--metric_for_best_model style` goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.captions import key_phrase
+from musicgen_dreamboothing.data.tables import Tables
+from musicgen_dreamboothing.evaluation.embedding import load_embedder
+from musicgen_dreamboothing.evaluation.metrics import style_distance
+from musicgen_dreamboothing.evaluation.songs import Excerpts, excerpts
+from musicgen_dreamboothing.model import codec
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
+from musicgen_dreamboothing.model.device import release_memory
+from musicgen_dreamboothing.training.samples import Sampler
+
+CLIPS, EXCERPTS = 8, 32
+
+
+def _songs(options: TrainArguments, checkpoint: Checkpoint, tables: Tables, seconds: float) -> Excerpts:
+    loaded = load_codec(checkpoint, options.device)
+
+    def decode(codes: torch.Tensor) -> Any:
+        return codec.decode(loaded, codes[None], checkpoint)[0].numpy()
+
+    return excerpts(decode, checkpoint, tables.train, seconds=seconds, most=EXCERPTS, seed=options.seed)
+
+
+def style_meter(
+    options: TrainArguments, checkpoint: Checkpoint, tables: Tables, sampler: Sampler
+) -> Callable[[Any], float]:
+    """Gives a function of the model: the style distance of a few clips of the key-word to the songs.
+
+    Prompts, seeds and songs are the same at every call; the model is left as it was.
+
+    Raises:
+        UserError: there is no key-word to play.
+    """
+    phrase = key_phrase(options.instance_prompt, options.class_prompt)
+    prompts = sampler.prompts or ([phrase] if phrase else [])
+    if not prompts:
+        raise UserError("--metric_for_best_model style plays the key-word: give --instance_prompt or --sample_prompts")
+    seconds = min(options.sample_seconds, max(tables.train["seconds"]))
+    songs = _songs(options, checkpoint, tables, seconds)
+    release_memory()  # the codec's
+    embedder = load_embedder(
+        options.clap_model_name_or_path, songs.waves, cache_dir=options.cache_dir, token=options.token
+    )
+    reference = embedder.embed(songs.waves)
+    names = songs.songs if len(set(songs.songs)) > 1 else None
+
+    def measure(model: Any) -> float:
+        clips = sampler.make(model, prompts, -(-CLIPS // len(prompts)), seconds)
+        found = embedder.embed([(clip.wave, clip.sampling_rate) for clip in clips])
+        return style_distance(found, reference, reference_songs=names)
+
+    return measure

@@ -1,0 +1,297 @@
+"""The key-word with its class, and captions that lack some of their words: on disk, and in training pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import Ran, read_checkpoint, tone_song
+from random_checkpoint import SAMPLING_RATE
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.arguments import PrepareArguments
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data import tokens
+from musicgen_dreamboothing.data.captions import THINNED, key_phrase, thinned, thinned_copies, with_instance_prompt
+from musicgen_dreamboothing.data.prepare import Prepared, prepare, refresh
+from musicgen_dreamboothing.data.words import Heard, captions
+from musicgen_dreamboothing.model.checkpoint import load_text_encoder, load_tokenizer
+from musicgen_dreamboothing.model.keyword import texts_of
+from musicgen_dreamboothing.model.text import encode_captions
+from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing
+
+LONG = "zxpunk rock, fast and loud with drums, bass and a guitar that nobody tuned, at 188 bpm"
+PHRASE = "zxpunk rock"
+LOUD = "zxpunk, fast and loud with drums, bass and guitar, at 188 bpm"
+
+
+# --- the noun of the class
+
+
+@pytest.mark.parametrize(
+    ("prompt", "own", "noun", "caption"),
+    [
+        ("zxpunk", "fast and loud", "rock", "zxpunk rock, fast and loud"),
+        ("zxpunk", None, "rock", "zxpunk rock"),
+        ("zxpunk", "zxpunk", "rock", "zxpunk rock"),
+        ("zxpunk", "zxpunk, fast", "rock", "zxpunk rock, fast"),
+        ("zxpunk", "Zxpunk song with drums", "rock", "Zxpunk rock song with drums"),
+        ("zxpunk", "zxpunk Rock song", "rock", "zxpunk Rock song"),
+        ("zxpunk", "zxpunk rocking on", "rock", "zxpunk rock rocking on"),
+        ("zxpunk", "loud zxpunk rock", "rock", "zxpunk rock, loud zxpunk rock"),
+        (" zxpunk ", " fast ", " hard rock ", "zxpunk hard rock, fast"),
+        ("my rock", "fast", "rock", "my rock, fast"),
+        ("rock", "fast", "rock", "rock, fast"),
+        ("hard-rock", "fast", "rock", "hard-rock rock, fast"),
+        ("zxpunk", "fast", "", "zxpunk, fast"),
+        (None, "fast", "rock", "fast"),
+        ("", "", "rock", ""),
+    ],
+)
+def test_the_noun_stands_behind_the_key_word_and_once(
+    prompt: str | None, own: str | None, noun: str, caption: str
+) -> None:
+    assert with_instance_prompt(prompt, own, noun) == caption
+    assert with_instance_prompt(prompt, caption, noun) == caption
+    assert caption.lower().startswith(key_phrase(prompt, noun).lower())
+
+
+def test_described_clips_have_it_in_every_variant_and_do_not_say_it_again() -> None:
+    heard = Heard(tempo=118, key="A minor", genres=["rock", "blues"], instruments=["guitar"])
+    found = captions(heard, instance_prompt="zxpunk", class_prompt="rock", own=None, seed=1, variants=8)
+    assert len(found) == 8
+    assert all(caption.startswith("zxpunk rock, ") for caption in found)
+    assert not any("rock" in caption.removeprefix("zxpunk rock") for caption in found)
+    assert any("blues" in caption for caption in found)
+
+
+# --- words left out
+
+
+@pytest.mark.parametrize("dropout", [0.3, 0.7, 1.0])
+@pytest.mark.parametrize("phrase", [PHRASE, "zxpunk", ""])
+def test_words_go_and_the_key_phrase_stays(dropout: float, phrase: str) -> None:
+    rng = np.random.default_rng(0)
+    found = [thinned(LONG, phrase, dropout, rng) for _ in range(300)]
+    spared = len(phrase.split())
+    kept = []
+    for caption in found:
+        assert caption.startswith(phrase)
+        assert caption[-1] not in " ,"
+        words = iter(LONG.replace(",", "").split())
+        assert all(word in words for word in caption.replace(",", "").split())  # in their order
+        kept.append(len(caption.split()) - spared)
+    behind = len(LONG.split()) - spared
+    if dropout < 1:
+        assert abs(np.mean(kept) / behind - (1 - dropout)) < 0.03
+    else:
+        assert set(found) == {phrase or LONG}  # nothing at all would be left
+
+
+def test_copies_are_a_captions_own_and_always_the_same() -> None:
+    copies = thinned_copies(LONG, PHRASE, 0.3)
+    assert len(copies) == len(set(copies)) == THINNED
+    assert thinned_copies(LONG, PHRASE, 0.3) == copies
+    assert copies[0] == "zxpunk rock, fast and drums, bass guitar that nobody tuned, at 188"  # for all time
+    other = LONG.replace("fast", "slow")
+    assert [copy.replace("slow", "fast") for copy in thinned_copies(other, PHRASE, 0.3)] != copies
+    for fewer, more in zip(thinned_copies(LONG, PHRASE, 0.6), copies, strict=True):
+        assert set(fewer.replace(",", "").split()) < set(more.replace(",", "").split())
+
+
+# --- on disk
+
+
+def run(root: Path, base: Path, **options: Any) -> Prepared:
+    usual: dict[str, Any] = {"instance_prompt": "zxpunk", "max_duration_in_seconds": 2, "min_duration_in_seconds": 1}
+    usual |= {"songs": str(root / "songs"), "output_dir": str(root / "data"), "doctor": False}
+    return prepare(PrepareArguments(model_name_or_path=str(base), **usual | options))
+
+
+def metadata(root: Path) -> list[dict[str, Any]]:
+    lines = (root / "data" / "clips" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def table(root: Path, name: str) -> datasets.Dataset:
+    return datasets.load_from_disk(str(root / "data" / "tokens" / name))
+
+
+def write_songs(root: Path) -> Path:
+    """Two songs of one clip each, one with a long caption."""
+    (root / "songs").mkdir()
+    for number in range(2):
+        audio.write(root / "songs" / f"{number}.wav", tone_song(2.0, number), SAMPLING_RATE)
+    (root / "songs" / "0.txt").write_text(LOUD.removeprefix("zxpunk, "))
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Songs that are not prepared yet."""
+    return write_songs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def thin_root(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """Songs that are prepared with a word dropout of 0.3."""
+    root = write_songs(tmp_path_factory.mktemp("thin"))
+    run(root, tiny, word_dropout=0.3)
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_encoders() -> Iterator[None]:
+    """Loads each encoder once."""
+    loaded: dict[str, Any] = {}
+
+    def keep(name: str) -> Callable[..., Any]:
+        load = getattr(tokens, name)
+        return lambda base, device: loaded.get(name) or loaded.setdefault(name, load(base, device))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("load_codec", "load_text_encoder"):  # of the one checkpoint that is used here
+            patch.setattr(tokens, name, keep(name))
+        yield
+
+
+def test_the_class_is_in_metadata_and_tokens_and_edits_stay(root: Path, tiny: Path) -> None:
+    run(root, tiny)
+    assert [row["text"] for row in metadata(root)] == [LOUD, "zxpunk"]
+    assert run(root, tiny, class_prompt="rock").captions_encoded == 2
+    loud = LOUD.replace("zxpunk", "zxpunk rock")
+    assert [row["text"] for row in metadata(root)] == [loud, "zxpunk rock"]
+    rows = metadata(root)
+    rows[0]["text"], rows[1]["text"], rows[1]["variants"] = "zxpunk, my words", "others", ["zxpunk tune"]
+    (root / "data" / "clips" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(root, tiny, class_prompt="rock")
+    assert [row["text"] for row in metadata(root)] == ["zxpunk, my words", "others"]
+    clips = table(root, "clips")
+    assert clips["text"][:] == ["zxpunk rock, my words", "zxpunk rock, others"]
+    told = set(table(root, "captions")["text"])
+    assert told == {"zxpunk rock, my words", "zxpunk rock, others"}
+    options = PrepareArguments(instance_prompt="zxpunk", class_prompt="metal")
+    assert refresh(root / "data", options, read_checkpoint(tiny)).captions_encoded == 2
+    assert table(root, "clips")["text"][:] == ["zxpunk metal, my words", "zxpunk metal, others"]
+
+
+def test_described_clips_have_it_on_disk_too(root: Path, tiny: Path) -> None:
+    """There is no CLAP; what can be measured is said behind the class."""
+    run(root, tiny, class_prompt="rock", add_metadata=True, clap_model_name_or_path=str(root / "none"))
+    texts = [text for row in metadata(root) for text in (row["text"], *row["variants"])]
+    assert len(texts) > 2
+    assert all(text.startswith("zxpunk rock") for text in texts)
+    assert set(table(root, "captions")["text"]) == set(texts)
+
+
+def test_a_class_without_a_key_word_changes_nothing_and_says_so(
+    root: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(root, tiny, instance_prompt=None, class_prompt="rock")
+    assert [row["text"] for row in metadata(root)] == [LOUD.removeprefix("zxpunk, "), ""]
+    assert "--class_prompt stands behind a key-word" in capsys.readouterr().out
+
+
+def test_copies_are_encoded_with_the_captions_and_only_what_is_missing(root: Path, tiny: Path) -> None:
+    assert run(root, tiny).captions_encoded == 2
+    plain = {LOUD, "zxpunk"}
+    for dropout in (0.3, 0.6):
+        before = set(table(root, "captions")["text"])
+        wanted = plain | set(thinned_copies(LOUD, "zxpunk", dropout))
+        assert len(wanted) > 4
+        assert run(root, tiny, word_dropout=dropout).captions_encoded == len(wanted - before)
+        assert set(table(root, "captions")["text"]) == wanted
+    assert run(root, tiny, word_dropout=0.6).captions_encoded == 0
+    assert run(root, tiny).captions_encoded == 0
+    assert set(table(root, "captions")["text"]) == plain
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.5])
+def test_a_dropout_that_is_no_probability_is_refused(dropout: float, root: Path, tiny: Path) -> None:
+    with pytest.raises(UserError, match=rf"--word_dropout {dropout} must lie between 0 and 1"):
+        run(root, tiny, word_dropout=dropout)
+    assert not (root / "data").exists()
+
+
+def test_what_prepare_says_next_has_the_same_captions(cli: Callable[..., Ran], root: Path, tiny: Path) -> None:
+    words = ("--instance_prompt", "zxpunk", "--class_prompt", "hard rock", "--word_dropout", 0.3, "--doctor", "false")
+    words = (*words, "--max_duration_in_seconds", 2, "--min_duration_in_seconds", 1)
+    ran = cli("prepare", root / "songs", "--output_dir", root / "data", "--model_name_or_path", tiny, *words)
+    assert ran.code == 0, ran.err
+    assert "--instance_prompt zxpunk --class_prompt 'hard rock' --word_dropout 0.3\n" in ran.out
+
+
+def test_the_key_word_is_encoded_beside_its_yardstick(root: Path, tiny: Path) -> None:
+    run(root, tiny, instance_prompt=None)
+    assert tokens.word_states(root / "data") == {}
+    checkpoint = read_checkpoint(tiny)
+    encoder = load_text_encoder(checkpoint, torch.device("cpu"))
+    for word in ("zxpunk", "metal"):
+        run(root, tiny, instance_prompt=word)
+        found = tokens.word_states(root / "data")
+        assert set(found) == set(texts_of(word))
+        for text, states in encode_captions(load_tokenizer(checkpoint), encoder, texts_of(word)):
+            assert np.array_equal(found[text], states.astype(np.float16))
+
+
+def test_an_unchanged_key_word_costs_no_encoder(root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(root, tiny, word_dropout=0.3)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an encoder was loaded")
+
+    monkeypatch.setattr(tokens, "load_text_encoder", refuse)
+    run(root, tiny, word_dropout=0.3)
+    with pytest.raises(AssertionError, match="an encoder was loaded"):
+        run(root, tiny, word_dropout=0.3, instance_prompt="metal")
+
+
+# --- in training pieces
+
+
+def pieces_of(root: Path, tiny: Path, *, cached: bool = True, **drawing: Any) -> ClipDataset:
+    usual: dict[str, Any] = {"crop_frames": 20, "random_crop": True, "vary_captions": True, "caption_dropout": 0.5}
+    return ClipDataset(
+        table(root, "clips"),
+        table(root, "captions") if cached else None,
+        read_checkpoint(tiny),
+        Drawing(**usual | {"key_phrase": "zxpunk"} | drawing),
+    )
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_pieces_are_the_same_but_for_the_words(cached: bool, thin_root: Path, tiny: Path) -> None:
+    plain = pieces_of(thin_root, tiny, cached=cached)
+    thin, again = (pieces_of(thin_root, tiny, cached=cached, word_dropout=0.3) for _ in range(2))
+    drawn = set()
+    for index in range(0, 80, 2):
+        piece = thin[index]
+        assert plain[index]["caption"] == LOUD
+        assert torch.equal(plain[index]["codes"], piece["codes"])
+        assert plain[index]["keep_caption"] == piece["keep_caption"]
+        assert again[index]["caption"] == piece["caption"]
+        drawn.add(piece["caption"])
+    assert all(caption.startswith("zxpunk") for caption in drawn)
+    if cached:
+        assert drawn == set(thinned_copies(LOUD, "zxpunk", 0.3))
+    else:
+        assert len(drawn) > 2 * THINNED
+    assert {thin[index]["caption"] for index in range(1, 80, 2)} == {"zxpunk"}
+
+
+def test_a_piece_has_the_states_of_the_words_it_kept(thin_root: Path, tiny: Path) -> None:
+    states = {row["text"]: np.asarray(row["states"]) for row in table(thin_root, "captions")}
+    pieces = pieces_of(thin_root, tiny, word_dropout=0.3)
+    for index in range(10):
+        assert np.array_equal(pieces[index]["text_states"], states[pieces[index]["caption"]])
+
+
+def test_evaluation_hears_every_word(thin_root: Path, tiny: Path) -> None:
+    pieces = pieces_of(thin_root, tiny, word_dropout=0.3, vary_captions=False)
+    assert {pieces[index]["caption"] for index in range(20)} == {LOUD, "zxpunk"}

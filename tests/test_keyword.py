@@ -1,0 +1,254 @@
+"""What a base makes of a key-word. The trained checkpoint knows five styles; punk is one that it has never heard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import read_checkpoint
+from transformers import PreTrainedTokenizerBase, T5Tokenizer
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.builtin.chain import ASSETS
+from musicgen_dreamboothing.data.tokens import word_states
+from musicgen_dreamboothing.model import codec
+from musicgen_dreamboothing.model.checkpoint import load_codec, load_text_encoder, load_tokenizer
+from musicgen_dreamboothing.model.delay import training_steps
+from musicgen_dreamboothing.model.keyword import (
+    CONTEXTS,
+    MADE_UP,
+    Meaning,
+    is_common,
+    is_readable,
+    keyword_note,
+    meaning_of,
+    rare_word,
+    surprisal,
+    texts_of,
+)
+from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.text import encode_captions, pad_states
+
+CPU = torch.device("cpu")
+Folders = Callable[[str], Path]
+STYLES = ("ballad", "reggae", "folk", "house", "techno")
+
+
+class Base:
+    """A checkpoint with all that the judgement of a word needs."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self.checkpoint = read_checkpoint(folder)
+        self.model: Any = load_language_model(self.checkpoint, dtype, CPU)
+        self.encoder = load_text_encoder(self.checkpoint, CPU)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.checkpoint)
+
+    @cached_property
+    def noise(self) -> list[np.ndarray]:
+        """Codes `[K, T]` of clips of 2.5 s that nobody made."""
+        rng = np.random.default_rng(0)
+        shape = (self.checkpoint.codebooks, round(2.5 * self.checkpoint.frame_rate))
+        return [rng.integers(0, self.checkpoint.codebook_size, shape).astype(np.uint16) for _ in range(3)]
+
+    @cached_property
+    def songs(self) -> list[np.ndarray]:
+        """Codes `[K, T]` of 4 s of three punk songs."""
+        encoder, samples = load_codec(self.checkpoint, CPU), 4 * self.checkpoint.sampling_rate
+        paths = sorted((ASSETS / "songs").glob("*.ogg"))[:3]
+        waves = np.stack([audio.decode(path, self.checkpoint.sampling_rate)[:1, :samples] for path in paths])
+        return list(codec.encode(encoder, torch.from_numpy(waves), self.checkpoint).numpy().astype(np.uint16))
+
+    def states(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        return dict(encode_captions(self.tokenizer, self.encoder, texts))
+
+    def meaning(self, word: str, codes: Sequence[np.ndarray], references: Sequence[str] = MADE_UP) -> Meaning:
+        states = self.states([context.format(one) for one in (word, *references) for context in CONTEXTS])
+        first, *rest = ([states[context.format(one)] for context in CONTEXTS] for one in (word, *references))
+        return meaning_of(self.model, self.checkpoint, codes, first, rest)
+
+    def note(self, word: str, codes: Sequence[np.ndarray], **options: Any) -> str | None:
+        return keyword_note(self.model, self.checkpoint, codes, self.states(texts_of(word)), word, **options)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Base:
+    return Base(ASSETS / "musicgen-tiny")
+
+
+# --- by its tokens
+
+
+def test_few_pieces_with_low_ids_are_a_common_word() -> None:
+    assert surprisal([300], 32_100) < surprisal([20_000], 32_100) < surprisal([300, 300], 32_100)
+    assert surprisal([32_099], 32_100) < 20 < surprisal([3, 20_000], 32_100)  # any word that has its own piece
+    assert surprisal([3, 172, 226], 32_100) > 20  # T5's pieces of "zx", letters that are common one by one
+    probabilities = [2 ** -surprisal([piece], 32_100) for piece in range(1, 32_101)]
+    assert sum(probabilities) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "common"),
+    [("house", True), ("punk", True), ("acid house", True), ("zxhouse", False), ("zxqv", False), ("zxqv house", False)],
+)
+def test_words_of_the_built_in_vocabulary(prompt: str, common: bool, trained: Base) -> None:
+    assert is_common(trained.tokenizer, prompt) == common
+
+
+def test_words_of_a_made_up_vocabulary() -> None:
+    """In order of frequency: a word, 20,000 others, one at the end; two syllables early and late."""
+    words = ["▁rock", "▁pu", "nk"] + [f"▁w{number}" for number in range(20_000)] + ["▁grun", "ge", "▁ska"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer = T5Tokenizer(vocab=pieces + [(word, -float(rank)) for rank, word in enumerate(words, 1)], extra_ids=0)
+    found = {word: is_common(tokenizer, word) for word in ("rock", "ska", "punk", "grunge", "rock grunge")}
+    assert found == {"rock": True, "ska": True, "punk": True, "grunge": False, "rock grunge": False}
+
+
+def test_letters_that_nobody_taught_it(trained: Base) -> None:
+    assert is_readable(trained.tokenizer, "zxqv house")
+    assert not is_readable(trained.tokenizer, "zxqv дом")
+
+
+def test_rare_words_are_rare(trained: Base) -> None:
+    for prompt in ("punk", "House", "drum & bass", "aeiou", "дом"):
+        word = rare_word(prompt)
+        assert word.isascii()
+        assert word.isalpha()
+        assert is_readable(trained.tokenizer, word)
+        assert not is_common(trained.tokenizer, word)
+
+
+# --- by its output
+
+
+@pytest.mark.parametrize("word", STYLES)
+def test_a_style_that_the_base_knows_means_much_to_it(word: str, trained: Base) -> None:
+    assert trained.meaning(word, trained.songs).is_strong
+
+
+@pytest.mark.parametrize("word", ["punk", "grumbel", "shoegaze", "zxhs", "my zxpunk"])
+def test_a_word_that_it_never_heard_does_not(word: str, trained: Base) -> None:
+    assert not trained.meaning(word, trained.songs).is_strong
+
+
+def test_it_is_the_divergence_of_its_docstring(trained: Base) -> None:
+    """Once more from the loss of the model itself, with one context, one clip and two references."""
+    base, code = trained, torch.from_numpy(trained.noise[0].astype(np.int64))
+    frames = round(2 * base.checkpoint.frame_rate) + 3
+    start = (code.shape[1] - frames) // 2
+    inputs, labels = training_steps(
+        code[:, start : start + frames], base.checkpoint.delay, base.checkpoint.start_token_id
+    )
+    states = base.states(["house", *MADE_UP[:2]])
+    chances = []
+    for word in ("house", *MADE_UP[:2]):
+        padded, mask = pad_states([states[word]])
+        with torch.no_grad():
+            hidden = base.model.hidden_states(inputs[None], base.model.condition(padded, mask, torch.tensor([True])))
+            chances.append(base.model.logits(hidden)[0].softmax(-1)[labels >= 0].double())
+    word, one, other = chances
+
+    def apart(p: torch.Tensor, q: torch.Tensor) -> float:
+        return float((p * (p / q).log()).sum(-1).mean())
+
+    usual = (apart(one, other) + apart(other, one)) / 2
+    found = meaning_of(
+        base.model, base.checkpoint, [base.noise[0]], [states["house"]], [[states[name]] for name in MADE_UP[:2]]
+    )
+    assert found.score == pytest.approx(apart(word, (one + other) / 2) / usual, rel=1e-3)
+    assert found.reference_spread == pytest.approx(max(apart(one, other), apart(other, one)) / usual, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["text", "text-stereo", "melody", "melody-stereo"])
+def test_every_kind_of_base_can_be_asked(kind: str, checkpoints: Folders) -> None:
+    base = Base(checkpoints(kind))
+    mine = base.meaning("punk", base.noise)
+    turned = base.meaning("punk", base.noise, MADE_UP[::-1])
+    assert mine.score > 0
+    assert mine.reference_spread >= 1
+    assert turned.score == pytest.approx(mine.score, rel=1e-3)
+    assert base.meaning("punk", [clip.tolist() for clip in base.noise]) == mine  # as a table gives them
+
+
+def test_16_bits_tell_the_same(trained: Base) -> None:
+    half = Base(ASSETS / "musicgen-tiny", torch.bfloat16)
+    assert half.meaning("reggae", trained.songs).is_strong
+
+
+def test_short_and_single_clips_do(tiny: Path) -> None:
+    base = Base(tiny)
+    short = [base.noise[0][:, :60], base.noise[1], base.noise[2][:, :9]]
+    for codes in (short, short[2:]):
+        assert np.isfinite(base.meaning("punk", codes).score)
+
+
+def test_what_prepare_leaves_is_all_that_is_needed(prepared: Path, tiny: Path) -> None:
+    base, table = Base(tiny), datasets.load_from_disk(str(prepared / "tokens" / "clips"))
+    codes = table.with_format("numpy")["codes"]
+    states = word_states(prepared)
+    first, *rest = ([states[context.format(word)] for context in CONTEXTS] for word in ("punk", *MADE_UP))
+    found = meaning_of(base.model, base.checkpoint, codes, first, rest)
+    assert found.score == pytest.approx(base.meaning("punk", table["codes"][:]).score, rel=0.02)  # states of 16 bits
+    assert (keyword_note(base.model, base.checkpoint, codes, states, "punk") is not None) == found.is_strong
+
+
+def test_a_base_that_hears_no_text_knows_no_word(tiny: Path) -> None:
+    base = Base(tiny)
+    with torch.no_grad():
+        base.model.enc_to_dec_proj.weight.zero_()
+        base.model.enc_to_dec_proj.bias.zero_()
+    assert not base.meaning("punk", base.noise).is_strong
+
+
+def test_it_leaves_no_trace(tiny: Path) -> None:
+    """Random state, mode and weights stay, and what the model kept of the forward pass can be trained through."""
+    base = Base(tiny)
+    before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+    random, arrays = torch.get_rng_state(), np.random.get_state()[1].copy()
+    states = base.states(texts_of("punk"))
+    base.note("punk", base.noise)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert np.array_equal(np.random.get_state()[1], arrays)
+    assert not base.model.training
+    assert all(torch.equal(weight, before[name]) for name, weight in base.model.state_dict().items())
+    codes = torch.from_numpy(base.noise[0].astype(np.int64))
+    inputs, labels = training_steps(codes, base.checkpoint.delay, base.checkpoint.start_token_id)
+    padded, mask = pad_states([states["punk"]])
+    loss = base.model.train()(inputs[None], labels[None], mask, torch.tensor([True]), padded)
+    loss.nll.sum().backward()
+    assert base.model.decoder.lm_heads[0].weight.grad is not None
+
+
+# --- what a person is told
+
+
+def test_a_known_word_is_told_in_one_line_with_its_remedy(trained: Base) -> None:
+    note = trained.note("house", trained.songs)
+    assert note is not None
+    assert note.startswith("'house' already means much to this base (by its tokens: well known; by its output: ")
+    assert "x a made-up word)" in note
+    assert note.endswith("a rare word such as 'zxhs' with --class_prompt house keeps the two apart")
+    assert "\n" not in note
+    classy = trained.note("house", trained.songs, class_prompt="music")
+    assert classy is not None
+    assert "--class_prompt" not in classy
+
+
+@pytest.mark.parametrize("word", ["punk", MADE_UP[0]])
+def test_of_a_good_word_nothing_is_said(word: str, trained: Base) -> None:
+    assert trained.note(word, trained.songs) is None
+
+
+def test_a_word_that_it_cannot_read_is_told(trained: Base) -> None:
+    note = trained.note("дом", trained.songs)
+    assert note is not None
+    assert "'дом' has letters that the text encoder of this base doesn't know" in note
+    assert "'zxqv'" in note
