@@ -15,8 +15,8 @@ help: ## show this list
 demo: .venv/installed ## songs -> adapter -> new music, offline, with the built-in checkpoint
 	$(BIN)/musicgen-dreamboothing demo $(ARGS)
 
-test: .venv/installed-dev ## run the tests; one of them: make test ARGS="-k delay"
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/installed-dev ## run the tests, a file on each core; one of them: make test ARGS="-k delay"
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: .venv/installed-dev ## format, lint, types and the direction of imports; changes nothing
 	$(BIN)/ruff format --check .

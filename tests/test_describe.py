@@ -450,6 +450,7 @@ def test_a_song_without_vocals_keeps_its_own_tags(short_songs: Path, tmp_path: P
 def test_a_run_killed_while_separating_leaves_nothing(
     short_songs: Path, tmp_path: Path, tiny: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(separating, "PIECE", 5000)  # so that a part of the song is written
     hear, heard = Separator._hear, itertools.count()
     monkeypatch.setattr(Separator, "_hear", lambda *rest: killed() if next(heard) > 20 else hear(*rest))
     with pytest.raises(KeyboardInterrupt):

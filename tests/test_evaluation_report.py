@@ -411,6 +411,7 @@ def test_without_held_out_songs_the_distance_speaks(change: tuple[float, float] 
             "songs it was not shown surprise it 22 % more (11 to 35 %), as happens when it learns yours by",
         ),
         (3.398, (-0.003, -0.001), "songs it was not shown surprise it 0.2 % less (0.1 to 0.3 %)."),
+        (-8.0, (-12.0, -10.9), "songs it was not shown surprise it far less."),
         (3.1, (-0.5, 0.01), "whether songs it was not shown surprise it less can't be told."),
         (3.1, None, "whether songs it was not shown surprise it less can't be told."),
         (3.1, (math.nan, math.nan), "whether songs it was not shown surprise it less can't be told."),

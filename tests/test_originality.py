@@ -147,7 +147,7 @@ def test_of_two_alignments_the_better_one_wins() -> None:
     codes, clips = training()
     loop = codes[4][:, :250]
     codes[4] = np.concatenate([np.concatenate([loop[:3], played(5.0, 800)[3:]]), loop], axis=1)
-    (found,) = nearest_by_tokens([in_other_music(loop, 2.0)], codes, clips, FRAMES)
+    (found,) = nearest_by_tokens([loop], codes, clips, FRAMES)
     assert (found.clip_file, found.clip_at, found.score) == ("clip-4.flac", pytest.approx(5.0, abs=0.1), 1.0)
 
 
@@ -165,6 +165,18 @@ def test_the_same_clips_give_the_same_answers_in_order() -> None:
     first, again = (nearest_by_tokens(queries, codes, clips, FRAMES) for _ in range(2))
     assert first == again
     assert [found.clip_file for found in first] == ["clip-3.flac", "clip-0.flac", "clip-11.flac"]
+
+
+def test_few_songs_that_share_much_do_not_hide_a_whole_copy() -> None:
+    """Two of four songs play one half of each clip alike: half a clip is usual then, all of it is not."""
+    codes, clips = training(songs=4)
+    for number in (2, 3):
+        codes[number][:, :200] = codes[0][:, :200]
+    index = TokenIndex(codes, clips, FRAMES)
+    assert 4 < index.threshold < 5.5
+    assert not index.nearest(in_other_music(codes[0][:, :200], 2.0)).is_copy
+    assert index.nearest(codes[0]).is_copy
+    assert index.nearest(flipped(codes[5], 0.3)).is_copy
 
 
 @pytest.mark.parametrize("frames", [1, 2, 30])

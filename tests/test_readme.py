@@ -38,6 +38,8 @@ def shortened(words: list[str], base: Path) -> list[str]:
         return [*words, "--seconds", "0.5"]
     if words[0] == "doctor":
         return words
+    if words[0] == "evaluate":
+        return [*words, "--seconds", "0.5", "--variations", "2", "--clap_model_name_or_path", "none"]
     small = SMALL[:4] if words[0] == "prepare" else SMALL
     return [*words, "--model_name_or_path", str(base), *small]
 
@@ -54,7 +56,7 @@ def test_commands_and_python_run(
     home: Path, tiny: Path, cli: Callable[..., Ran], capfd: pytest.CaptureFixture[str]
 ) -> None:
     shown = commands("musicgen-dreamboothing")
-    assert [words[0] for words in shown] == ["train", "generate", "prepare", "train", "doctor"]
+    assert [words[0] for words in shown] == ["train", "generate", "prepare", "train", "doctor", "evaluate"]
     for words in shown:
         ran = cli(*shortened(words, tiny))
         assert ran.code == 0, ran.err
@@ -78,10 +80,10 @@ def test_the_script_reads_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_option_in_the_readme_exists() -> None:
-    from musicgen_dreamboothing.arguments import GenerateArguments, PrepareArguments, parser
+    from musicgen_dreamboothing.arguments import EvaluateArguments, GenerateArguments, PrepareArguments, parser
 
     known = {"--help"}
-    for target in (TrainArguments, GenerateArguments, PrepareArguments):
+    for target in (TrainArguments, GenerateArguments, PrepareArguments, EvaluateArguments):
         known |= {flag for action in parser(target, "", "")._actions for flag in action.option_strings}
     assert set(re.findall(r"(--[a-z][a-z_]+)", README)) <= known
 

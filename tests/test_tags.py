@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, RobertaTokenizerFast
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model import clap as clap_module
 from musicgen_dreamboothing.model.clap import (
     GROUPS,
     NEUTRAL,
@@ -290,6 +291,21 @@ def test_what_is_no_clap_model_is_one_line(tmp_path, tiny):
             Tagger(model, LABELS, device="cpu")
         assert "\n" not in str(error.value)
         assert "--clap_model_name_or_path" in str(error.value)
+
+
+def test_the_default_without_an_ear_for_words_gives_way(tmp_path, monkeypatch, capsys):
+    deaf, proven = write_tiny_clap(tmp_path / "deaf"), write_tiny_clap(tmp_path / "proven")
+    model = ClapModel.from_pretrained(deaf)
+    torch.nn.init.zeros_(model.text_model.pooler.dense.weight)
+    torch.nn.init.ones_(model.text_model.pooler.dense.bias)
+    model.save_pretrained(deaf)
+    monkeypatch.setattr(clap_module, "DEFAULT", str(deaf))
+    monkeypatch.setattr(clap_module, "PROVEN", str(proven))
+    assert clap_module.load_tagger(str(deaf), LABELS, device="cpu").name == str(proven)
+    assert "all words are the same; listening with" in capsys.readouterr().out
+    monkeypatch.setattr(clap_module, "DEFAULT", "another")
+    with pytest.raises(UserError, match="all words are the same"):  # whoever chose it is told, and chooses again
+        clap_module.load_tagger(str(deaf), LABELS, device="cpu")
 
 
 def test_a_model_without_an_ear_for_words_is_told_before_it_listens(tmp_path):

@@ -30,9 +30,9 @@ from musicgen_dreamboothing.arguments import NOT_YET, RENAMED, RETIRED, parse
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.lock import folder_lock
+from musicgen_dreamboothing.data.tables import load_tables
 from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
 from musicgen_dreamboothing.training import train
-from musicgen_dreamboothing.training.dataset import load_tables
 
 Cli = Callable[..., Ran]
 ROOT = Path(__file__).parent.parent

@@ -94,9 +94,11 @@ def _quieten() -> None:
     """Keeps the libraries' notes to developers away from people who make music."""
     import warnings
 
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    hub.set_verbosity_error()  # it would tell of each attempt where there is no network
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch's compiler looks at it
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
 

@@ -14,18 +14,25 @@ from typing import Any
 import torch
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments, PrepareArguments, TrainArguments
+from musicgen_dreamboothing.arguments import (
+    DemoArguments,
+    EvaluateArguments,
+    GenerateArguments,
+    PrepareArguments,
+    TrainArguments,
+)
 from musicgen_dreamboothing.builtin.page import Pair, write_page
 from musicgen_dreamboothing.console import say
 from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.data.prepare import prepare
+from musicgen_dreamboothing.evaluation.evaluate import evaluate
 from musicgen_dreamboothing.generation.generate import generate
 from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
 from musicgen_dreamboothing.training.train import train
 
 ASSETS = Path(str(files("musicgen_dreamboothing.assets")))  # torch and PyAV read files, so there must be a folder
 VALIDATION = "validation"  # the sub-folder of songs that it is judged by
-STEPS = 6
+STEPS = 7
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,9 @@ class Recipe:
         word: the key-word of the new style.
         new: prompts for the new style.
         known: prompts for styles that the base knows, to hear what the training did to them.
+        judged: more prompts for both, by which the run is judged.
         seconds: length of every clip, of those to learn from and of those that are made.
+        takes: clips of each of these prompts, each with random numbers of its own.
         updates: of the training; it is judged and saved six times on its way.
     """
 
@@ -53,6 +62,11 @@ class Recipe:
         "a 125 bpm house track in c major, electric piano, synth bass, drum machine, marimba",
         "ballad at 75 bpm in a minor with piano, strings, upright bass and soft drums",
     )
+    judged: tuple[tuple[str, ...], tuple[str, ...]] = (
+        ("punk", "punk at 167 bpm in c major with lead guitar and loud drums", "punk at 211 bpm in a minor"),
+        ("a reggae song in g major", "folk music in e minor"),
+    )
+    takes: int = 4
     seconds: float = 8.0
     updates: int = 240
     batch_size: int = 4
@@ -88,9 +102,11 @@ def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
     here = folder.resolve().parent  # a page that is shared names no folder of this machine
     page = write_page(folder, run, pairs, recipe.word, _next_commands(recipe, run.resolve().relative_to(here)))
     say(f"  {page}")
-    _title(STEPS, "the same adapter with plain transformers and PEFT")
+    _title(6, "the same adapter with plain transformers and PEFT")
     for path in _plain_clips(run, folder / "plain", recipe, options.seed):
         say(f"  {path}")
+    _title(STEPS, "did it learn?")
+    evaluate(_evaluate_options(recipe, prepared, run, options))
     _end(folder, page, _next_commands(recipe, run), time.perf_counter() - started)
     return folder
 
@@ -132,6 +148,21 @@ def _train_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArgum
         save_total_limit=1,
         seed=options.seed,
         restart=options.restart,
+    )
+
+
+def _evaluate_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArguments) -> EvaluateArguments:
+    style, neutral = recipe.judged
+    return EvaluateArguments(
+        run=str(run),
+        data=str(prepared),
+        prompts=[*recipe.new, *style],
+        neutral_prompts=[*recipe.known, *neutral],
+        variations=recipe.takes,
+        seconds=recipe.seconds,
+        seed=options.seed,
+        clap_model_name_or_path="none",  # none can be had offline
+        base_model=str(recipe.base),
     )
 
 
@@ -218,6 +249,7 @@ def _end(folder: Path, page: Path, commands: list[tuple[str, str]], seconds: flo
         ("run", "the adapter, with its card in README.md"),
         ("after", "the same prompts with the adapter"),
         ("plain", "new music, made with plain transformers and PEFT"),
+        ("run/evaluation/report.html", "figures, and every clip beside that of the base"),
     ):
         say(f"  {folder / name}  {what}")
     for reason, command in commands:

@@ -44,8 +44,8 @@ then run the same command again: only what changed is done again.
 """
 
 
-def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -> list[SongRecord]:
-    """Cuts the songs that are new or changed, and returns the records of all, in order.
+def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -> tuple[list[SongRecord], int]:
+    """Cuts the songs that are new or changed; returns the records of all, in order, and how many had to be cut.
 
     Each song is on record as soon as its clips are written, so that a killed run loses few. Under `accelerate launch`
     the processes share the songs, and each keeps its own journal until the end.
@@ -69,7 +69,7 @@ def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -
         write_text(clips / "README.md", DATASET_CARD)
         _close_journals(folder, records)
         _delete_strays(clips, before, set(stems.values()), records)
-    return records
+    return records, len(todo)
 
 
 def _close_journals(folder: Path, records: list[SongRecord]) -> None:

@@ -202,13 +202,13 @@ def _kept(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 def _listeners(describing: Describing) -> list[_Listener]:
     from musicgen_dreamboothing.model.captioner import Captioner
-    from musicgen_dreamboothing.model.clap import Tagger, read_labels
+    from musicgen_dreamboothing.model.clap import load_tagger, read_labels
 
     labels = read_labels(describing.labels)
     hub: dict[str, Any] = {"cache_dir": describing.cache_dir, "token": describing.token}
 
     def clap() -> Callable[[Batch], Sequence[Any]]:
-        tagger = Tagger(describing.clap, labels, device=PartialState().device, **hub)
+        tagger = load_tagger(describing.clap, labels, device=PartialState().device, **hub)
         return lambda waves: _tags(tagger, waves)
 
     found = [_Listener("tags", _sign(describing.clap, labels), clap)]

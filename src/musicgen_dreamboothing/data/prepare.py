@@ -244,9 +244,7 @@ def _cut(
     folder: Path, songs: list[Song], options: DataArguments, cutting: Cutting, describing: Describing | None
 ) -> int:
     """How many songs had to be cut; the main process writes what is known of their clips."""
-    before = {record.source: record for record in clipping.read_records(folder)}
-    fresh = [song for song in songs if song.name not in before or not before[song.name].is_done(song, cutting)]
-    records = cut_songs(folder, songs, cutting, options.preprocessing_num_workers)
+    records, fresh = cut_songs(folder, songs, cutting, options.preprocessing_num_workers)
     for line in account_of(records):
         say(line)
     if not any(record.clips for record in records):
@@ -256,7 +254,7 @@ def _cut(
         descriptions = describe_clips(folder, cutting.rate, songs, records, prompt, describing)
     if PartialState().is_main_process:
         update_metadata(folder, songs, records, prompt, descriptions, options.class_prompt)
-    return len(fresh)
+    return fresh
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

@@ -148,7 +148,7 @@ class _Place:
 def _delete_strays(folder: Path, kept: set[str]) -> None:
     """Files of songs that are gone or were separated anew, and what a killed run left."""
     for path in folder.iterdir():
-        if path.stem not in kept or path.suffix == UNFINISHED:
+        if path.suffix == UNFINISHED or (path.suffix in (SOUND, DAMAGE) and path.stem not in kept):
             path.unlink()
 
 

@@ -27,10 +27,10 @@ from tqdm.auto import tqdm
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.captions import key_phrase, thinned_copies, with_instance_prompt
-from musicgen_dreamboothing.data.clips import METADATA
+from musicgen_dreamboothing.data.clips import METADATA, listed_clips
 from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
 from musicgen_dreamboothing.data.song import TRAIN
-from musicgen_dreamboothing.data.sources import CLIPS, read_json_lines
+from musicgen_dreamboothing.data.sources import CLIPS
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.device import release_memory
@@ -123,7 +123,7 @@ def clip_rows(
 ) -> list[dict[str, Any]]:
     """The clips listed in the metadata whose file exists, with the digest of each file."""
     clips = folder / CLIPS
-    listed = read_json_lines(clips / METADATA)
+    listed = listed_clips(folder)
     rows = [row for row in listed if (clips / str(row.get("file_name"))).is_file()]
     if not rows:
         raise UserError(f"{clips / METADATA} lists no clip whose file is there")

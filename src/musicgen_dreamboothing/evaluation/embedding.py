@@ -117,7 +117,7 @@ class ClapEmbedder:
 
     def tag_probabilities(self, waves: Sounds) -> Array:
         """Softmax over genres with the temperature CLAP was trained with (Wu et al. 2022, section 2)."""
-        likeness = self._tagger._scale * (self.embed(waves) @ self._genre_rows.T)
+        likeness = self._tagger.scale * (self.embed(waves) @ self._genre_rows.T)
         odds = np.exp(likeness - likeness.max(axis=1, keepdims=True))
         probabilities: Array = odds / odds.sum(axis=1, keepdims=True)
         return probabilities
@@ -191,10 +191,11 @@ def load_embedder(
     """
     if model is None or model == NONE:
         return SignalEmbedder(reference)
-    from musicgen_dreamboothing.model.clap import Tagger
+    from musicgen_dreamboothing.model.clap import load_tagger
 
     try:
-        return ClapEmbedder(Tagger(model, {}, cache_dir=cache_dir, token=token), model)
+        tagger = load_tagger(model, {}, cache_dir=cache_dir, token=token)
+        return ClapEmbedder(tagger, tagger.name)
     except UserError as error:
         say(f"sounds are compared by signal statistics instead of CLAP: {error}")
         return SignalEmbedder(reference)

@@ -38,12 +38,14 @@ from musicgen_dreamboothing.evaluation.songs import (
 from musicgen_dreamboothing.evaluation.verdict import verdict
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
-from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
-from musicgen_dreamboothing.model.device import release_memory
+from musicgen_dreamboothing.model import codec
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, weights_fingerprint
+from musicgen_dreamboothing.model.device import best_device, release_memory
 
 BASE, TUNED, SONGS = "base", "tuned", "songs"  # folders of clips
 OWN_CAPTIONS = 2  # of held-out songs, among the style prompts
-MOST_WINDOWED = 400  # training clips that are compared by sound, window by window
+MOST_WINDOWED = {"cpu": 64}  # training clips that are compared by sound, window by window; the codec plays them first
+MOST_WINDOWED_ON_A_GPU = 400
 CURVES = {
     "loss": "loss while training",
     "eval_loss": "loss on held-out songs",
@@ -83,14 +85,14 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
     playlist = _playlist(options, record, tables)
     folder.mkdir(parents=True, exist_ok=True)
     songs, held_out, before = _of_base(options, record, run, folder, tables, playlist)
-    losses, rate = _of_tuned(options, run, folder, tables, playlist, before)
-    base, tuned = (listen(folder / side, playlist, rate) for side in (BASE, TUNED))
+    losses, checkpoint = _of_tuned(options, run, folder, tables, playlist, before)
+    base, tuned = (listen(folder / side, playlist, checkpoint.sampling_rate) for side in (BASE, TUNED))
     embedder = load_embedder(
         options.clap_model_name_or_path, songs.waves, cache_dir=options.cache_dir, token=options.token
     )
     heard = Heard(base, tuned, songs, held_out, losses, embedder, options.seed)
     figures = figures_of(heard)
-    nearest = _nearest(heard, folder, tables, prepared)
+    nearest = _nearest(heard, folder, tables, prepared, checkpoint)
     word = _word(record)
     evaluation = Evaluation(
         run=run.resolve().name,
@@ -143,6 +145,8 @@ def _playlist(options: EvaluateArguments, record: RunRecord, tables: Tables) -> 
     prompts = {prompt.format(word=word) if not options.prompts else prompt: STYLE for prompt in style}
     prompts = dict.fromkeys(neutral, NEUTRAL) | prompts
     ordered = sorted(prompts.items(), key=lambda item: item[1] == NEUTRAL)
+    if len(style) * options.variations < 2:
+        raise UserError("a style is judged by two clips at least; give more --prompts or --variations")
     longest = max(tables.train["seconds"])
     if options.seconds > longest:
         say(f"note: --seconds {options.seconds:g} is cut to {longest:g}, the length of the clips it was trained on")
@@ -174,18 +178,18 @@ def _of_base(
 
 def _of_tuned(
     options: EvaluateArguments, run: Path, folder: Path, tables: Tables, playlist: Playlist, before: Any
-) -> tuple[Losses | None, int]:
-    """The same of the fine-tuned model, and the rate of all clips."""
+) -> tuple[Losses | None, Checkpoint]:
+    """The same of the fine-tuned model, and the base's configuration."""
     generator = _load(options, str(run), None, options.base_model)
     play(generator, folder / TUNED, playlist, weights_fingerprint(run), options.batch_size)
     losses = None
     if before is not None:
         after, count = clip_losses(generator, tables.held_out, "fine-tuned model")
         losses = Losses(before[0], after, count, list(tables.held_out["source"]))
-    rate = generator.checkpoint.sampling_rate
+    checkpoint = generator.checkpoint
     del generator
     release_memory()
-    return losses, rate
+    return losses, checkpoint
 
 
 def _load(options: EvaluateArguments, model: str, revision: str | None, base: str | None) -> Generator:
@@ -215,15 +219,18 @@ def _heard_of(clip: Played) -> dict[str, str]:
     return notes
 
 
-def _nearest(heard: Heard, folder: Path, tables: Tables, prepared: Path) -> list[Nearest]:
+def _nearest(heard: Heard, folder: Path, tables: Tables, prepared: Path, checkpoint: Checkpoint) -> list[Nearest]:
     """For each clip of the style the training clip it is most like: the one by codes, unless only sound tells."""
     codes, names = training_clips(tables.train)
     clips = [heard.tuned[row] for row in heard.rows(STYLE)]
     frame_rate = codes[0].shape[1] / tables.train["seconds"][0]
     by_codes = nearest_by_tokens([clip.codes for clip in clips], codes, names, frame_rate)
-    few = tables.train.select(range(min(MOST_WINDOWED, len(tables.train))))
+    device = best_device()
+    few = tables.train.select(range(min(MOST_WINDOWED.get(device.type, MOST_WINDOWED_ON_A_GPU), len(tables.train))))
+    loaded = load_codec(checkpoint, device)
+    training = waves_of(lambda codes: codec.decode(loaded, codes[None], checkpoint)[0].numpy(), few, clips[0].rate)
     waves = [(clip.wave, clip.rate) for clip in clips]
-    by_sound = nearest_by_embedding(waves, waves_of(prepared, few, clips[0].rate), names[: len(few)], heard.embedder)
+    by_sound = nearest_by_embedding(waves, training, names[: len(few)], heard.embedder)
     found = []
     for clip, one, other in zip(clips, by_codes, by_sound, strict=True):
         told = other if other.is_copy and not one.is_copy else one

@@ -164,6 +164,7 @@ def _distances(heard: Heard, found: _Embedded, base: Array, tuned: Array) -> lis
         found.held_out,
         found.songs,
         heard.seed,
+        prompts=[heard.base[row].prompt for row in heard.rows(STYLE)] if len(_by_prompt(heard, STYLE)) > 1 else None,
         goal_songs=_labels(heard.held_out.songs),
         reference_songs=songs,
     )
@@ -302,18 +303,23 @@ def _variety(heard: Heard, found: _Embedded) -> list[Figure]:
     told: dict[str, Any] = {
         "title": "variety within a prompt",
         "better": HIGHER,
-        "meaning": "How different the clips of one prompt are; near 0 it plays the same thing each time.",
-        "source": f"mean half squared distance of pairs, {heard.embedder.name}; Vendi score: Friedman & Dieng 2023",
+        "meaning": "How different the clips of one prompt are, 1 as your songs are; near 0 it repeats itself.",
+        "source": f"mean half squared distance of pairs over that of the songs, {heard.embedder.name}",
     }
     groups = [rows for rows in _by_prompt(heard, STYLE) if len(rows) > 1]
     if not groups:
         return [_missing("diversity", "it takes two clips of a prompt", **told)]
-    bandwidth = None if heard.embedder.is_clap else metrics.median_distance(found.songs)
+    usual = metrics.half_squares(found.songs, found.songs).mean()
     base, tuned = (
-        np.array([metrics.diversity(clips[rows], bandwidth).distance for rows in groups])
+        np.array([_mean_apart(clips[rows]) for rows in groups]) / max(usual, 1e-12)
         for clips in (found.base, found.tuned)
     )
     return [_paired("diversity", base, tuned, heard.seed, clips=sum(map(len, groups)), **told)]
+
+
+def _mean_apart(rows: Array) -> float:
+    """The mean of half squared distances of different rows."""
+    return float(metrics.half_squares(rows, rows).sum() / (len(rows) * (len(rows) - 1)))
 
 
 def collapsed_prompts(heard: Heard) -> list[str]:

@@ -37,12 +37,13 @@ Integers = NDArray[np.int64]
 
 TOKENS, EMBEDDING = "tokens", "embedding"
 
-FALSE_ALARMS = 0.01  # of clips that are no copies, how many may be flagged
+FALSE_ALARMS = 0.01  # of clips of other songs, how many may be flagged
+BEYOND = 1.25  # times what any of them reaches, at most
 LEAST_SECONDS = 2.0  # alike: less is a riff
 CALIBRATION_CLIPS = 64  # that are looked up among other songs
 
 BLUR_SECONDS = 1.0  # in which most codes must speak for a copy
-NEAR = 0.6  # share of a near-copy's codes that agree; more in the first codebooks, less in the last
+NEAR = 0.7  # share of a near-copy's codes that agree; more in the first codebooks, less in the last
 UNKNOWN_CHANCE = 0.05  # the same of clips that are none, where a single song can't tell
 WINDOW_SECONDS = 3.0  # in which shared n-grams are counted, and that are embedded
 NEIGHBOURS, MOST_ALIGNMENTS = 8, 64  # of each window, and of a query, that are looked at closely
@@ -105,7 +106,7 @@ def nearest_by_tokens(
 ) -> list[Likeness]:
     """The likeness of each generated clip, in order, by codes `[K, T]` without delay; see `TokenIndex`.
 
-    Some 2 s for each generated clip among 4 h of music.
+    Seconds for 32 clips among 4 h of music, and a quarter of a GB.
     """
     index = TokenIndex(training, clips, frame_rate)
     return [index.nearest(codes) for codes in tqdm(generated, unit="clip", desc="comparing codes", leave=False)]
@@ -308,7 +309,8 @@ class WindowIndex:
     its strength are votes times seconds between windows.
 
     Args:
-        waves: of each training clip, `[C, S]`, with its rate in Hz; read one by one.
+        waves: of each training clip, `[C, S]`, with its rate in Hz; read one by one. Best as the codec plays its
+            codes, for so it plays generated clips too, and its colour would count as a difference.
         clips: what each is called.
         embedder: what hears them.
         hop_seconds: between windows of a query.
@@ -416,7 +418,8 @@ def _hardly_reached(strengths: Array) -> float:
     """What only `FALSE_ALARMS` of clips of other songs reach, by the strengths `[N]` of some of them.
 
     The highest of many scores has a Gumbel distribution. It is fitted to median and quartiles, so that a few songs that
-    are there twice, under two names, don't spoil it.
+    are there twice, under two names, don't spoil it. Of few songs it knows little, so it may not go far beyond the
+    strongest: else it could ask for more than a whole clip.
     """
     low, middle, high = np.quantile(strengths, [0.25, 0.5, 0.75])
 
@@ -424,7 +427,8 @@ def _hardly_reached(strengths: Array) -> float:
         return -math.log(-math.log(share))
 
     scale = (high - low) / (standard(0.75) - standard(0.25))
-    return float(middle + scale * (standard(1 - FALSE_ALARMS) - standard(0.5)))
+    fitted = middle + scale * (standard(1 - FALSE_ALARMS) - standard(0.5))
+    return float(min(fitted, BEYOND * strengths.max()))
 
 
 def _likeness(clip: TrainingClip, *, clip_at: float, **rest: Any) -> Likeness:

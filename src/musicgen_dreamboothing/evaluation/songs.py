@@ -13,11 +13,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.run import RunRecord
-from musicgen_dreamboothing.data.sources import CLIPS
 from musicgen_dreamboothing.data.tables import Tables, load_tables
 from musicgen_dreamboothing.data.tokens import CODES, TOKENS
 from musicgen_dreamboothing.evaluation.originality import TrainingClip
@@ -27,6 +25,7 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import training_steps
 
 Array = NDArray[np.float64]
+Decode = Callable[[torch.Tensor], Wave]  # codes [K, T] to a wave [C, S]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def tables_of(record: RunRecord, prepared: Path) -> Tables:
 
 
 def excerpts(
-    decode: Callable[[torch.Tensor], NDArray[np.float32]],
+    decode: Decode,
     checkpoint: Checkpoint,
     clips: datasets.Dataset,
     *,
@@ -110,10 +109,10 @@ def training_clips(clips: datasets.Dataset) -> tuple[list[NDArray[Any]], list[Tr
     return codes, [TrainingClip(song, start, file) for song, start, file in names]
 
 
-def waves_of(prepared: Path, clips: datasets.Dataset, rate: int) -> Iterator[tuple[Wave, int]]:
-    """The clips as they were cut, one by one."""
-    for name in clips["file_name"]:
-        yield audio.decode(prepared / CLIPS / name, rate), rate
+def waves_of(decode: Decode, clips: datasets.Dataset, rate: int) -> Iterator[tuple[Wave, int]]:
+    """The clips as the codec plays them, one by one: a copy that a model makes sounds like that, not like the song."""
+    for row in clips.with_format("numpy"):
+        yield decode(torch.from_numpy(np.asarray(row["codes"], np.int64))), rate
 
 
 @torch.inference_mode()

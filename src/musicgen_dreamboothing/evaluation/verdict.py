@@ -16,6 +16,7 @@ LEARNED = 0.5  # of the way to the songs, surely: a style is learned; less is so
 KEPT_SHARE = 0.1  # of a figure that may be lost, surely no more, where it counts as kept
 SAME_DRIFT = 1.25  # times what another seed changes: surely no more counts as no change
 COLLAPSED = 0.5  # of the diversity before, surely less
+ALL_BUT_NONE = 0.99  # where percents tell no more: the base knew nothing of it
 PLACES = 3  # of near-copies that are named
 ADHERENCE = {"text_score": "their words", "tempo_adherence": "the tempo", "key_adherence": "the key"}
 
@@ -96,6 +97,8 @@ def _loss(known: dict[str, Figure]) -> str:
     less = 1 - math.exp(loss.tuned - loss.base)
     ends = sorted(abs(1 - math.exp(end)) for end in loss.change)
     span = _percents((ends[0], ends[1]))
+    if found == BETTER and ends[0] > ALL_BUT_NONE:
+        return "songs it was not shown surprise it far less"
     if found == BETTER:
         return f"songs it was not shown surprise it {_percent(less)} less ({span})"
     return (

@@ -25,11 +25,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, ClapModel, ClapProcessor
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.model.checkpoint import Source, quiet_loading, weights_fingerprint
 from musicgen_dreamboothing.model.device import best_device
-
-__all__ = ["GROUPS", "RATE", "Group", "Tag", "Tagger", "another_clap", "calibrate", "read_labels", "windows"]
 
 RATE = 48_000  # Hz; all CLAP models of transformers
 MOST_WINDOWS = 6  # of a clip: a whole minute is heard, of a longer one six places
@@ -48,6 +46,7 @@ SAFETENSORS = {
     "laion/larger_clap_music_and_speech": "refs/pr/1",
 }
 # `larger_clap_music` on the Hub is reported to have one embedding for all texts: embeddings-benchmark/mteb#5069
+DEFAULT = "laion/larger_clap_music"
 PROVEN = "laion/larger_clap_general"
 
 Embeddings = NDArray[np.float32]  # [N, D], each row of length 1
@@ -166,6 +165,25 @@ def windows(wave: NDArray[np.float32], size: int) -> list[NDArray[np.float32]]:
     return [wave[start : start + size] for start in np.linspace(0, len(wave) - size, count).round().astype(int)]
 
 
+class NoEarForWordsError(UserError):
+    """To this model all words are the same."""
+
+
+def load_tagger(model: str, labels: Mapping[str, Sequence[str]], **options: Any) -> Tagger:
+    """A `Tagger` of these arguments; where the default turns out to know no words, the proven model in its place.
+
+    Raises:
+        UserError: as of `Tagger`.
+    """
+    try:
+        return Tagger(model, labels, **options)
+    except NoEarForWordsError:
+        if model != DEFAULT:
+            raise
+        say(f"to {model} all words are the same; listening with {PROVEN}")
+        return Tagger(PROVEN, labels, **options)
+
+
 class Tagger:
     """A CLAP model that holds the embeddings of its labels.
 
@@ -198,8 +216,8 @@ class Tagger:
         with _quiet_hub():
             self._model, self._processor = _load(source)
         self._model.to(device or best_device())
-        self._batch_size = batch_size
-        self._scale = float(self._model.logit_scale_a.exp())
+        self.name, self._batch_size = model, batch_size
+        self.scale = float(self._model.logit_scale_a.exp())
         self._labels = {name: tuple(found) for name, found in labels.items()}
         self._embedded = {name: self._embed_ensemble(found, GROUPS[name]) for name, found in self._labels.items()}
         self._neutral = self._embed_ensemble(NEUTRAL)
@@ -211,7 +229,7 @@ class Tagger:
         """Such a model tags nothing, or anything; nobody should wait until it has heard all clips."""
         texts = np.concatenate([*self._embedded.values(), self._neutral, self._voices])
         if (texts @ texts.T).min() > ALIKE:
-            raise UserError(f"to the CLAP model {model!r} all words are the same; take {another_clap(model)}")
+            raise NoEarForWordsError(f"to the CLAP model {model!r} all words are the same; take {another_clap(model)}")
 
     def _sign(self, source: Source) -> str:
         """Changes whenever the tags of a sound could."""
@@ -231,14 +249,14 @@ class Tagger:
 
     def _tags_of(self, row: NDArray[np.float32], name: str) -> list[Tag]:
         group = GROUPS[name]
-        scores, above = calibrate(self._embedded[name] @ row, self._neutral @ row, self._scale, group)
+        scores, above = calibrate(self._embedded[name] @ row, self._neutral @ row, self.scale, group)
         best = [index for index in np.argsort(-scores, kind="stable") if above[index]][: group.most]
         return [Tag(self._labels[name][index], round(float(scores[index]), 4)) for index in best]
 
     def vocals(self, embeddings: Embeddings) -> list[float]:
         """For each embedded sound of `[N, D]` the probability that somebody sings in it."""
         singing, playing = (embeddings @ self._voices.T).astype(np.float64).T
-        return [float(found) for found in 1 / (1 + np.exp(self._scale * (playing - singing)))]
+        return [float(found) for found in 1 / (1 + np.exp(self.scale * (playing - singing)))]
 
     def embed(self, waves: Sequence[tuple[audio.Wave, int]]) -> Embeddings:
         """Waves `[C, S]` with their rates in Hz -> `[N, D]`: the mean over windows of 10 s, of length 1.

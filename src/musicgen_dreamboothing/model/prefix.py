@@ -41,19 +41,20 @@ def decode_shared(decoder: Any, sequence: torch.Tensor, prefix: int) -> torch.Te
     clips, length, width = sequence.shape
     placed = sequence + decoder.embed_positions(sequence)
     row = torch.cat([placed[:1, :prefix], placed[:, prefix:].reshape(1, -1, width)], dim=1)
-    mask = _mask_of_clips(length, prefix, row.device)
+    mask = _mask_of_clips(length, prefix, row)
     for layer in decoder.layers:
         row = layer(row, attention_mask=mask, clips=clips, prefix=prefix)[0]
     return decoder.layer_norm(row[:, prefix:]).view(clips, -1, width)
 
 
-def _mask_of_clips(length: int, prefix: int, device: torch.device) -> torch.Tensor | None:
+def _mask_of_clips(length: int, prefix: int, row: torch.Tensor) -> torch.Tensor | None:
     """What stands for a mask `[S, P + S]` under which the last position attends to all, each before it to one less.
 
     Flash attention knows it. The kernels of other devices are quick where queries and keys are as many; for them None.
     """
-    known = device.type in ("cuda", "meta")  # `meta` is where the memory of a step is foretold
-    return causal_lower_right(length - prefix, length) if known else None
+    if row.is_cuda:
+        return causal_lower_right(length - prefix, length)
+    return row.new_empty(0) if row.is_meta else None  # foretold is what flash attention takes
 
 
 class _PrefixAttention(MusicgenMelodyAttention):
@@ -72,9 +73,10 @@ class _PrefixAttention(MusicgenMelodyAttention):
         keys, values = _joined(key, keys), _joined(value, values)
         if mask is None:
             whole = self._attend(_joined(query, queries), keys, values, None)
-            first, behind = whole[:1, :prefix], whole[:, prefix:]
+            first, behind = whole.split([prefix, whole.shape[1] - prefix], dim=1)
+            first = first[:1]
         else:
-            # Copies of the prefix's few keys and values: its attention would keep those of the whole row.
+            # copies of the prefix's few keys and values: its attention would keep those of the whole row
             first = self._attend(query, key.clone(), value.clone(), None)
             behind = self._attend(queries, keys, values, mask)
         # Projected one by one: a row of both would be one more thing to keep.

@@ -71,7 +71,7 @@ def _to_wandb(samples: Sequence[Sample], step: int) -> None:
 def _pairs_to_wandb(before: Sequence[Sample], after: Sequence[Sample], step: int) -> None:
     import wandb
 
-    columns = ["prompt", "before", "after", "spectrogram before", "spectrogram after"]
+    columns: list[str | int] = ["prompt", "before", "after", "spectrogram before", "spectrogram after"]
     rows = []
     for old, new in zip(before, after, strict=True):
         sounds, pictures = zip(_wandb_media(old), _wandb_media(new), strict=True)

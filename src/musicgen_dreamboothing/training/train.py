@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 import shlex
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,7 +57,14 @@ from musicgen_dreamboothing.training.record import (
     discard_record,
     telling_options,
 )
-from musicgen_dreamboothing.training.samples import Sampler, add_samples, read_prompts, sample_prompts_of
+from musicgen_dreamboothing.training.samples import FOLDER as SAMPLES
+from musicgen_dreamboothing.training.samples import (
+    SampleCallback,
+    Sampler,
+    add_samples,
+    read_prompts,
+    sample_prompts_of,
+)
 from musicgen_dreamboothing.training.saving import discard_result, save_run
 from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint, step_of
 
@@ -153,7 +161,8 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     metrics = _last_evaluation(trainer)
-    seconds, begun_at = time.perf_counter() - started, step_of(resume) if resume else 0
+    playing = sum(one.seconds for one in trainer.callback_handler.callbacks if isinstance(one, SampleCallback))
+    seconds, begun_at = time.perf_counter() - started - playing, step_of(resume) if resume else 0
     summary = _summary(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
     licence = licence_of(checkpoint)
     save_run(trainer, folder, checkpoint, tables, asked, metrics, licence)
@@ -246,6 +255,7 @@ def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Check
         if PartialState().is_main_process:
             discard_record(folder)  # first: a record without the rest would be taken for the run
             discard_checkpoints(folder)
+            shutil.rmtree(folder / SAMPLES, ignore_errors=True)
             if earlier is not None:
                 discard_result(folder, is_adapter=bool(earlier.options.get("use_lora", True)))
         PartialState().wait_for_everyone()
@@ -363,7 +373,7 @@ def _play_along(
         held_out_captions=list(tables.held_out["text"]),
     )
     sampling = Sampling(options.guidance_scale)
-    sampler = Sampler(checkpoint, prompts, options.sample_seconds, options.seed, folder / "samples", sampling)
+    sampler = Sampler(checkpoint, prompts, options.sample_seconds, options.seed, folder / SAMPLES, sampling)
     if prompts:
         add_samples(trainer, sampler, every=options.sample_steps, at_start=options.sample_at_start)
     if options.metric_for_best_model in ("style", "eval_style") and trainer.eval_dataset is not None:
@@ -386,7 +396,9 @@ def _check_key_word(base: Any, options: TrainArguments, checkpoint: Checkpoint, 
     """Tells before a run begins if its key-word means something else to the base already."""
     word, states = options.instance_prompt, word_states(prepared)
     begun = last_checkpoint(Path(str(options.output_dir))) is not None
-    if begun or not word or not set(texts_of(word)) <= states.keys():  # none are cached where T5 is trained
+    if begun or not word or not PartialState().is_main_process:
+        return
+    if not set(texts_of(word)) <= states.keys():  # none are cached where T5 is trained
         return
     codes = tables.train.with_format("numpy")["codes"]
     if note := keyword_note(base, checkpoint, codes, states, word, options.class_prompt):
