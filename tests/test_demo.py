@@ -90,11 +90,14 @@ def test_wheel_holds_code_assets_and_nothing_else(wheel: Path) -> None:
 
 
 def test_the_chain_says_its_steps_and_what_comes_next(shown: Shown) -> None:
-    assert all(f"[{step}/6]" in shown.first for step in range(1, 7))
+    assert all(f"[{step}/7]" in shown.first for step in range(1, 8))
     assert re.search(r"active in (\d+) of \1 layers", shown.first)
     assert re.search(r"evaluating on \d+ clips? of \d+ songs? held out: validation/", shown.first)
     assert "musicgen-dreamboothing train --dataset_name YOUR_SONGS" in shown.first
     assert (shown.folder / "index.html").as_uri() in shown.first
+    verdict = json.loads((shown.folder / "run" / "evaluation" / "report.json").read_text())["verdict"]
+    assert all(f"- {sentence}" in shown.first for sentence in verdict)
+    assert (shown.folder / "run" / "evaluation" / "report.html").is_file()
     for name, count, seconds in (("before", 4, 2), ("after", 4, 2), ("plain", 2, 5)):
         clips = sorted((shown.folder / name).glob("*.wav"))
         assert len(clips) == count

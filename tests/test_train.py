@@ -269,14 +269,15 @@ def test_what_a_run_says(finished: tuple[Path, str], base: Path) -> None:
     held_out = [line for line in lines if re.fullmatch(rf"epoch \d\.\d\d  held-out  loss {loss}  {books}", line)]
     assert [line[:10] for line in training] == [f"epoch {x}" for x in ("0.33", "0.67", "1.00", "1.33", "1.67", "2.00")]
     assert [line[:10] for line in held_out] == ["epoch 0.00", "epoch 1.00", "epoch 2.00"]
-    speed, losses, saved, licence, listen = lines[-5:]
-    assert len(lines) == 2 + 8 + 1 + 6 + 3 + 5
+    speed, losses, saved, licence, listen, judge = lines[-6:]
+    assert len(lines) == 2 + 8 + 1 + 6 + 3 + 6
     assert re.fullmatch(r"6 updates in \d+ s, \d+\.\dx real time, peak memory of the process \d\.\d\d GB", speed)
     assert re.fullmatch(rf"held-out loss {loss} before, {loss} after", losses)
     assert saved == f"saved in {folder}"
     told = f"licence: the weights of {base} are cc-by-nc-4.0: what you make with them may not be used commercially"
     assert licence == told
     assert listen == f"listen:  musicgen-dreamboothing generate '{folder}' punk --output_dir '{folder}/generated'"
+    assert judge == f"did it learn?  musicgen-dreamboothing evaluate '{folder}'"
 
 
 def test_what_a_run_leaves(finished: tuple[Path, str]) -> None:
