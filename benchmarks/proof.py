@@ -67,9 +67,9 @@ def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
     from musicgen_dreamboothing import prepare
-    from musicgen_dreamboothing.builtin.chain import Recipe, _prepare_options
+    from musicgen_dreamboothing.builtin.chain import Recipe, prepare_options
 
-    prepare(_prepare_options(Recipe(), Path(options.folder) / "prepared"))
+    prepare(prepare_options(Recipe(), Path(options.folder) / "prepared"))
     return {}
 
 
@@ -79,7 +79,7 @@ def _proved(options: argparse.Namespace) -> dict[str, Any]:
 
     from musicgen_dreamboothing import evaluate, train
     from musicgen_dreamboothing.arguments import DemoArguments
-    from musicgen_dreamboothing.builtin.chain import Recipe, _evaluate_options, _train_options
+    from musicgen_dreamboothing.builtin.chain import Recipe, evaluate_options, train_options
 
     way, seed, folder = options.variant, options.run_seed, Path(options.folder)
     recipe = Recipe()
@@ -88,7 +88,7 @@ def _proved(options: argparse.Namespace) -> dict[str, Any]:
         updates = updates * FEW_CLIPS // ALL_CLIPS * (options.times if way == LONG else 1)
     recipe = replace(recipe, updates=updates)
     run = folder / f"{way.replace(' ', '-').replace(',', '')}-{seed}"
-    asked = _train_options(recipe, folder / "prepared", run, DemoArguments(seed=seed))
+    asked = train_options(recipe, folder / "prepared", run, DemoArguments(seed=seed))
     if way in (PRIOR, KL):
         asked.with_prior_preservation, asked.class_prompts = True, list(STYLES)
         asked.prior, asked.num_class_clips = "kl" if way == KL else "clips", 40
@@ -97,7 +97,7 @@ def _proved(options: argparse.Namespace) -> dict[str, Any]:
     clips, base = run / "evaluation", folder / f"base-{seed}"
     if base.exists() and not clips.exists():
         shutil.copytree(base, clips / "base")
-    found = evaluate(_evaluate_options(recipe, folder / "prepared", run, DemoArguments(seed=seed)))
+    found = evaluate(evaluate_options(recipe, folder / "prepared", run, DemoArguments(seed=seed)))
     assert found is not None
     if not base.exists():
         shutil.copytree(clips / "base", base)

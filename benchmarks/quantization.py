@@ -60,9 +60,9 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
     from musicgen_dreamboothing import prepare
-    from musicgen_dreamboothing.builtin.chain import Recipe, _prepare_options
+    from musicgen_dreamboothing.builtin.chain import Recipe, prepare_options
 
-    prepare(_prepare_options(Recipe(), Path(options.folder) / "data"))
+    prepare(prepare_options(Recipe(), Path(options.folder) / "data"))
     return {}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_evaluation_report import HOSTILE, Page, browse, needs_nothing
+from pages import Page, browse, needs_nothing
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError
@@ -20,6 +20,7 @@ from musicgen_dreamboothing.evaluation.statistics import binomial_interval
 from musicgen_dreamboothing.listening.loudness import loudness
 
 RATE = 8_000
+HOSTILE = """Näïve <script>alert("x")</script> & 'Loud' {{ 7 * 6 }} 夜"""
 PITCHES = {"base": 300.0, "tuned": 500.0}
 
 

@@ -7,13 +7,13 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from made_music import low_passed, music
+from pages import Page
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
@@ -442,38 +442,6 @@ def test_the_screen_says_how_much_there_is() -> None:
 # The page
 
 
-class Page(HTMLParser):
-    """Reads a page strictly: every tag that is opened is closed, in order."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.words = ""
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data if "style" not in self.open else ""
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     """Of a folder with a hostile name and songs of hostile names, two of them ill."""
@@ -486,7 +454,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     write_rows(folder, [*others, {**rows[0], "file_name": f"{HOSTILE}.flac"}])
     write_report(look(folder, rougher), folder / "report.html")
     assert not list(folder.glob("*.tmp"))
-    return Page(folder / "report.html")
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
 def test_the_page_needs_nothing_beside_it(page: Page) -> None:
@@ -540,7 +508,7 @@ def test_two_hundred_ill_clips_make_a_page_that_can_be_sent(tmp_path: Path, monk
     write_rows(folder, rows)
     write_report(examine(folder, preview=None, rate=32_000), folder / "report.html")
     assert 4 * (folder / "report.html").stat().st_size < 6e6  # and previews take some 2 MB
-    page = Page(folder / "report.html")
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert len(page.all("audio")) == fewer
     assert f"{fewer} of the 200 clips with findings have one" in " ".join(page.words.split())
 
@@ -548,7 +516,7 @@ def test_two_hundred_ill_clips_make_a_page_that_can_be_sent(tmp_path: Path, monk
 def test_a_page_without_findings_and_previews(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "songs", healthy(1))
     write_report(look(folder), folder / "report.html")
-    page = Page(folder / "report.html")
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert page.all("audio") == page.all("img") == []
     assert "Nothing wrong was found." in page.words
     assert "voices" in page.words
@@ -560,7 +528,7 @@ def test_a_finding_lists_its_clips_up_to_a_limit(tmp_path: Path) -> None:
     seen = look(folder)
     clips = tuple(replace(seen.clips[0], text="", file_name=f"{n}.flac", sound=None, broken="gone") for n in range(100))
     write_report(replace(seen, clips=(*seen.clips, *clips)), folder / "report.html")
-    assert f"and {100 - report.NAMES} more" in Page(folder / "report.html").words
+    assert f"and {100 - report.NAMES} more" in Page((folder / "report.html").read_text(encoding="utf-8")).words
 
 
 def test_findings_say_what_to_do() -> None:

@@ -91,9 +91,9 @@ def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
     )
     before = _clips(recipe.base, folder / "before", recipe, options.seed)
     _title(2, f"prepare: {recipe.word} songs to clips, captions, tokens")
-    prepare(_prepare_options(recipe, prepared))
+    prepare(prepare_options(recipe, prepared))
     _title(3, "train: a LoRA adapter")
-    train(_train_options(recipe, prepared, run, options))
+    train(train_options(recipe, prepared, run, options))
     _title(4, "after: the same prompts and seeds with the adapter")
     after = _clips(run, folder / "after", recipe, options.seed)
     _title(5, "a page to hear and see both")
@@ -106,12 +106,13 @@ def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
     for path in _plain_clips(run, folder / "plain", recipe, options.seed):
         say(f"  {path}")
     _title(STEPS, "did it learn?")
-    evaluate(_evaluate_options(recipe, prepared, run, options))
+    evaluate(evaluate_options(recipe, prepared, run, options))
     _end(folder, page, _next_commands(recipe, run), time.perf_counter() - started)
     return folder
 
 
-def _prepare_options(recipe: Recipe, prepared: Path) -> PrepareArguments:
+def prepare_options(recipe: Recipe, prepared: Path) -> PrepareArguments:
+    """What `prepare` is asked for."""
     return PrepareArguments(
         songs=str(recipe.songs),
         output_dir=str(prepared),
@@ -125,7 +126,8 @@ def _prepare_options(recipe: Recipe, prepared: Path) -> PrepareArguments:
     )
 
 
-def _train_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArguments) -> TrainArguments:
+def train_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArguments) -> TrainArguments:
+    """What `train` is asked for."""
     stage = max(1, recipe.updates // 6)
     return TrainArguments(
         dataset_name=str(prepared),
@@ -151,7 +153,8 @@ def _train_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArgum
     )
 
 
-def _evaluate_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArguments) -> EvaluateArguments:
+def evaluate_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArguments) -> EvaluateArguments:
+    """What `evaluate` is asked for."""
     style, neutral = recipe.judged
     return EvaluateArguments(
         run=str(run),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.data.files import write_text
 from musicgen_dreamboothing.data.run import RunRecord, read_record
+from musicgen_dreamboothing.listening.player import data_uri
 from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.training.trainer import last_checkpoint
@@ -98,16 +98,12 @@ def _shown(pair: Pair) -> dict[str, Any]:
     sides = [
         {
             "name": name,
-            "sound": _data_uri("audio/wav", clip.read_bytes()),
-            "picture": _data_uri("image/png", _write_picture(clip)),
+            "sound": data_uri("audio/wav", clip.read_bytes()),
+            "picture": data_uri("image/png", _write_picture(clip)),
         }
         for name, clip in (("before", pair.before), ("after", pair.after))
     ]
     return {"prompt": pair.prompt, "sides": sides}
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _write_picture(clip: Path) -> bytes:

@@ -11,6 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one move."""
@@ -18,6 +20,17 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Writes an array as .npy in one move."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, values)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,25 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from jinja2 import Environment, StrictUndefined
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.data.doctor import Clip, Coded, Examination
 from musicgen_dreamboothing.data.files import write_text
 from musicgen_dreamboothing.data.findings import Finding, advice, codec_word, findings
 from musicgen_dreamboothing.listening import defects
 from musicgen_dreamboothing.listening.picture import loudest_power, spectrogram
+from musicgen_dreamboothing.listening.player import COARSE, FINE, data_uri, mp3
 from musicgen_dreamboothing.listening.sound import Sound
 
 COLUMNS, LINES = 100, 40  # of the screen
 FEW = 3  # clips or songs that one finding names on it
 PLAYERS, PLAYERS_EACH, PLAYER_SECONDS = 24, 6, 8.0  # of the page, of one finding; some 90 KB each
 NAMES = 60  # that one finding lists on the page
-MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-FINE, COARSE = 0.3, 0.7  # libsndfile's compression: some 80 and 50 kbit/s a channel
 STRIP_POINTS, STRIP_HEIGHT = 240, 40  # of a song's drawing
 SEVERITIES = {"mend": "Mend this first", "listen": "Listen and decide", "know": "Good to know"}
 COUNTED = {"mend": "to mend", "listen": "to listen to", "know": "to know"}
@@ -197,23 +192,7 @@ def _excerpt(examination: Examination, clip: Clip, sound: Sound) -> str:
     samples = round(PLAYER_SECONDS * examination.rate)
     start = max(0, wave.shape[1] - samples) // 2
     sides = 1 if sound.channels in defects.SOUND_CHANNELS else len(wave)
-    return _mp3(audio.to_channels(wave[:, start : start + samples], sides), examination.rate, COARSE)
-
-
-def _mp3(wave: Wave, rate: int, compression: float) -> str:
-    """`[C, S]` as a data URI that every browser plays."""
-    playable = rate if rate in MP3_RATES else 32_000
-    wave, memory = np.clip(audio.resample(wave, rate, playable), -1, 1), io.BytesIO()
-    with soundfile.SoundFile(
-        memory, "w", playable, len(wave), "MPEG_LAYER_III", format="MP3",
-        compression_level=compression, bitrate_mode="VARIABLE",
-    ) as file:  # fmt: skip
-        file.write(wave.T)
-    return _data_uri("audio/mpeg", memory.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return mp3(audio.to_channels(wave[:, start : start + samples], sides), examination.rate, COARSE)
 
 
 def _shown(coded: Coded, rate: int) -> dict[str, Any]:
@@ -222,8 +201,8 @@ def _shown(coded: Coded, rate: int) -> dict[str, Any]:
     sides = [
         {
             "name": name,
-            "sound": _mp3(wave, rate, FINE),
-            "picture": _data_uri("image/png", spectrogram(wave, rate, loudest)),
+            "sound": mp3(wave, rate, FINE),
+            "picture": data_uri("image/png", spectrogram(wave, rate, loudest)),
         }
         for name, wave in (("original", coded.original), ("through the codec", coded.coded))
     ]

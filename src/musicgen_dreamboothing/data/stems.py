@@ -100,10 +100,9 @@ def _separate(song: Song, path: Path, separator: Separator, stems: Sequence[str]
         if damages:
             write_text(path.with_suffix(DAMAGE), damages[0])
         temporary.replace(path)
-    except audio.AudioWriteError:
-        raise  # a full disk is no fault of the song
-    except audio.AudioError:
-        pass  # as of NaN in the middle of it: cutting says so
+    except audio.AudioError as error:
+        if isinstance(error, audio.AudioWriteError):  # a full disk; what is wrong with the song, cutting will say
+            raise
     finally:
         temporary.unlink(missing_ok=True)
     bar.update(before + 1 - bar.n)

@@ -15,10 +15,11 @@ import numpy as np
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError, plural
 from musicgen_dreamboothing.data.files import write_json, write_text
-from musicgen_dreamboothing.evaluation.report import CLEAR, load, mp3, render
+from musicgen_dreamboothing.evaluation.report import load, render
 from musicgen_dreamboothing.evaluation.result import STYLE, Interval, Pair
 from musicgen_dreamboothing.evaluation.statistics import binomial_interval
 from musicgen_dreamboothing.listening.loudness import loudness, normalised
+from musicgen_dreamboothing.listening.player import FINE, mp3
 
 PAGE, KEY = "blind.html", "blind_key.json"
 SIDES, UNSURE = ("A", "B"), "same"
@@ -121,7 +122,7 @@ def _shown(folder: Path, number: int, pair: Pair, sides: list[str]) -> dict[str,
         "number": number,
         "prompt": pair.prompt,
         "questions": _questions(pair.kind),
-        "sides": [(side, mp3(wave, rate, CLEAR)) for side, (wave, rate) in zip(SIDES, sounds, strict=True)],
+        "sides": [(side, mp3(wave, rate, FINE)) for side, (wave, rate) in zip(SIDES, sounds, strict=True)],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import zlib
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import plural, say
-from musicgen_dreamboothing.data.files import write_json
+from musicgen_dreamboothing.data.files import write_array, write_json
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
 
@@ -90,7 +89,7 @@ def play(generator: Generator, folder: Path, playlist: Playlist, weights: str | 
     for (prompt, variation), codes in drawn:
         path = folder / _name(prompt, variation)
         audio.write(path, generator.decode(codes), generator.checkpoint.sampling_rate)
-        _save(path.with_suffix(".npy"), codes.numpy().astype(np.uint16))
+        write_array(path.with_suffix(".npy"), codes.numpy().astype(np.uint16))
 
 
 def listen(folder: Path, playlist: Playlist, rate: int) -> list[Played]:
@@ -116,10 +115,3 @@ def _name(prompt: str, variation: int) -> str:
 def _is_there(folder: Path, prompt: str, variation: int) -> bool:
     """The codes are written last."""
     return (folder / _name(prompt, variation)).with_suffix(".npy").is_file()
-
-
-def _save(path: Path, values: NDArray[Any]) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("wb") as file:
-        np.save(file, values)
-    os.replace(scratch, path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -23,11 +21,10 @@ from musicgen_dreamboothing.data.files import write_json, write_text
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Figure, Interval, Nearest, Pair
 from musicgen_dreamboothing.evaluation.verdict import BETTER, WORSE, clock, direction
 from musicgen_dreamboothing.listening.picture import loudest_power, spectrogram
+from musicgen_dreamboothing.listening.player import COARSE, data_uri, mp3
 
 PAGE_SECONDS = 400.0  # of before and after, all together: some 8 MB with the pictures, where a clip lasts 8 s
 EXCERPT_SECONDS = (5.0, 15.0)  # of a near-copy, at least and at most
-MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-CLEAR, FINE = 0.3, 0.7  # libsndfile's compression: some 80 and 50 kbit/s a channel
 BAR_WIDTH, BAR_HEIGHT = 160, 36  # of a figure's drawing, in its own units
 CURVE_WIDTH, CURVE_HEIGHT = 420, 150
 TICKS, DOTS = 3, 30  # of a curve; more points are a line only
@@ -120,22 +117,6 @@ def _info(path: Path) -> Any:
         raise UserError(f"{path} is missing or no sound; make the clips again with: evaluate") from error
 
 
-def mp3(wave: Wave, rate: int, compression: float) -> str:
-    """`[C, S]` as a data URI that every browser plays."""
-    playable = rate if rate in MP3_RATES else 32_000
-    wave, memory = np.clip(audio.resample(wave, rate, playable), -1, 1), io.BytesIO()
-    with soundfile.SoundFile(
-        memory, "w", playable, len(wave), "MPEG_LAYER_III", format="MP3",
-        compression_level=compression, bitrate_mode="VARIABLE",
-    ) as file:  # fmt: skip
-        file.write(wave.T)
-    return _data_uri("audio/mpeg", memory.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
 @dataclass(frozen=True)
 class _Side:
     """A sound that can be heard and seen on the page."""
@@ -179,7 +160,7 @@ def _shown(names: Sequence[str], sounds: list[tuple[Wave, int]], drawn: Sequence
         content or spectrogram(wave, rate, loudest) for (wave, rate), content in zip(sounds, drawn, strict=True)
     ]
     return [
-        _Side(name, mp3(wave, rate, FINE), _data_uri("image/png", picture))
+        _Side(name, mp3(wave, rate, COARSE), data_uri("image/png", picture))
         for name, (wave, rate), picture in zip(names, sounds, pictures, strict=True)
     ]
 

@@ -292,7 +292,7 @@ class Generator:
 
     def decode(self, codes: torch.Tensor) -> np.ndarray:
         """Codes `[K, T]` of one clip to its wave `[C, S]`; EnCodec wants much memory for each."""
-        return codec.decode(self._loaded_codec(), codes[None], self.checkpoint)[0].numpy()
+        return codec.decode_clip(self._loaded_codec(), codes, self.checkpoint)
 
     def text_states(self, prompts: Sequence[str]) -> list[np.ndarray]:
         """States of the text encoder for each prompt, float32 `[L, D_text]`."""

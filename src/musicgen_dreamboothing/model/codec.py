@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -97,6 +98,11 @@ def decode(codec: EncodecModel, codes: torch.Tensor, checkpoint: Checkpoint) -> 
         for channel in range(channels)
     ]
     return torch.cat(waves, dim=1).float().cpu()
+
+
+def decode_clip(codec: EncodecModel, codes: torch.Tensor, checkpoint: Checkpoint) -> np.ndarray:
+    """Codes `[K, T]` of one clip to its wave `[C, S]`; a batch would want as much memory for each of its clips."""
+    return decode(codec, codes[None], checkpoint)[0].numpy()
 
 
 class StreamDecoder:

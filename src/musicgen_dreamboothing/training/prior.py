@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from accelerate import PartialState
 
 from musicgen_dreamboothing.arguments import KL, PRIORS, TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.files import write_array
 from musicgen_dreamboothing.data.prepare import prepare_songs
 from musicgen_dreamboothing.data.tables import Tables, load_tables
 from musicgen_dreamboothing.generation.decoding import Sampling
@@ -117,10 +117,10 @@ def _make_missing(options: TrainArguments, checkpoint: Checkpoint, folder: Path,
         wanted = {_clip(prompts, number): number for number in share}
         drawn = generator.codes(list(wanted), seconds=seconds, seed=options.seed, sampling=SAMPLING)
         for clip, codes in drawn:
-            _write(_path(folder, wanted[clip]), codes.numpy().astype(np.uint16))
+            write_array(_path(folder, wanted[clip]), codes.numpy().astype(np.uint16))
         if state.is_main_process:
-            _write(folder / STATES, np.concatenate(generator.text_states(prompts)))
-            _write(folder / LENGTHS, np.array([len(found) for found in generator.text_states(prompts)]))
+            write_array(folder / STATES, np.concatenate(generator.text_states(prompts)))
+            write_array(folder / LENGTHS, np.array([len(found) for found in generator.text_states(prompts)]))
         del generator
         release_memory()
     state.wait_for_everyone()
@@ -138,13 +138,6 @@ def _clip(prompts: list[str], number: int) -> tuple[str, int]:
 
 def _path(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.npy"
-
-
-def _write(path: Path, values: np.ndarray) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("wb") as file:
-        np.save(file, values)
-    os.replace(scratch, path)
 
 
 def _read(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Tables:

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ class Sampler:
     ) -> list[GeneratedClip]:
         loaded, rate = load_codec(self.checkpoint, device), self.checkpoint.sampling_rate
         return [
-            GeneratedClip(*clip, codes[clip], codec.decode(loaded, codes[clip][None], self.checkpoint)[0].numpy(), rate)
+            GeneratedClip(*clip, codes[clip], codec.decode_clip(loaded, codes[clip], self.checkpoint), rate)
             for clip in wanted
         ]
 
@@ -215,7 +215,7 @@ class Sampler:
     def _facts(self) -> dict[str, Any]:
         """What the files of a step are: written when all of them are there, and read to know whether they are."""
         files = {sample.audio.name: sample.prompt for sample in self._planned(0)}
-        return {"seconds": self.seconds, "seed": self.seed, "prompts": files}
+        return {"seconds": self.seconds, "seed": self.seed, "sampling": asdict(self.sampling), "prompts": files}
 
     def _is_made(self, step: int) -> bool:
         try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-import torch
 
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError
@@ -14,8 +13,8 @@ from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.evaluation.embedding import load_embedder
 from musicgen_dreamboothing.evaluation.metrics import style_distance
 from musicgen_dreamboothing.evaluation.songs import Excerpts, excerpts
-from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
+from musicgen_dreamboothing.model.codec import decode_clip
 from musicgen_dreamboothing.model.device import release_memory
 from musicgen_dreamboothing.training.samples import Sampler
 
@@ -25,9 +24,7 @@ CLIPS, EXCERPTS = 8, 32
 def _songs(options: TrainArguments, checkpoint: Checkpoint, tables: Tables, seconds: float) -> Excerpts:
     loaded = load_codec(checkpoint, options.device)
 
-    def decode(codes: torch.Tensor) -> Any:
-        return codec.decode(loaded, codes[None], checkpoint)[0].numpy()
-
+    decode = partial(decode_clip, loaded, checkpoint=checkpoint)
     return excerpts(decode, checkpoint, tables.train, seconds=seconds, most=EXCERPTS, seed=options.seed)
 
 
