@@ -110,7 +110,7 @@ def test_clap_hears_texts_and_genres(embedders: Embedders) -> None:
     texts = embedder.embed_text(["punk at 188 bpm", "a slow waltz"])
     assert texts is not None
     assert texts.shape == (2, embedder.embed(REFERENCE[:1]).shape[1])
-    probabilities = embedder.tag_probabilities(REFERENCE[:4])
+    probabilities = embedder.tag_probabilities(embedder.embed(REFERENCE[:4]))
     assert probabilities is not None
     assert probabilities.shape == (4, len(GENRES))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
@@ -119,7 +119,7 @@ def test_clap_hears_texts_and_genres(embedders: Embedders) -> None:
 
 def test_genres_are_the_packages_if_none_are_named(clap: Path, embedders: Embedders) -> None:
     embedder = ClapEmbedder(Tagger(str(clap), {}, device="cpu"), str(clap))
-    probabilities = embedder.tag_probabilities(REFERENCE[:1])
+    probabilities = embedder.tag_probabilities(embedder.embed(REFERENCE[:1]))
     assert probabilities.shape == (1, len(embedder.genres))
     assert "punk rock" in embedder.genres
 
@@ -128,7 +128,7 @@ def test_the_stand_in_has_no_words(embedders: Embedders) -> None:
     embedder = embedders("signal")
     assert not embedder.is_clap
     assert embedder.embed_text(["punk"]) is None
-    assert embedder.tag_probabilities(REFERENCE) is None
+    assert embedder.tag_probabilities(embedder.embed(REFERENCE)) is None
 
 
 def test_like_sounds_lie_in_one_direction() -> None:

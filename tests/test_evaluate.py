@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Ran, prepare_words, read_checkpoint, train_words
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.cli import main
+from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.evaluation.report import read_report
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE
 from musicgen_dreamboothing.model import codec
@@ -97,9 +100,12 @@ def test_the_loss_is_that_of_the_training(finished: Path) -> None:
 
 def test_every_figure_has_a_value_or_a_reason(finished: Path) -> None:
     figures = figures_of(finished / "run")
-    wanted = {"loss", "ppl", "style_distance", "style_gap_closed", "neutral_distance", "kernel_distance", "drift"}
-    wanted |= {"frechet_infinity", "text_score", "tag_divergence", "tempo_adherence", "key_adherence", "diversity"}
-    assert wanted <= figures.keys()
+    texts = files("musicgen_dreamboothing.assets").joinpath("figures.yaml").read_text(encoding="utf-8")
+    wanted = yaml.safe_load(texts).keys() - {"ce_q"} | {f"ce_q{number}" for number in range(1, 5)}
+    assert wanted == figures.keys()
+    explained = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    missing = [key for key in wanted if f"`{key}`" not in explained and not key.startswith("ce_q")]
+    assert not missing
     for figure in figures.values():
         assert (figure["tuned"] is None) == bool(figure["reason"]), figure["key"]
         assert figure["meaning"]
@@ -188,8 +194,10 @@ def test_without_held_out_songs_figures_say_what_they_lack(
     cli: Cli, prepared: Path, tiny: Path, tmp_path: Path
 ) -> None:
     data = shutil.copytree(prepared, tmp_path / "songs")
-    quick = ["--max_steps", 1, "--eval_fraction", 0, "--save_strategy", "no"]
-    assert cli(*train_words(data, tmp_path / "run", tiny), *QUICK, *quick).code == 0
+    quick = ["--max_steps", 1, "--eval_fraction", 0, "--early_stopping_patience", 1]
+    trained = cli(*train_words(data, tmp_path / "run", tiny), *QUICK, *quick)
+    assert trained.code == 0, trained.err
+    assert "--early_stopping_patience has no part in this training: without held-out songs" in trained.out
     ran = cli(*evaluate_words(tmp_path / "run"))
     assert ran.code == 0, ran.err
     figures = figures_of(tmp_path / "run")
@@ -209,6 +217,17 @@ def test_a_full_fine_tune_is_compared_with_the_base_of_its_record(
     summary = json.loads((tmp_path / "run" / "run.json").read_text())["summary"]
     loss = figures_of(tmp_path / "run")["loss"]
     assert (loss["base"], loss["tuned"]) == pytest.approx((summary["loss_before"], summary["eval_loss"]), rel=1e-4)
+
+
+def test_captions_are_played_as_they_are(cli: Cli, songs: Path, tiny: Path, tmp_path: Path) -> None:
+    """Only the usual prompts have a place for the key-word."""
+    for path in songs.rglob("*.wav"):
+        path.with_suffix(".txt").write_text("{live} 100%")
+    assert cli(*train_words(songs, tmp_path / "run", tiny), "--max_steps", 1, "--eval_on_start", "false").code == 0
+    ran = cli("evaluate", tmp_path / "run", *SOON, "--neutral_prompts", "a quiet song")
+    assert ran.code == 0, ran.err
+    played = {pair["prompt"] for pair in report_of(tmp_path / "run")["pairs"]}
+    assert played >= {"punk, {live} 100%", "punk", "punk, fast and loud, 160 bpm in c major"}
 
 
 # What is wrong
@@ -262,6 +281,20 @@ def test_the_best_by_style_is_kept_and_an_end_is_found(cli: Cli, prepared: Path,
     report = report_of(tmp_path / "run")  # made at the end, by itself
     assert report["best"] == record["summary"]["kept"]
     assert "distance to your songs" in {curve["title"] for curve in report["curves"]}
+
+
+def test_a_report_that_fails_takes_nothing_from_a_finished_run(
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(options: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("musicgen_dreamboothing.evaluation.evaluate.evaluate", evaluate)
+    data = shutil.copytree(prepared, tmp_path / "songs")
+    ran = cli(*train_words(data, tmp_path / "run", tiny), "--max_steps", 1, "--final_report", "true")
+    assert ran.code == 0, ran.err
+    assert "the run is finished, but was not compared with its base: the disk is full" in ran.out
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
 
 
 @pytest.mark.parametrize(

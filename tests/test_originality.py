@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -19,14 +19,12 @@ from musicgen_dreamboothing.evaluation.originality import (
     EMBEDDING,
     LEAST_SECONDS,
     TOKENS,
-    Likeness,
     TokenIndex,
     TrainingClip,
     WindowIndex,
     nearest_by_embedding,
     nearest_by_tokens,
 )
-from musicgen_dreamboothing.evaluation.result import Nearest
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 
@@ -210,10 +208,6 @@ def test_every_clip_has_a_name() -> None:
     codes, clips = training(songs=1)
     with pytest.raises(ValueError, match="2 training clips, but names for 1"):
         TokenIndex(codes, clips[:1], FRAMES)
-
-
-def test_a_report_can_take_what_was_found() -> None:
-    assert {field.name for field in fields(Likeness)} <= {field.name for field in fields(Nearest)}
 
 
 @dataclass(frozen=True)

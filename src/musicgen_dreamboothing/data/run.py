@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from musicgen_dreamboothing.data.captions import key_phrase
 from musicgen_dreamboothing.data.files import write_json
 
 FILE = "run.json"
@@ -30,6 +31,11 @@ class RunRecord:
     finished: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)  # of the training, line by line
+
+    @property
+    def key_phrase(self) -> str:
+        """What calls up the style; empty where the captions have no key-word."""
+        return key_phrase(self.options.get("instance_prompt"), self.options.get("class_prompt"))
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE, dataclasses.asdict(self))

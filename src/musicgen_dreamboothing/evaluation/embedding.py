@@ -66,8 +66,8 @@ class Embedder(Protocol):
     def embed_text(self, texts: Sequence[str]) -> Array | None:
         """Texts in the space of `embed`, `[N, P]`, or None where there is no such thing."""
 
-    def tag_probabilities(self, waves: Sounds) -> Array | None:
-        """How probable each genre of a list is, `[N, L]`, rows sum to 1; or None."""
+    def tag_probabilities(self, vectors: Array) -> Array | None:
+        """How probable each genre of a list is for sounds that `embed` gave, `[N, L]`, rows sum to 1; or None."""
 
 
 class ClapEmbedder:
@@ -115,9 +115,9 @@ class ClapEmbedder:
         rows = self.embed_text([template.format(noun) for noun in nouns for template in TEMPLATES])
         return _unit(rows.reshape(len(nouns), len(TEMPLATES), -1).mean(axis=1))
 
-    def tag_probabilities(self, waves: Sounds) -> Array:
+    def tag_probabilities(self, vectors: Array) -> Array:
         """Softmax over genres with the temperature CLAP was trained with (Wu et al. 2022, section 2)."""
-        likeness = self._tagger.scale * (self.embed(waves) @ self._genre_rows.T)
+        likeness = self._tagger.scale * (vectors @ self._genre_rows.T)
         odds = np.exp(likeness - likeness.max(axis=1, keepdims=True))
         probabilities: Array = odds / odds.sum(axis=1, keepdims=True)
         return probabilities
@@ -175,7 +175,7 @@ class SignalEmbedder:
     def embed_text(self, texts: Sequence[str]) -> None:
         return None
 
-    def tag_probabilities(self, waves: Sounds) -> None:
+    def tag_probabilities(self, vectors: Array) -> None:
         return None
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -14,20 +15,17 @@ import yaml
 
 from musicgen_dreamboothing.arguments import EvaluateArguments
 from musicgen_dreamboothing.console import UserError, plural, say
-from musicgen_dreamboothing.data.captions import key_phrase
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.sources import CLIPS
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.evaluation.blind import blind_lines, score_blind, write_blind
 from musicgen_dreamboothing.evaluation.embedding import load_embedder
 from musicgen_dreamboothing.evaluation.figures import Heard, Losses, collapsed_prompts, figures_of
-from musicgen_dreamboothing.evaluation.metrics import asked_of, key_adherence, tempo_adherence
-from musicgen_dreamboothing.evaluation.originality import Likeness, nearest_by_embedding, nearest_by_tokens
+from musicgen_dreamboothing.evaluation.originality import nearest_by_embedding, nearest_by_tokens
 from musicgen_dreamboothing.evaluation.playing import Played, Playlist, listen, play
 from musicgen_dreamboothing.evaluation.report import write_report
-from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Nearest, Pair
+from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Likeness, Nearest, Pair
 from musicgen_dreamboothing.evaluation.songs import (
-    Excerpts,
     clip_losses,
     excerpts,
     prepared_folder,
@@ -38,8 +36,8 @@ from musicgen_dreamboothing.evaluation.songs import (
 from musicgen_dreamboothing.evaluation.verdict import verdict
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
-from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, weights_fingerprint
+from musicgen_dreamboothing.model.codec import decode_clip
 from musicgen_dreamboothing.model.device import best_device, release_memory
 
 BASE, TUNED, SONGS = "base", "tuned", "songs"  # folders of clips
@@ -73,36 +71,27 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
     """
     _check(options)
     run = Path(options.run)
-    folder = Path(options.output_dir or run / "evaluation")
+    record = _record(run)
+    folder, word = Path(options.output_dir or run / "evaluation"), record.key_phrase or "your style"
     if options.answers is not None:
-        word = _word(_record(run))
         for line in blind_lines(score_blind(folder, Path(options.answers)), word):
             say(line)
         return None
-    record = _record(run)
     prepared = prepared_folder(run, record, options.data)
     tables = tables_of(record, prepared)
     playlist = _playlist(options, record, tables)
     folder.mkdir(parents=True, exist_ok=True)
-    songs, held_out, before = _of_base(options, record, run, folder, tables, playlist)
-    losses, checkpoint = _of_tuned(options, run, folder, tables, playlist, before)
-    base, tuned = (listen(folder / side, playlist, checkpoint.sampling_rate) for side in (BASE, TUNED))
-    embedder = load_embedder(
-        options.clap_model_name_or_path, songs.waves, cache_dir=options.cache_dir, token=options.token
-    )
-    heard = Heard(base, tuned, songs, held_out, losses, embedder, options.seed)
-    figures = figures_of(heard)
-    nearest = _nearest(heard, folder, tables, prepared, checkpoint)
-    word = _word(record)
+    heard, checkpoint = _heard(options, record, folder, tables, playlist)
+    figures, nearest = figures_of(heard), _nearest(heard, folder, tables, prepared, checkpoint)
     evaluation = Evaluation(
         run=run.resolve().name,
         base_model=Path(record.base_model).name if Path(record.base_model).is_dir() else record.base_model,
         word=word,
-        embedding=embedder.name,
+        embedding=heard.embedder.name,
         verdict=verdict(figures, nearest, word),
         best=str(record.summary.get("kept") or ""),
         figures=figures,
-        pairs=[_pair(one, other, folder) for one, other in zip(base, tuned, strict=True)],
+        pairs=_pairs(heard, folder),
         nearest=nearest,
         curves=_curves(record),
         settings=_settings(options, playlist, heard),
@@ -130,66 +119,56 @@ def _record(run: Path) -> RunRecord:
     return record
 
 
-def _word(record: RunRecord) -> str:
-    """What calls the style up."""
-    return key_phrase(record.options.get("instance_prompt"), record.options.get("class_prompt")) or "your style"
-
-
 def _playlist(options: EvaluateArguments, record: RunRecord, tables: Tables) -> Playlist:
     """What to play: own prompts, or captions of held-out songs and usual ones with the key-word."""
     usual = yaml.safe_load(files("musicgen_dreamboothing.assets").joinpath("prompts.yaml").read_text(encoding="utf-8"))
-    word = key_phrase(record.options.get("instance_prompt"), record.options.get("class_prompt"))
-    captions = dict.fromkeys((tables.held_out if len(tables.held_out) else tables.train)["text"])
-    style = options.prompts or [*list(captions)[:OWN_CAPTIONS], *(usual[STYLE] if word else [])]
+    style = options.prompts or _style_prompts(record.key_phrase, usual[STYLE], tables)
     neutral = options.neutral_prompts or usual[NEUTRAL]
-    prompts = {prompt.format(word=word) if not options.prompts else prompt: STYLE for prompt in style}
-    prompts = dict.fromkeys(neutral, NEUTRAL) | prompts
-    ordered = sorted(prompts.items(), key=lambda item: item[1] == NEUTRAL)
     if len(style) * options.variations < 2:
         raise UserError("a style is judged by two clips at least; give more --prompts or --variations")
+    # A prompt that is in both lists is one of the style.
+    prompts = dict.fromkeys(style, STYLE) | {prompt: NEUTRAL for prompt in neutral if prompt not in style}
     longest = max(tables.train["seconds"])
     if options.seconds > longest:
         say(f"note: --seconds {options.seconds:g} is cut to {longest:g}, the length of the clips it was trained on")
-    return Playlist(tuple(ordered), options.variations, min(options.seconds, longest), options.seed, Sampling())
+    return Playlist(tuple(prompts.items()), options.variations, min(options.seconds, longest), options.seed, Sampling())
 
 
-def _of_base(
-    options: EvaluateArguments, record: RunRecord, run: Path, folder: Path, tables: Tables, playlist: Playlist
-) -> tuple[Excerpts, Excerpts | None, Any]:
-    """What only the base has to be loaded for: its clips and losses, and the songs through its codec."""
-    generator = _load(options, options.base_model or record.base_model, record.options.get("model_revision"), None)
-    play(generator, folder / BASE, playlist, generator.checkpoint.identity, options.batch_size)
-    losses = clip_losses(generator, tables.held_out, BASE) if len(tables.held_out) else None
+def _style_prompts(word: str, usual: list[str], tables: Tables) -> list[str]:
+    captions = dict.fromkeys((tables.held_out if len(tables.held_out) else tables.train)["text"])
+    return [*list(captions)[:OWN_CAPTIONS], *(prompt.format(word=word) for prompt in usual if word)]
+
+
+def _heard(
+    options: EvaluateArguments, record: RunRecord, folder: Path, tables: Tables, playlist: Playlist
+) -> tuple[Heard, Checkpoint]:
+    """Everything that is compared, and the base's configuration; one model is loaded at a time."""
+    base = _load(options, options.base_model or record.base_model, record.options.get("model_revision"), None)
+    checkpoint = base.checkpoint
+    play(base, folder / BASE, playlist, checkpoint.identity, options.batch_size)
+    before = clip_losses(base, tables.held_out, BASE) if len(tables.held_out) else None
     songs, held_out = (
         excerpts(
-            generator.decode,
-            generator.checkpoint,
-            clips,
-            seconds=playlist.seconds,
-            most=options.song_excerpts,
-            seed=options.seed,
+            base.decode, checkpoint, clips, seconds=playlist.seconds, most=options.song_excerpts, seed=options.seed
         )
         for clips in (tables.train, tables.held_out)
     )
-    del generator
+    del base
     release_memory()
-    return songs, held_out if held_out.waves else None, losses
-
-
-def _of_tuned(
-    options: EvaluateArguments, run: Path, folder: Path, tables: Tables, playlist: Playlist, before: Any
-) -> tuple[Losses | None, Checkpoint]:
-    """The same of the fine-tuned model, and the base's configuration."""
-    generator = _load(options, str(run), None, options.base_model)
-    play(generator, folder / TUNED, playlist, weights_fingerprint(run), options.batch_size)
+    tuned = _load(options, options.run, None, options.base_model)
+    play(tuned, folder / TUNED, playlist, weights_fingerprint(Path(options.run)), options.batch_size)
     losses = None
     if before is not None:
-        after, count = clip_losses(generator, tables.held_out, "fine-tuned model")
+        after, count = clip_losses(tuned, tables.held_out, "fine-tuned model")
         losses = Losses(before[0], after, count, list(tables.held_out["source"]))
-    checkpoint = generator.checkpoint
-    del generator
+    del tuned
     release_memory()
-    return losses, checkpoint
+    embedder = load_embedder(
+        options.clap_model_name_or_path, songs.waves, cache_dir=options.cache_dir, token=options.token
+    )
+    first, second = (listen(folder / side, playlist, checkpoint.sampling_rate) for side in (BASE, TUNED))
+    heard = Heard(first, second, songs, held_out if held_out.waves else None, losses, embedder, options.seed)
+    return heard, checkpoint
 
 
 def _load(options: EvaluateArguments, model: str, revision: str | None, base: str | None) -> Generator:
@@ -203,20 +182,13 @@ def _load(options: EvaluateArguments, model: str, revision: str | None, base: st
     )
 
 
-def _pair(base: Played, tuned: Played, folder: Path) -> Pair:
-    before, after = (os.path.relpath(clip.file, folder) for clip in (base, tuned))
-    return Pair(base.prompt, base.kind, base.variation, before, after, notes=_heard_of(tuned))
-
-
-def _heard_of(clip: Played) -> dict[str, str]:
-    """Tempo and key that were asked for, and those that were heard."""
-    asked, notes = asked_of(clip.prompt), {}
-    if asked.bpm is not None:
-        tempo = tempo_adherence(asked.bpm, clip.wave, clip.rate).heard
-        notes["tempo"] = f"asked {asked.bpm:g}, heard {'none' if tempo is None else f'{tempo:.0f}'}"
-    if asked.key is not None:
-        notes["key"] = f"asked {asked.key}, heard {key_adherence(asked.key, clip.wave, clip.rate).heard or 'none'}"
-    return notes
+def _pairs(heard: Heard, folder: Path) -> list[Pair]:
+    """The clips as a report shows them."""
+    found = []
+    for base, tuned, followed in zip(heard.base, heard.tuned, heard.adherence[1], strict=True):
+        before, after = (os.path.relpath(clip.file, folder) for clip in (base, tuned))
+        found.append(Pair(base.prompt, base.kind, base.variation, before, after, notes=followed.notes))
+    return found
 
 
 def _nearest(heard: Heard, folder: Path, tables: Tables, prepared: Path, checkpoint: Checkpoint) -> list[Nearest]:
@@ -228,7 +200,7 @@ def _nearest(heard: Heard, folder: Path, tables: Tables, prepared: Path, checkpo
     device = best_device()
     few = tables.train.select(range(min(MOST_WINDOWED.get(device.type, MOST_WINDOWED_ON_A_GPU), len(tables.train))))
     loaded = load_codec(checkpoint, device)
-    training = waves_of(lambda codes: codec.decode(loaded, codes[None], checkpoint)[0].numpy(), few, clips[0].rate)
+    training = waves_of(partial(decode_clip, loaded, checkpoint=checkpoint), few, checkpoint.sampling_rate)
     waves = [(clip.wave, clip.rate) for clip in clips]
     by_sound = nearest_by_embedding(waves, training, names[: len(few)], heard.embedder)
     found = []
@@ -245,19 +217,8 @@ def _told(clip: Played, likeness: Likeness, folder: Path, prepared: Path) -> Nea
         kept = f"{SONGS}/{likeness.clip_file.replace('/', '_')}"
         (folder / SONGS).mkdir(exist_ok=True)
         shutil.copyfile(prepared / CLIPS / likeness.clip_file, folder / kept)
-    return Nearest(
-        file=os.path.relpath(clip.file, folder),
-        prompt=clip.prompt,
-        at=likeness.at,
-        song=likeness.song,
-        clip_file=kept,
-        clip_at=likeness.clip_at,
-        song_at=likeness.song_at,
-        seconds=likeness.seconds,
-        score=likeness.score,
-        by=likeness.by,
-        is_copy=likeness.is_copy,
-    )
+    shown = asdict(likeness) | {"clip_file": kept}
+    return Nearest(**shown, file=os.path.relpath(clip.file, folder), prompt=clip.prompt)
 
 
 def _curves(record: RunRecord) -> list[Curve]:
@@ -290,8 +251,8 @@ def _notes(heard: Heard, tables: Tables) -> list[str]:
     notes = []
     if not heard.embedder.is_clap:
         notes.append(
-            "No CLAP could be loaded, so sounds were compared by statistics of the signal: timbre, its movement and "
-            "rhythm. These figures can't be compared with those of papers, or of reports with CLAP."
+            "Sounds were compared without CLAP, by statistics of the signal: timbre, its movement and rhythm. These "
+            "figures can't be compared with those of papers, or of reports with CLAP."
         )
     if len(heard.rows(STYLE)) < 16:
         notes.append(f"{plural(len(heard.rows(STYLE)), 'clip')} of the style are few: intervals are wide.")

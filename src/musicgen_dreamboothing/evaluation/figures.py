@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache, cached_property
+from importlib.resources import files
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing.evaluation import metrics
+from musicgen_dreamboothing.evaluation.adherence import SCORES, Adherence, adherence
 from musicgen_dreamboothing.evaluation.embedding import Embedder
-from musicgen_dreamboothing.evaluation.metrics import asked_of
 from musicgen_dreamboothing.evaluation.playing import Played
-from musicgen_dreamboothing.evaluation.result import HIGHER, LOWER, NEITHER, NEUTRAL, STYLE, Figure
+from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure
 from musicgen_dreamboothing.evaluation.songs import Excerpts
 from musicgen_dreamboothing.evaluation.statistics import Estimate, estimate, paired_difference
 
 Array = NDArray[np.float64]
+
+CODEBOOK = "ce_q"  # begins the keys of the losses of single codebooks
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,18 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """Embeddings of everything, `[N, D]`; `held_out` is None where no song was held out."""
+
+    base: Array
+    tuned: Array
+    songs: Array
+    held_out: Array | None
+
+
+@dataclass(frozen=True)
 class Heard:
-    """What figures are made of.
+    """What figures are made of; what is measured of it is measured once.
 
     Attributes:
         base, tuned: clips of the same prompts and seeds in one order.
@@ -54,340 +68,260 @@ class Heard:
         """The places of one kind of clips."""
         return [row for row, clip in enumerate(self.base) if clip.kind == kind]
 
+    def by_prompt(self, kind: str) -> list[list[int]]:
+        """The places of each prompt's clips."""
+        groups: dict[str, list[int]] = {}
+        for row in self.rows(kind):
+            groups.setdefault(self.base[row].prompt, []).append(row)
+        return list(groups.values())
 
-@dataclass(frozen=True)
-class _Embedded:
-    """Vectors `[N, D]` of everything."""
+    @cached_property
+    def vectors(self) -> Vectors:
+        """Every sound as the embedder hears it."""
+        embed = self.embedder.embed
+        base, tuned = (embed([(clip.wave, clip.rate) for clip in clips]) for clips in (self.base, self.tuned))
+        held_out = embed(self.held_out.waves) if self.held_out is not None else None
+        return Vectors(base, tuned, embed(self.songs.waves), held_out)
 
-    base: Array
-    tuned: Array
-    songs: Array
-    held_out: Array | None
+    @cached_property
+    def adherence(self) -> tuple[list[Adherence], list[Adherence]]:
+        """Whether each clip of base and fine-tuned model has the tempo and key that its prompt asks for."""
+        base, tuned = (
+            [adherence(clip.prompt, clip.wave, clip.rate) for clip in clips] for clips in (self.base, self.tuned)
+        )
+        return base, tuned
 
 
 def figures_of(heard: Heard) -> list[Figure]:
     """All figures; one that can't be had says why."""
-    found = _embed(heard)
-    return [
+    found = [
         *_losses(heard),
-        *_style(heard, found),
-        *_text(heard, found),
-        *_tags(heard),
+        *_distances(heard),
+        _from_neutral(heard),
+        _kernel(heard),
+        _frechet(heard),
+        _text(heard),
+        _tags(heard),
         *_adherence(heard),
-        *_variety(heard, found),
-        *_drift(heard, found),
+        _variety(heard),
+        _drift(heard),
+    ]
+    return [_told(figure, heard) for figure in found]
+
+
+def collapsed_prompts(heard: Heard) -> list[str]:
+    """Style prompts whose clips are all but the same."""
+    tuned, songs = heard.vectors.tuned, heard.vectors.songs
+    return [
+        heard.base[rows[0]].prompt
+        for rows in heard.by_prompt(STYLE)
+        if len(rows) > 1 and metrics.is_collapsed(tuned[rows], songs, _labels(heard.songs.songs))
     ]
 
 
-def _embed(heard: Heard) -> _Embedded:
-    embed = heard.embedder.embed
-    base, tuned = (embed([(clip.wave, clip.rate) for clip in clips]) for clips in (heard.base, heard.tuned))
-    held_out = embed(heard.held_out.waves) if heard.held_out is not None and heard.held_out.waves else None
-    return _Embedded(base, tuned, embed(heard.songs.waves), held_out)
+@cache
+def _texts() -> dict[str, dict[str, str]]:
+    """What is said of each figure, by its key."""
+    found: dict[str, dict[str, str]] = yaml.safe_load(
+        files("musicgen_dreamboothing.assets").joinpath("figures.yaml").read_text(encoding="utf-8")
+    )
+    return found
 
 
-def _losses(heard: Heard) -> list[Figure]:
-    told: dict[str, Any] = {
-        "title": "surprise at songs it was not trained on",
-        "unit": "nats",
-        "better": LOWER,
-        "meaning": "How unexpected the next sound of a song is that was held back; it falls as the style is learned.",
-        "source": "per-codebook cross-entropy, Copet et al. 2023, and audiocraft's solvers/musicgen.py",
-    }
-    if heard.losses is None:
-        return [_missing("loss", "no song was held out; --eval_fraction holds some out", **told)]
+@dataclass(frozen=True)
+class _Found:
+    """A figure without its words; `goal` is that of held-out songs, `reason` tells why there is no value."""
+
+    key: str
+    base: Estimate | None
+    tuned: Estimate | None
+    change: tuple[float, float] | None = None
+    goal: float | None = None
+    clips: int = 0
+    reason: str = ""
+
+
+def _told(found: _Found, heard: Heard) -> Figure:
+    """With its words."""
+    number = found.key.removeprefix(CODEBOOK)
+    words = _texts()[CODEBOOK if number != found.key else found.key]
+    known = {"embedding": heard.embedder.name, "number": number}
+    if heard.losses is not None:
+        known["codebooks"] = str(heard.losses.count.shape[1])
+    return Figure(
+        key=found.key,
+        title=words["title"].format(**known),
+        better=words["better"],
+        base=None if found.base is None else found.base.value,
+        tuned=None if found.tuned is None else found.tuned.value,
+        unit=words.get("unit", ""),
+        base_interval=None if found.base is None else found.base.interval,
+        tuned_interval=None if found.tuned is None else found.tuned.interval,
+        goal=found.goal,
+        change=found.change,
+        clips=found.clips,
+        meaning=words["meaning"],
+        source=words["source"].format(**known),
+        reason=found.reason,
+    )
+
+
+def _missing(key: str, reason: str) -> _Found:
+    return _Found(key, None, None, reason=reason)
+
+
+def _losses(heard: Heard) -> list[_Found]:
     losses = heard.losses
+    if losses is None:
+        return [_missing("loss", "no song was held out; --eval_fraction holds some out")]
     base, tuned = (
         metrics.cross_entropy(nll, losses.count, heard.seed, losses.songs) for nll in (losses.base, losses.tuned)
     )
     change = metrics.cross_entropy_change(losses.base, losses.tuned, losses.count, heard.seed, losses.songs)
     clips = len(losses.count)
-    found = [_figure("loss", base.mean, tuned.mean, change.mean.interval, clips=clips, **told)]
-    found.append(
-        _figure(
-            "ppl",
-            metrics.perplexity(base.mean),
-            metrics.perplexity(tuned.mean),
-            None,
-            clips=clips,
-            title="the same as a number of choices",
-            better=LOWER,
-            meaning="Among how many equally likely codes the model wavers at each step.",
-            source="perplexity: exp of the loss above",
-        )
-    )
-    for number, pair in enumerate(zip(base.codebooks, tuned.codebooks, change.codebooks, strict=True), 1):
-        title = f"surprise, codebook {number} of {len(base.codebooks)}"
-        found.append(_figure(f"ce_q{number}", *pair[:2], pair[2].interval, clips=clips, **(told | {"title": title})))
-    return found
-
-
-def _style(heard: Heard, found: _Embedded) -> list[Figure]:
-    """How near the clips of style prompts are to the songs."""
-    rows = heard.rows(STYLE)
-    base, tuned = found.base[rows], found.tuned[rows]
+    codebooks = zip(base.codebooks, tuned.codebooks, change.codebooks, strict=True)
     return [
-        *_distances(heard, found, base, tuned),
-        _from_neutral(heard, found, base, tuned),
-        _kernel(heard, found, base, tuned),
-        _frechet(heard, found, base, tuned),
+        _Found("loss", base.mean, tuned.mean, change.mean.interval, clips=clips),
+        _Found("ppl", metrics.perplexity(base.mean), metrics.perplexity(tuned.mean), clips=clips),
+        *(
+            _Found(f"{CODEBOOK}{number}", before, after, difference.interval, clips=clips)
+            for number, (before, after, difference) in enumerate(codebooks, 1)
+        ),
     ]
 
 
-def _distances(heard: Heard, found: _Embedded, base: Array, tuned: Array) -> list[Figure]:
-    told: dict[str, Any] = {
-        "title": "distance to your songs",
-        "better": LOWER,
-        "meaning": "How far the new clips sound from your songs; 0 is where songs are from each other.",
-        "source": f"energy distance (Székely & Rizzo 2013) of {heard.embedder.name}, over the songs' own spread",
-    }
-    share: dict[str, Any] = {
-        "title": "way to your songs that was gone",
-        "unit": "%",
-        "better": HIGHER,
-        "meaning": "0 % sounds as before the training, 100 % is as near to your songs as songs that it never heard.",
-        "source": "(base - tuned) / (base - held-out songs) of the distance above",
-    }
-    songs = _labels(heard.songs.songs)
-    if heard.held_out is None or found.held_out is None or len(found.held_out) < 2:
-        distance = _by_pairs(
-            lambda clips: metrics.style_distance(clips, found.songs, reference_songs=songs), base, tuned
-        )
-        why = "it takes two clips that were held out"
+def _distances(heard: Heard) -> list[_Found]:
+    """How near the clips of style prompts are to the songs, and how much of the way was gone."""
+    base, tuned = _of_style(heard)
+    reference, held_out, songs = heard.vectors.songs, heard.vectors.held_out, _labels(heard.songs.songs)
+    if heard.held_out is None or held_out is None or len(held_out) < 2:
+        distance = _both(lambda clips: metrics.style_distance(clips, reference, reference_songs=songs), base, tuned)
         return [
-            _figure("style_distance", *distance, None, clips=len(base), **told),
-            _missing("style_gap_closed", why, **share),
+            _Found("style_distance", *distance, clips=len(base)),
+            _missing("style_gap_closed", "it takes two clips that were held out"),
         ]
     gap = metrics.style_gap(
         base,
         tuned,
-        found.held_out,
-        found.songs,
+        held_out,
+        reference,
         heard.seed,
-        prompts=[heard.base[row].prompt for row in heard.rows(STYLE)] if len(_by_prompt(heard, STYLE)) > 1 else None,
+        prompts=_labels([heard.base[row].prompt for row in heard.rows(STYLE)]),
         goal_songs=_labels(heard.held_out.songs),
         reference_songs=songs,
     )
-    distance_figure = _figure(
-        "style_distance", gap.base, gap.tuned, gap.change, goal=gap.goal.value, clips=len(base), **told
-    )
+    distance_found = _Found("style_distance", gap.base, gap.tuned, gap.change, gap.goal.value, len(base))
     if gap.closed is None:
         why = "before the training it was as near as held-out songs already"
-        return [distance_figure, _missing("style_gap_closed", why, **share)]
-    return [distance_figure, _figure("style_gap_closed", None, gap.closed, None, goal=1.0, clips=len(base), **share)]
+        return [distance_found, _missing("style_gap_closed", why)]
+    return [distance_found, _Found("style_gap_closed", None, gap.closed, goal=1.0, clips=len(base))]
 
 
-def _from_neutral(heard: Heard, found: _Embedded, base: Array, tuned: Array) -> Figure:
-    told: dict[str, Any] = {
-        "title": "distance to the base's other music",
-        "better": NEITHER,
-        "meaning": "How far the style's clips are from the base's everyday music; it grows with the style.",
-        "source": "the same distance, to the base's clips of neutral prompts",
-    }
-    neutral = found.base[heard.rows(NEUTRAL)]
+def _from_neutral(heard: Heard) -> _Found:
+    base, tuned = _of_style(heard)
+    neutral = heard.vectors.base[heard.rows(NEUTRAL)]
     if len(neutral) < 2:
-        return _missing("neutral_distance", "it takes two clips of neutral prompts", **told)
-    pair = _by_pairs(lambda clips: metrics.style_distance(clips, neutral), base, tuned)
-    return _figure("neutral_distance", *pair, None, clips=len(base), **told)
+        return _missing("neutral_distance", "it takes two clips of neutral prompts")
+    distance = _both(lambda clips: metrics.style_distance(clips, neutral), base, tuned)
+    return _Found("neutral_distance", *distance, clips=len(base))
 
 
-def _kernel(heard: Heard, found: _Embedded, base: Array, tuned: Array) -> Figure:
-    pair = _by_pairs(lambda clips: metrics.kernel_distance(found.songs, clips), base, tuned)
-    goal = None
-    if found.held_out is not None and len(found.held_out) > 1:
-        goal = metrics.kernel_distance(found.songs, found.held_out)
-    return _figure(
-        "kernel_distance",
-        *pair,
-        None,
-        goal=goal,
-        clips=len(base),
-        title="KAD",
-        better=LOWER,
-        meaning="The same question by another measure, which other papers report and which holds for few clips.",
-        source=f"Kernel Audio Distance, Chung et al. 2025, of {heard.embedder.name}",
-    )
+def _kernel(heard: Heard) -> _Found:
+    base, tuned = _of_style(heard)
+    songs, held_out = heard.vectors.songs, heard.vectors.held_out
+    distance = _both(lambda clips: metrics.kernel_distance(songs, clips), base, tuned)
+    goal = None if held_out is None or len(held_out) < 2 else metrics.kernel_distance(songs, held_out)
+    return _Found("kernel_distance", *distance, goal=goal, clips=len(base))
 
 
-def _frechet(heard: Heard, found: _Embedded, base: Array, tuned: Array) -> Figure:
-    told: dict[str, Any] = {
-        "title": "FAD, carried to endless clips",
-        "better": LOWER,
-        "meaning": "The usual figure of this field; few clips make it larger, so it is carried to endlessly many.",
-        "source": f"Gui et al. 2024 (FAD-infinity), of {heard.embedder.name}",
-    }
+def _frechet(heard: Heard) -> _Found:
+    base, tuned = _of_style(heard)
+    songs = heard.vectors.songs
     try:
-        before, after = (metrics.frechet_infinity(found.songs, clips, heard.seed).value for clips in (base, tuned))
+        distance = _both(lambda clips: metrics.frechet_infinity(songs, clips, heard.seed).value, base, tuned)
     except ValueError as error:
-        return _missing("frechet_infinity", str(error), **told)
-    return _figure("frechet_infinity", Estimate(before, None), Estimate(after, None), None, clips=len(base), **told)
+        return _missing("frechet_infinity", str(error))
+    return _Found("frechet_infinity", *distance, clips=len(base))
 
 
-def _text(heard: Heard, found: _Embedded) -> list[Figure]:
-    told: dict[str, Any] = {
-        "title": "fit of sound and prompt",
-        "better": HIGHER,
-        "meaning": "How well a clip fits the words of its prompt, as a network hears it that knows both.",
-        "source": f"CLAP score, Wu et al. 2023, {heard.embedder.name}",
-    }
+def _text(heard: Heard) -> _Found:
     texts = heard.embedder.embed_text([clip.prompt for clip in heard.base])
     if texts is None:
-        return [_missing("text_score", "it takes CLAP, which could not be loaded", **told)]
-    base, tuned = (metrics.text_audio_score(sounds, texts) for sounds in (found.base, found.tuned))
-    return [_paired("text_score", base, tuned, heard.seed, **told)]
+        return _missing("text_score", "only CLAP knows words and sounds")
+    base, tuned = (metrics.text_audio_score(sounds, texts) for sounds in (heard.vectors.base, heard.vectors.tuned))
+    return _paired("text_score", base, tuned, heard.seed)
 
 
-def _tags(heard: Heard) -> list[Figure]:
-    told: dict[str, Any] = {
-        "title": "difference of genres from your songs",
-        "unit": "nats",
-        "better": LOWER,
-        "meaning": "How differently a listening network names the genres of the new clips and of your songs.",
-        "source": "KL divergence of mean tag probabilities, as AudioGen's KLD (Kreuk et al. 2023)",
-    }
-    rows = heard.rows(STYLE)
-    songs = heard.embedder.tag_probabilities(heard.songs.waves)
-    if songs is None:
-        return [_missing("tag_divergence", "it takes CLAP, which could not be loaded", **told)]
-    values = []
-    for clips in (heard.base, heard.tuned):
-        found = heard.embedder.tag_probabilities([(clips[row].wave, clips[row].rate) for row in rows])
-        assert found is not None
-        values.append(estimate(lambda tags: _divergence(songs, tags), found, seed=heard.seed))
-    base, tuned = values
-    return [_figure("tag_divergence", base, tuned, None, clips=len(rows), **told)]
+def _tags(heard: Heard) -> _Found:
+    songs, base, tuned = (
+        heard.embedder.tag_probabilities(vectors) for vectors in (heard.vectors.songs, *_of_style(heard))
+    )
+    if songs is None or base is None or tuned is None:
+        return _missing("tag_divergence", "only CLAP knows genres")
+    mean = songs.mean(axis=0)[None]
+
+    def divergence(tags: Array) -> float:
+        return float(metrics.tag_divergence(mean, tags.mean(axis=0)[None])[0])
+
+    before, after = (estimate(divergence, tags, seed=heard.seed) for tags in (base, tuned))
+    return _Found("tag_divergence", before, after, clips=len(base))
 
 
-def _divergence(songs: Array, tags: Array) -> float:
-    return float(metrics.tag_divergence(songs.mean(axis=0)[None], tags.mean(axis=0)[None])[0])
-
-
-def _adherence(heard: Heard) -> list[Figure]:
-    """Tempo and key where prompts ask for them."""
-    tempo: dict[str, Any] = {
-        "title": "tempo as asked",
-        "unit": "%",
-        "better": HIGHER,
-        "meaning": "Clips that have the tempo which their prompt asks for, give or take 4 %.",
-        "source": "Accuracy 1, Gouyon et al. 2006",
-    }
-    key: dict[str, Any] = {
-        "title": "key as asked",
-        "unit": "%",
-        "better": HIGHER,
-        "meaning": "How near a clip's key is to the one that its prompt asks for; the key itself counts whole.",
-        "source": "MIREX's weighted key score",
-    }
-
-    def tempo_of(clip: Played) -> float:
-        return float(metrics.tempo_adherence(asked_of(clip.prompt).bpm or 0.0, clip.wave, clip.rate).is_right)
-
-    def key_of(clip: Played) -> float:
-        return metrics.key_adherence(str(asked_of(clip.prompt).key), clip.wave, clip.rate).score
-
+def _adherence(heard: Heard) -> list[_Found]:
+    """Tempo, key and notes, over the clips whose prompts ask for them."""
     found = []
-    for name, told, score, wanted in (
-        ("tempo_adherence", tempo, tempo_of, [asked_of(clip.prompt).bpm for clip in heard.base]),
-        ("key_adherence", key, key_of, [asked_of(clip.prompt).key for clip in heard.base]),
-    ):
-        rows = [row for row, value in enumerate(wanted) if value is not None]
-        if not rows:
-            found.append(_missing(name, "no prompt asks for one", **told))
-            continue
-        base, tuned = (np.array([score(clips[row]) for row in rows]) for clips in (heard.base, heard.tuned))
-        found.append(_paired(name, base, tuned, heard.seed, **told))
+    for key in SCORES:
+        base, tuned = (
+            np.array([clip.scores[key] for clip in clips if key in clip.scores]) for clips in heard.adherence
+        )
+        found.append(_paired(key, base, tuned, heard.seed) if len(base) else _missing(key, "no prompt asks for one"))
     return found
 
 
-def _variety(heard: Heard, found: _Embedded) -> list[Figure]:
-    told: dict[str, Any] = {
-        "title": "variety within a prompt",
-        "better": HIGHER,
-        "meaning": "How different the clips of one prompt are, 1 as your songs are; near 0 it repeats itself.",
-        "source": f"mean half squared distance of pairs over that of the songs, {heard.embedder.name}",
-    }
-    groups = [rows for rows in _by_prompt(heard, STYLE) if len(rows) > 1]
+def _variety(heard: Heard) -> _Found:
+    groups = [rows for rows in heard.by_prompt(STYLE) if len(rows) > 1]
     if not groups:
-        return [_missing("diversity", "it takes two clips of a prompt", **told)]
-    usual = metrics.half_squares(found.songs, found.songs).mean()
+        return _missing("diversity", "it takes two clips of a prompt")
+    usual = max(metrics.diversity(heard.vectors.songs), 1e-12)
     base, tuned = (
-        np.array([_mean_apart(clips[rows]) for rows in groups]) / max(usual, 1e-12)
-        for clips in (found.base, found.tuned)
+        np.array([metrics.diversity(vectors[rows]) for rows in groups]) / usual
+        for vectors in (heard.vectors.base, heard.vectors.tuned)
     )
-    return [_paired("diversity", base, tuned, heard.seed, clips=sum(map(len, groups)), **told)]
+    return _paired("diversity", base, tuned, heard.seed, clips=sum(map(len, groups)))
 
 
-def _mean_apart(rows: Array) -> float:
-    """The mean of half squared distances of different rows."""
-    return float(metrics.half_squares(rows, rows).sum() / (len(rows) * (len(rows) - 1)))
-
-
-def collapsed_prompts(heard: Heard) -> list[str]:
-    """Style prompts whose clips are all but the same."""
-    found = _embed(heard)
-    return [
-        heard.base[rows[0]].prompt
-        for rows in _by_prompt(heard, STYLE)
-        if len(rows) > 1 and metrics.is_collapsed(found.tuned[rows], found.songs, _labels(heard.songs.songs))
-    ]
-
-
-def _drift(heard: Heard, found: _Embedded) -> list[Figure]:
-    told: dict[str, Any] = {
-        "title": "drift of everyday prompts",
-        "better": LOWER,
-        "meaning": "What the training did to prompts without your key-word: 1 is no more than another seed would do.",
-        "source": "distance of tuned to base clips over that among the base's seeds, by prompt",
-    }
-    groups = _by_prompt(heard, NEUTRAL)
+def _drift(heard: Heard) -> _Found:
+    groups = heard.by_prompt(NEUTRAL)
     if not groups or len(groups[0]) < 2:
-        return [_missing("drift", "it takes two clips of a neutral prompt", **told)]
-    before, after = (np.stack([clips[rows] for rows in groups]) for clips in (found.base, found.tuned))
+        return _missing("drift", "it takes two clips of a neutral prompt")
+    before, after = (
+        np.stack([vectors[rows] for rows in groups]) for vectors in (heard.vectors.base, heard.vectors.tuned)
+    )
     try:
         moved = metrics.drift(before, after, heard.seed)
     except ValueError as error:
-        return [_missing("drift", str(error), **told)]
-    return [_figure("drift", None, moved.other_seeds, None, goal=1.0, clips=len(groups) * len(groups[0]), **told)]
+        return _missing("drift", str(error))
+    return _Found("drift", None, moved.other_seeds, goal=1.0, clips=len(groups) * len(groups[0]))
 
 
-def _by_prompt(heard: Heard, kind: str) -> list[list[int]]:
-    """The places of each prompt's clips."""
-    groups: dict[str, list[int]] = {}
-    for row in heard.rows(kind):
-        groups.setdefault(heard.base[row].prompt, []).append(row)
-    return list(groups.values())
+def _of_style(heard: Heard) -> tuple[Array, Array]:
+    """The vectors of base and fine-tuned model for clips of style prompts."""
+    rows = heard.rows(STYLE)
+    return heard.vectors.base[rows], heard.vectors.tuned[rows]
 
 
-def _labels(songs: Sequence[str]) -> list[str] | None:
-    """The songs, or None where there is but one, whose clips then pass for songs."""
-    return list(songs) if len(set(songs)) > 1 else None
+def _labels(names: Sequence[str]) -> list[str] | None:
+    """The songs (or prompts) of clips, or None where there is but one, whose clips then pass for songs."""
+    return list(names) if len(set(names)) > 1 else None
 
 
-def _by_pairs(measure: Callable[[Array], float], base: Array, tuned: Array) -> tuple[Estimate, Estimate]:
+def _both(measure: Callable[[Array], float], base: Array, tuned: Array) -> tuple[Estimate, Estimate]:
     """A figure of both sets, without intervals."""
     return Estimate(measure(base), None), Estimate(measure(tuned), None)
 
 
-def _paired(key: str, base: Array, tuned: Array, seed: int, clips: int | None = None, **told: Any) -> Figure:
+def _paired(key: str, base: Array, tuned: Array, seed: int, clips: int | None = None) -> _Found:
     """Means of values that belong to the same prompts and seeds."""
     change = paired_difference(base, tuned, seed).interval
     before, after = (estimate(np.mean, values, seed=seed) for values in (base, tuned))
-    return _figure(key, before, after, change, clips=len(base) if clips is None else clips, **told)
-
-
-def _figure(
-    key: str, base: Estimate | None, tuned: Estimate, change: tuple[float, float] | None, **told: Any
-) -> Figure:
-    return Figure(
-        key=key,
-        base=None if base is None else base.value,
-        tuned=tuned.value,
-        base_interval=None if base is None else base.interval,
-        tuned_interval=tuned.interval,
-        change=change,
-        **told,
-    )
-
-
-def _missing(key: str, reason: str, **told: Any) -> Figure:
-    return Figure(key=key, base=None, tuned=None, reason=reason, **told)
+    return _Found(key, before, after, change, clips=len(base) if clips is None else clips)

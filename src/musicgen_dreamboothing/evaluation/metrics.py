@@ -8,19 +8,14 @@ a wave is float32 `[C, S]` at `rate` Hz.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from musicgen_dreamboothing.audio import Wave, is_silent
 from musicgen_dreamboothing.evaluation.result import Interval
 from musicgen_dreamboothing.evaluation.statistics import Estimate, estimate, interval, resampled
-from musicgen_dreamboothing.listening.key import TONICS, find_key
-from musicgen_dreamboothing.listening.rhythm import HARMONY_RATE, find_rhythm, pitches
-from musicgen_dreamboothing.listening.spectrum import mono_at
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
@@ -30,9 +25,6 @@ INFINITY_SIZES, INFINITY_DRAWS = 8, 8  # numbers of clips of the line to infinit
 KERNEL_SCALE = 100.0  # of KAD, as kadtk has it
 TAG_FLOOR = 1e-6  # audiocraft's, in metrics/kld.py
 COLLAPSED = 0.1  # of the songs' variety
-TEMPO_TOLERANCE = 0.04  # of Gouyon et al. (2006), "An experimental comparison of audio tempo induction algorithms"
-TEMPO_MULTIPLES = (1.0, 0.5, 2.0)
-FIFTH, RELATIVE, PARALLEL = 0.5, 0.3, 0.2  # of a right key; MIREX, audio key detection
 
 
 # Distances of sets
@@ -331,14 +323,6 @@ def text_audio_score(sounds: Array, texts: Array) -> Array:
 # Variety
 
 
-@dataclass(frozen=True)
-class Diversity:
-    """How different clips are: the mean over pairs of |x - y|²/2, and how many different ones they amount to."""
-
-    distance: float
-    vendi: float
-
-
 def half_squares(a: Array, b: Array) -> Array:
     """|x - y|²/2 of the rows of `[N, D]` and `[M, D]`: of rows of length 1 it is the cosine distance, 1 - cos.
 
@@ -347,32 +331,14 @@ def half_squares(a: Array, b: Array) -> Array:
     return distances(a, b) ** 2 / 2
 
 
-def diversity(embeddings: Array, bandwidth: float | None = None) -> Diversity:
-    """How different clips `[N, D]` of one prompt are; to be compared with figures of as many clips only.
-
-    The distance is the mean over pairs of `half_squares`. The Vendi score (Friedman & Dieng 2023) has the cosine as
-    its kernel; where rows aren't of length 1 it needs a bandwidth σ (the `median_distance` of the songs, say), and
-    its kernel is exp(-|x - y|² / 2σ²).
+def diversity(embeddings: Array) -> float:
+    """How different clips `[N, D]` are: the mean of `half_squares` over pairs.
 
     Raises:
-        ValueError: fewer than two clips, or rows that aren't of length 1 without a bandwidth.
+        ValueError: fewer than two clips.
     """
     _check_several(embeddings)
-    apart = half_squares(embeddings, embeddings)
-    if bandwidth is None and not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):
-        raise ValueError("embeddings that aren't of length 1 need a bandwidth")
-    alike = 1 - apart if bandwidth is None else np.exp(-apart / bandwidth**2)
-    return Diversity(_off_diagonal(apart), vendi_score(alike))
-
-
-def vendi_score(similarities: Array) -> float:
-    """How many different things there are, 1 to N, by their similarities `[N, N]` with 1 on the diagonal.
-
-    exp(-sum λ log λ) over the eigenvalues of similarities / N (Friedman & Dieng 2023, "The Vendi score").
-    """
-    values = np.linalg.eigvalsh(similarities / len(similarities))
-    known = values[values > 1e-12]
-    return float(np.exp(-(known * np.log(known)).sum()))
+    return _off_diagonal(half_squares(embeddings, embeddings))
 
 
 def is_collapsed(clips: Array, songs: Array, song_names: ArrayLike | None = None) -> bool:
@@ -388,9 +354,8 @@ def is_collapsed(clips: Array, songs: Array, song_names: ArrayLike | None = None
     Raises:
         ValueError: fewer than two clips, or clips of fewer than two songs.
     """
-    _check_several(clips)
     usual = _between_songs(half_squares(songs, songs), song_names)(np.ones(len(songs)))
-    return _off_diagonal(half_squares(clips, clips)) < COLLAPSED * usual
+    return diversity(clips) < COLLAPSED * usual
 
 
 @dataclass(frozen=True)
@@ -434,151 +399,6 @@ def drift(before: Array, after: Array, seed: int) -> Drift:
 
 def _ratio_to_last(column: int) -> Callable[[Array], float]:
     return lambda rows: float(rows[:, column].mean() / rows[:, -1].mean())
-
-
-# Adherence: whether the prompt was followed
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a caption asks for: beats a minute, and a key such as `C# minor`, with sharps; None where it doesn't say."""
-
-    bpm: float | None
-    key: str | None
-
-
-_NUMBER = r"(\d{2,3}(?:[.,]\d+)?)"
-_TEMPO = re.compile(
-    rf"(?<![\d.,–-]){_NUMBER}[\s-]*(?:bpm|beats (?:per|a) minute)\b"
-    rf"|\b(?:bpm|tempo)(?:\s*[:=]\s*|\s+(?:(?:of|is|at|around|about)\s+)*){_NUMBER}\b",
-    re.IGNORECASE,
-)
-_KEY = re.compile(
-    r"(?P<before>\b(?:in|key(?:\s+(?:of|is))?)\b[\s:]*)?(?<![\w#♯♭'])(?P<letter>[A-G])"
-    r"(?P<sharp>\s*[#♯]|[\s-]sharp)?(?P<flat>[b♭]|[\s-]flat)?[\s-]*\b(?P<mode>maj|min)(?:or)?\b",
-    re.IGNORECASE,
-)
-_NOUN = re.compile(r"\s+(?!(?:and|at|by|for|from|in|on|or|then|to|with)\b)[a-z]", re.IGNORECASE)
-
-
-def asked_of(prompt: str) -> Asked:
-    """The tempo and the key that a caption asks for; one that names two different ones asks for neither.
-
-    A key needs its mode as a word: "Am" and "in F" are not read.
-
-    >>> asked_of("punk at 188 bpm in e minor"), asked_of("genre: rock. bpm: 118. key: Bb major")
-    (Asked(bpm=188.0, key='E minor'), Asked(bpm=118.0, key='A# major'))
-    >>> asked_of("a minor hit of 99 bands, in a minor key")
-    Asked(bpm=None, key=None)
-    """
-    tempi = {float((one or other).replace(",", ".")) for one, other in _TEMPO.findall(prompt)}
-    keys = {_key_name(match) for match in _KEY.finditer(prompt) if not _is_article(match)}
-    return Asked(tempi.pop() if len(tempi) == 1 else None, keys.pop() if len(keys) == 1 else None)
-
-
-def _is_article(match: re.Match[str]) -> bool:
-    """Whether an "a" is a word of its own: in "a minor hit" and "in a minor key", not "in a minor" or "in A minor"."""
-    letter, before = match["letter"], (match["before"] or "").lower()
-    if letter not in "aA" or match["sharp"] or match["flat"] or before.startswith("key") or (letter == "A" and before):
-        return False
-    return bool(_NOUN.match(match.string, match.end()))
-
-
-def _key_name(match: re.Match[str]) -> str:
-    step = bool(match["sharp"]) - bool(match["flat"])
-    return f"{TONICS[(TONICS.index(match['letter'].upper()) + step) % 12]} {match['mode'].lower()}or"
-
-
-@dataclass(frozen=True)
-class TempoAdherence:
-    """Tempi in beats a minute, `heard` None where nothing pulses or the clip is shorter than 5 s.
-
-    `multiple` is 1, 0.5 or 2 where the asked tempo, its half or its double was heard, within 4 %; else None.
-    """
-
-    asked: float
-    heard: float | None
-    multiple: float | None
-
-    @property
-    def is_right(self) -> bool:
-        """Accuracy 1 of Gouyon et al. (2006): the tempo itself."""
-        return self.multiple == 1
-
-    @property
-    def is_right_but_for_octave(self) -> bool:
-        """The tempo, its half or its double, for people differ in what beat they feel: Accuracy 2 without thirds."""
-        return self.multiple is not None
-
-
-def tempo_adherence(asked: float, wave: Wave, rate: int) -> TempoAdherence:
-    """Whether a clip `[C, S]` has the tempo that was asked for, in beats a minute, as `find_rhythm` hears it."""
-    rhythm = find_rhythm(wave, rate)
-    if rhythm is None:
-        return TempoAdherence(asked, None, None)
-    return TempoAdherence(asked, rhythm.tempo, tempo_multiple(rhythm.tempo, asked))
-
-
-def tempo_multiple(heard: float, asked: float) -> float | None:
-    """1, 0.5 or 2 where the heard tempo is that much of the asked one, within 4 %; else None."""
-    near = (multiple for multiple in TEMPO_MULTIPLES if abs(heard / (asked * multiple) - 1) <= TEMPO_TOLERANCE)
-    return next(near, None)
-
-
-@dataclass(frozen=True)
-class KeyAdherence:
-    """Keys such as `C# minor`; `heard` is None where nothing is tonal or the clip is shorter than 3 s.
-
-    `score` is MIREX's: 1 for the key, 0.5 for one a fifth away, 0.3 for the relative and 0.2 for the parallel one.
-    """
-
-    asked: str
-    heard: str | None
-    score: float
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the key itself was heard."""
-        return self.score == 1
-
-
-def key_adherence(asked: str, wave: Wave, rate: int) -> KeyAdherence:
-    """Whether a clip `[C, S]` is in the key that was asked for, such as `C# minor`, as `find_key` hears it."""
-    key = find_key(wave, rate)
-    return KeyAdherence(asked, key.name if key else None, key_score(key.name, asked) if key else 0.0)
-
-
-def key_score(heard: str, asked: str) -> float:
-    """How near one key is to another, 0 to 1, in MIREX's weights; a fifth may be up or down, as in its evaluation."""
-    (tonic, mode), (wanted, wanted_mode) = heard.split(), asked.split()
-    steps = (TONICS.index(tonic) - TONICS.index(wanted)) % 12
-    if mode == wanted_mode:
-        return {0: 1.0, 5: FIFTH, 7: FIFTH}.get(steps, 0.0)
-    return {0: PARALLEL, 9 if wanted_mode == "major" else 3: RELATIVE}.get(steps, 0.0)
-
-
-def chroma_similarity(a: Wave, b: Wave, rate: int) -> float:
-    """How alike the pitch classes of two waves `[C, S]` are over time, -1 to 1; unrelated melodies have about 0.
-
-    The mean over frames (21.5 a second) of the cosine of both chromas, each without its mean. So the melody metric of
-    Copet et al. (2023), "Simple and controllable music generation", but for keeping all twelve classes instead of
-    the strongest. Frames are aligned by time, and the longer wave is cut; NaN where either is silent.
-    """
-    samples = min(a.shape[1], b.shape[1])
-    one, other = a[:, :samples], b[:, :samples]
-    if is_silent(one) or is_silent(other):
-        return math.nan
-    left, right = (_chroma(wave, rate) for wave in (one, other))
-    lengths = np.linalg.norm(left, axis=0) * np.linalg.norm(right, axis=0)
-    sounding = lengths > 1e-9
-    return float(((left * right).sum(axis=0)[sounding] / lengths[sounding]).mean()) if sounding.any() else math.nan
-
-
-def _chroma(wave: Wave, rate: int) -> Array:
-    """How loud each pitch class is, `[12, T]`, without the mean of the frame."""
-    loudness = pitches(mono_at(wave, rate, HARMONY_RATE))
-    classes = loudness.reshape(-1, 12, loudness.shape[1]).sum(axis=0)
-    return classes - classes.mean(axis=0)
 
 
 # Cross-entropy on held-out songs

@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.evaluation.embedding import Embedder
+from musicgen_dreamboothing.evaluation.result import Likeness
 
 __all__ = [
     "EMBEDDING",
     "TOKENS",
-    "Likeness",
     "TokenIndex",
     "TrainingClip",
     "WindowIndex",
@@ -66,30 +66,6 @@ class TrainingClip:
     song: str
     start: float
     file: str
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """Where a generated clip is most like the training clips; the fields are those of `result.Nearest`.
-
-    Attributes:
-        at, clip_at, song_at: where it begins in the generated clip, the training clip and the song, in seconds.
-        song, clip_file: what it is like.
-        seconds: how long it lasts.
-        score: the share of codes that agree meanwhile, or the mean cosine.
-        by: `tokens` or `embedding`.
-        is_copy: whether it is beyond what other songs of the style share.
-    """
-
-    at: float
-    song: str
-    clip_file: str
-    clip_at: float
-    song_at: float
-    seconds: float
-    score: float
-    by: str
-    is_copy: bool
 
 
 class _Run(NamedTuple):

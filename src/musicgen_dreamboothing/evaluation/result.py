@@ -8,7 +8,7 @@ from typing import Any
 STYLE, NEUTRAL = (
     "style",
     "neutral",
-)  # what a prompt is for: to call up what was learned, or to hear what it did to the rest
+)  # prompts that call up what was learned, and those that tell what became of the rest
 LOWER, HIGHER, NEITHER = "lower", "higher", "neither"  # which way is better
 
 Interval = tuple[float, float]  # where a figure lies in 95 of 100 cases
@@ -64,25 +64,19 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """The training clip that a generated clip is most like.
+class Likeness:
+    """Where a generated clip is most like the training clips.
 
     Attributes:
-        file: the generated clip, relative to the report.
-        prompt: of it.
-        at: seconds into it where the likeness begins.
+        at, clip_at, song_at: where it begins in the generated clip, the training clip and the song, in seconds.
         song: name of the song.
-        clip_file: the training clip, relative to the report (a copy of it where it is flagged, else empty).
-        clip_at: seconds into that clip.
-        song_at: seconds into the song.
-        seconds: how long the likeness lasts.
-        score: 0 to 1, how alike.
+        clip_file: the training clip.
+        seconds: how long it lasts.
+        score: 0 to 1, how alike: the share of codes that agree meanwhile, or the mean cosine.
         by: `tokens` or `embedding`.
-        is_copy: whether it is flagged as a near-copy.
+        is_copy: whether it is beyond what other songs of the style share, and flagged as a near-copy.
     """
 
-    file: str
-    prompt: str
     at: float
     song: str
     clip_file: str
@@ -92,6 +86,18 @@ class Nearest:
     score: float
     by: str
     is_copy: bool
+
+
+@dataclass(frozen=True)
+class Nearest(Likeness):
+    """The same of a clip in a report; files are relative to it, `clip_file` is empty unless it is a near-copy.
+
+    Attributes:
+        file, prompt: the generated clip, and what it was made for.
+    """
+
+    file: str
+    prompt: str
 
 
 @dataclass(frozen=True)

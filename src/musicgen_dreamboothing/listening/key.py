@@ -50,12 +50,16 @@ CERTAIN_SECONDS = 24.0  # as long as those are; there are fewer chords to hear i
 
 @dataclass(frozen=True)
 class Key:
-    """A key, how probable it is (0..1), and how far the tuning is from A = 440 Hz."""
+    """A key, how probable it is (0..1), how far the tuning is from A = 440 Hz, and what it was heard by.
+
+    `classes` says how much each of the twelve pitch classes sounds, from C up; they sum to 1.
+    """
 
     tonic: str
     mode: str
     confidence: float
     cents: float
+    classes: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -78,12 +82,14 @@ def find_key(wave: Wave, rate: int) -> Key | None:
     if abs(pull) < MIN_TUNED:
         return None
     tuning = float(np.angle(pull) / (2 * np.pi))  # semitones
-    scores = _scores(_chroma(frame, pitch - tuning, strength))
+    chroma = _chroma(frame, pitch - tuning, strength)
+    scores = _scores(chroma)
     certainty = CERTAINTY * min(1.0, np.sqrt(wave.shape[1] / rate / CERTAIN_SECONDS))
     chances = np.exp(certainty * (scores - scores.max()))
     best = int(scores.argmax())
     confidence = float(1 / chances.sum())
-    return Key(TONICS[best % 12], MODES[best // 12], confidence, 100 * tuning)
+    classes = chroma.sum(axis=0) / max(float(chroma.sum()), 1e-12)
+    return Key(TONICS[best % 12], MODES[best // 12], confidence, 100 * tuning, tuple(classes.tolist()))
 
 
 def _peaks(mono: NDArray[np.float32]) -> tuple[NDArray[np.intp], Array, Array]:
