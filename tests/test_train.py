@@ -204,7 +204,7 @@ def test_options_that_are_wrong(cli: Cli, words: list[str], told: str) -> None:
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio", "tensorboard"])
 def test_a_tracker_that_is_missing_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch, tracker: str) -> None:
-    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     ran = cli("train", "--output_dir", "o", "--dataset_name", "o", "--report_to", tracker)
     told = f"--report_to {tracker} needs: pip install 'musicgen-dreamboothing[{tracker}]'"
     assert ran == Ran(1, "", f"musicgen-dreamboothing: {told}\n")

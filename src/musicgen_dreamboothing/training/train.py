@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import importlib.util
 import shlex
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, IntervalStrategy, TrainerCallback, set_seed
-from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from musicgen_dreamboothing.arguments import EvaluateArguments, TrainArguments
@@ -27,28 +23,22 @@ from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import checkpoint_of, is_prepared, prepare_songs, refresh
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables, load_tables
-from musicgen_dreamboothing.data.tokens import word_states
 from musicgen_dreamboothing.generation.decoding import Sampling
-from musicgen_dreamboothing.model.adapter import SPLITTING, LoraSettings, add_adapter, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
 from musicgen_dreamboothing.model.device import (
-    parse_dtype,
-    peak_memory,
     release_memory,
     reset_peak_memory,
     return_freed_memory,
 )
-from musicgen_dreamboothing.model.keyword import keyword_note, texts_of
-from musicgen_dreamboothing.model.language_model import load_language_model
-from musicgen_dreamboothing.model.quantized import base_quantization
-from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
+from musicgen_dreamboothing.training.checks import check_options
 from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, PairedDataset
+from musicgen_dreamboothing.training.model import check_key_word, lora_settings, trainable_model
 from musicgen_dreamboothing.training.plan import plan_of
-from musicgen_dreamboothing.training.prior import check_prior, prior_tables
+from musicgen_dreamboothing.training.prior import prior_tables
 from musicgen_dreamboothing.training.progress import BarAndLines, Lines
 from musicgen_dreamboothing.training.record import (
     check_same_base,
@@ -62,30 +52,13 @@ from musicgen_dreamboothing.training.samples import (
     SampleCallback,
     Sampler,
     add_samples,
-    read_prompts,
     sample_prompts_of,
 )
 from musicgen_dreamboothing.training.saving import discard_result, save_run
+from musicgen_dreamboothing.training.summary import last_evaluation, summary_of, tell
 from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint, step_of
 
-POSITIVE = (
-    *("lora_r", "crop_seconds", "max_train_samples", "max_eval_samples", "sample_seconds", "early_stopping_patience"),
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-)
 SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "recompute")
-UNSUPPORTED = {
-    "label_smoothing_factor": "the loss of the codebooks is computed here",
-    "neftune_noise_alpha": "the loss of the codebooks is computed here",
-    "auto_find_batch_size": "--recompute auto splits the batch as memory allows",
-    "batch_eval_metrics": "held-out clips are summed up over all batches",
-    "hub_revision": "a run is pushed to the repository's main branch",
-}
-# transformers' options that its Trainer reads for other models, or leaves to scripts
-IDLE = (
-    *("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config"),
-    *("sortish_sampler", "do_predict", "include_for_metrics", "train_sampling_strategy", "length_column_name"),
-    *("prediction_loss_only", "hub_strategy", "hub_always_push"),
-)
 
 
 @dataclass(frozen=True)
@@ -112,10 +85,10 @@ def train(options: TrainArguments) -> TrainResult | None:
         UserError: anything that a person can mend, before hours are spent where possible.
     """
     options = copy.copy(options)  # what is settled below is not the caller's business
-    _check(options)
+    check_options(options)
     checkpoint = checkpoint_of(options)
     if options.plan:
-        plan_of(options, checkpoint, _lora_settings(options))
+        plan_of(options, checkpoint, lora_settings(options))
         return None
     repository = _open_repository(options, checkpoint)
     folder = Path(str(options.output_dir))
@@ -124,10 +97,10 @@ def train(options: TrainArguments) -> TrainResult | None:
         finished = _settle_earlier_run(folder, options, checkpoint)
         result = finished or _run(options, checkpoint, folder)
         release_memory()
-        if finished is None:
-            _report(folder, options)
         if repository is not None and PartialState().is_main_process:
             say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
+        if finished is None:
+            _report(folder, options)
     return result
 
 
@@ -150,7 +123,9 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     _play_along(trainer, asked, checkpoint, tables, folder)
     split = {name: getattr(options, name) for name in SPLIT}
     data = tables.fingerprint + (prior.fingerprint if prior is not None else "")
-    record = RunRecord(telling_options(asked), checkpoint.name, checkpoint.identity, data, split, str(prepared))
+    record = RunRecord(
+        telling_options(asked), checkpoint.name, checkpoint.identity, data, split, str(prepared.resolve())
+    )
     resume = last_checkpoint(folder)
     if resume is not None:
         check_same_data(folder, record)
@@ -160,78 +135,18 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
         record.write(folder)
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    metrics = _last_evaluation(trainer)
+    metrics = last_evaluation(trainer)
     playing = sum(one.seconds for one in trainer.callback_handler.callbacks if isinstance(one, SampleCallback))
     seconds, begun_at = time.perf_counter() - started - playing, step_of(resume) if resume else 0
-    summary = _summary(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
+    summary = summary_of(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
     licence = licence_of(checkpoint)
     save_run(trainer, folder, checkpoint, tables, asked, metrics, licence)
     if trainer.is_world_process_zero():
         record.finished, record.summary, record.log = True, summary | metrics, trainer.state.log_history
         record.write(folder)
-        _tell(folder, trainer, summary, metrics, licence_notice(checkpoint.name, licence), options)
+        tell(folder, summary, metrics, licence_notice(checkpoint.name, licence), options)
     PartialState().wait_for_everyone()
     return TrainResult(folder, metrics, summary)
-
-
-def _check(options: TrainArguments) -> None:
-    """What can be known to fail fails before anything is loaded."""
-    if not options.dataset_name and not options.plan:
-        raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
-    for name in POSITIVE:
-        if (value := getattr(options, name)) is not None and value <= 0:
-            raise UserError(f"--{name} {value} must be more than 0")
-    for name in UNSUPPORTED:
-        if getattr(options, name):
-            raise UserError(f"--{name} is not supported: {UNSUPPORTED[name]}")
-    if not 0 <= options.caption_dropout <= 1:
-        raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
-    defaults = {entry.name: entry.default for entry in dataclasses.fields(options)}
-    for name in IDLE:
-        if getattr(options, name, None) and getattr(options, name) != defaults[name]:
-            say(f"--{name} has no part in this training")
-    if options.resume_from_checkpoint:
-        say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
-    parse_dtype(options.dtype, options.device)
-    check_settings(_lora_settings(options))
-    _check_quantization(options)
-    check_prior(options)
-    _check_samples(options)
-    _check_trackers(options.report_to)
-    if options.n_gpu > 1:
-        say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
-        options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
-
-
-def _check_quantization(options: TrainArguments) -> None:
-    base_quantization(options.quantization, torch.float32)
-    if options.quantization == "none":
-        return
-    if not options.use_lora:
-        raise UserError(f"--quantization {options.quantization} freezes the base, which --use_lora false would train")
-    if SPLITTING.fullmatch(options.lora_init):
-        raise UserError(
-            f"--lora_init {options.lora_init} changes the base, which --quantization has rounded; choose one"
-        )
-
-
-def _check_samples(options: TrainArguments) -> None:
-    if options.final_report not in ("auto", "true", "false"):
-        raise UserError(f"--final_report {options.final_report!r} is unknown; it takes auto, true or false")
-    if options.sample_steps < 0:
-        raise UserError(f"--sample_steps {options.sample_steps} must not be negative; 0 plays before and after only")
-    if options.sample_prompts:
-        read_prompts(options.sample_prompts)
-
-
-def _check_trackers(trackers: list[str]) -> None:
-    try:
-        get_reporting_integration_callbacks(trackers)
-    except ValueError as error:
-        raise UserError(f"--report_to: {error}") from error
-    for tracker in trackers:
-        if tracker in ("wandb", "tensorboard", "trackio") and importlib.util.find_spec(tracker) is None:
-            raise UserError(f"--report_to {tracker} needs: pip install 'musicgen-dreamboothing[{tracker}]'")
 
 
 def _open_repository(options: TrainArguments, checkpoint: Checkpoint) -> str | None:
@@ -299,6 +214,10 @@ def _announce(tables: Tables, options: TrainArguments) -> None:
         say(f"evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'song')} held out: {names}")
     elif options.eval_strategy != IntervalStrategy.NO and options.eval_fraction > 0:
         say("no song is held out: there are too few; --eval_split_name or a folder of more songs allows evaluation")
+    if not len(tables.held_out):
+        for name in ("metric_for_best_model", "early_stopping_patience"):
+            if getattr(options, name) is not None:
+                say(f"--{name} has no part in this training: without held-out songs, the last weights are kept")
 
 
 def _prior(options: TrainArguments, checkpoint: Checkpoint, prepared: Path, tables: Tables) -> Tables | None:
@@ -321,7 +240,7 @@ def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> N
             setattr(options, name, value)
     elif options.recompute == "auto" or options.memory is not None:
         longest = max(tables.train["seconds"])
-        plan = plan_of(options, checkpoint, _lora_settings(options), longest, tables.longest_caption)
+        plan = plan_of(options, checkpoint, lora_settings(options), longest, tables.longest_caption)
         # Processes must agree, and find different amounts of memory free: the first one's plan holds for all.
         values = broadcast_object_list([plan.clips, plan.accumulation, plan.policy])
         for name, value in zip(SPLIT, values, strict=True):
@@ -332,7 +251,8 @@ def _trainer(
     options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prior: Tables | None, prepared: Path
 ) -> CodebookTrainer:
     _split(options, checkpoint, tables)
-    model = _model(options, checkpoint, lambda base: _check_key_word(base, options, checkpoint, tables, prepared))
+    check = partial(check_key_word, options=options, checkpoint=checkpoint, tables=tables, prepared=prepared)
+    model = trainable_model(options, checkpoint, check)
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
     seed = options.seed if options.data_seed is None else options.data_seed
     drawing = Drawing(frames, options.random_crop, True, options.caption_dropout, seed)
@@ -392,125 +312,11 @@ class _EvaluateAtEnd(TrainerCallback):
             control.should_evaluate = True
 
 
-def _check_key_word(base: Any, options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prepared: Path) -> None:
-    """Tells before a run begins if its key-word means something else to the base already."""
-    word, states = options.instance_prompt, word_states(prepared)
-    begun = last_checkpoint(Path(str(options.output_dir))) is not None
-    if begun or not word or not PartialState().is_main_process:
-        return
-    if not set(texts_of(word)) <= states.keys():  # none are cached where T5 is trained
-        return
-    codes = tables.train.with_format("numpy")["codes"]
-    if note := keyword_note(base, checkpoint, codes, states, word, options.class_prompt):
-        say(f"note: {note}")
-
-
-def _model(options: TrainArguments, checkpoint: Checkpoint, check: Callable[[Any], None]) -> Any:
-    """The language model, checked as it was, with what is to be trained made trainable."""
-    device = options.device
-    # All weights of a full fine-tune are the optimizer's, which needs fp32.
-    dtype = parse_dtype(options.dtype, device) if options.use_lora else torch.float32
-    with_text = not options.freeze_text_encoder
-    model = load_language_model(
-        checkpoint, dtype, device, with_text_encoder=with_text, quantization=options.quantization
-    )
-    check(model)
-    if options.recompute == "light":
-        model.use_light_recompute()
-    elif options.recompute == "full":
-        use_full_recompute(model)
-    if not options.use_lora:
-        return _compiled(model, options)
-    wrapped = add_adapter(model, _lora_settings(options), with_text_encoder=with_text)
-    trainable, total = wrapped.get_nb_trainable_parameters()
-    base = (total - trainable) / 1e6
-    say(f"adapter of {trainable / 1e6:.2f} M weights on a base of {base:.0f} M in {str(dtype)[6:]}")
-    return _compiled(wrapped, options)
-
-
-def _compiled(model: Any, options: TrainArguments) -> Any:
-    """Compiles the layers of the decoder, which are all alike: one compilation serves all of them."""
-    if options.compiler is not None:
-        for layer in model.decoder.model.decoder.layers:
-            layer.compile(**options.compiler)
-    # done: transformers shall not compile the model as a whole
-    options.torch_compile, options.torch_compile_backend, options.torch_compile_mode = False, None, None
-    return model
-
-
-def _lora_settings(options: TrainArguments) -> LoraSettings:
-    return LoraSettings(
-        options.lora_r,
-        options.lora_alpha,
-        options.lora_dropout,
-        options.lora_targets,
-        options.use_dora,
-        options.use_rslora,
-        options.lora_init,
-    )
-
-
 def _collator(options: TrainArguments, checkpoint: Checkpoint) -> Collator:
     if options.freeze_text_encoder:
         return Collator(checkpoint.pad_token_id)
     tokenizer = load_tokenizer(checkpoint)
     return Collator(checkpoint.pad_token_id, lambda captions: tokenize(tokenizer, captions))
-
-
-def _last_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
-    """The newest evaluation in the log; made now where the strategy left none at the end."""
-    if trainer.eval_dataset is None:
-        return {}
-    evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
-    is_last = bool(evaluations) and evaluations[-1]["step"] == trainer.state.global_step
-    if is_last and not trainer.args.load_best_model_at_end:
-        logs = evaluations[-1]
-    else:
-        logs = trainer.evaluate()
-    return {key: float(value) for key, value in logs.items() if key.startswith(("eval_loss", "eval_ppl", "eval_ce"))}
-
-
-def _summary(
-    trainer: CodebookTrainer,
-    metrics: dict[str, float],
-    tables: Tables,
-    checkpoint: Checkpoint,
-    seconds: float,
-    went_on_from: int,
-) -> dict[str, Any]:
-    gigabytes, kind = peak_memory(trainer.args.device)
-    first = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line and line["step"] == 0]
-    heard = trainer.audio_seconds(checkpoint)
-    return {
-        "kept": _kept(trainer),
-        "updates": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "train_loss": metrics.get("train_loss"),
-        "went_on_from": went_on_from,  # seconds and speed are those of the updates behind it
-        "seconds": round(seconds, 1),
-        "audio_seconds": round(heard, 1),
-        "x_real_time": round(heard / seconds, 2),
-        "peak_gb": round(gigabytes, 2),
-        "peak_of": kind,
-        "loss_before": first[0] if first else None,
-        "clips": len(tables.train),
-    }
-
-
-def _kept(trainer: CodebookTrainer) -> str:
-    """Which weights were kept, and why; empty where they are the last ones."""
-    state, name = trainer.state, trainer.args.metric_for_best_model
-    if not trainer.args.load_best_model_at_end or state.best_metric is None:
-        return ""
-    key = name if str(name).startswith("eval_") else f"eval_{name}"
-    epochs = {line["step"]: line["epoch"] for line in state.log_history if key in line and line["step"] > 0}
-    which = "highest" if trainer.args.greater_is_better else "lowest"
-    early = "" if state.global_step >= state.max_steps else f"; stopped early, at update {state.global_step}"
-    return (
-        f"the weights of epoch {epochs.get(state.best_global_step, 0.0):g} "
-        f"(update {state.best_global_step} of {state.max_steps}) were kept: "
-        f"{key} {state.best_metric:.4f} was the {which} of {plural(len(epochs), 'evaluation')}{early}"
-    )
 
 
 def _report(folder: Path, options: TrainArguments) -> None:
@@ -519,38 +325,15 @@ def _report(folder: Path, options: TrainArguments) -> None:
     if wanted and PartialState().is_main_process:
         from musicgen_dreamboothing.evaluation.evaluate import evaluate
 
-        evaluate(
-            EvaluateArguments(
-                run=str(folder),
-                clap_model_name_or_path=options.clap_model_name_or_path,
-                cache_dir=options.cache_dir,
-                token=options.token,
-            )
+        asked = EvaluateArguments(
+            run=str(folder),
+            clap_model_name_or_path=options.clap_model_name_or_path,
+            cache_dir=options.cache_dir,
+            token=options.token,
         )
+        try:
+            evaluate(asked)
+        except UserError as error:  # the run itself is done
+            say(f"the run is finished, but was not compared with its base: {error}")
     elif options.final_report == "auto":
         say(f"did it learn?  musicgen-dreamboothing evaluate {shlex.quote(str(folder))}")
-
-
-def _tell(
-    folder: Path,
-    trainer: CodebookTrainer,
-    summary: dict[str, Any],
-    metrics: dict[str, float],
-    notice: str,
-    options: TrainArguments,
-) -> None:
-    """The end of a run in a few lines: what it took, what it brought, where it is, what comes next."""
-    say(
-        f"{plural(summary['updates'] - summary['went_on_from'], 'update')} in {summary['seconds']:.0f} s, "
-        f"{summary['x_real_time']:.1f}x real time, peak {summary['peak_of']} {summary['peak_gb']:.2f} GB"
-    )
-    if metrics:
-        before = summary["loss_before"]
-        say(f"held-out loss {'' if before is None else f'{before:.4f} before, '}{metrics['eval_loss']:.4f} after")
-    if summary["kept"]:
-        say(summary["kept"])
-    say(f"saved in {folder}")
-    say(notice)
-    prompt = options.instance_prompt or "your prompt"
-    words = shlex.join(["generate", str(folder), prompt, "--output_dir", str(folder / "generated")])
-    say(f"listen:  musicgen-dreamboothing {words}")

@@ -1,0 +1,81 @@
+"""The model that is trained: a base of the wanted precision, with an adapter or all of it trainable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.console import say
+from musicgen_dreamboothing.data.tables import Tables
+from musicgen_dreamboothing.data.tokens import word_states
+from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.device import parse_dtype
+from musicgen_dreamboothing.model.keyword import keyword_note, texts_of
+from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.training.trainer import last_checkpoint
+
+
+def check_key_word(base: Any, options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prepared: Path) -> None:
+    """Tells before a run begins if its key-word means something else to the base already."""
+    word, states = options.instance_prompt, word_states(prepared)
+    begun = last_checkpoint(Path(str(options.output_dir))) is not None
+    if begun or not word or not PartialState().is_main_process:
+        return
+    if not set(texts_of(word)) <= states.keys():  # none are cached where T5 is trained
+        return
+    codes = tables.train.with_format("numpy")["codes"]
+    if note := keyword_note(base, checkpoint, codes, states, word, options.class_prompt):
+        say(f"note: {note}")
+
+
+def trainable_model(options: TrainArguments, checkpoint: Checkpoint, check: Callable[[Any], None]) -> Any:
+    """The language model, checked as it was, with what is to be trained made trainable."""
+    device = options.device
+    # All weights of a full fine-tune are the optimizer's, which needs fp32.
+    dtype = parse_dtype(options.dtype, device) if options.use_lora else torch.float32
+    with_text = not options.freeze_text_encoder
+    model = load_language_model(
+        checkpoint, dtype, device, with_text_encoder=with_text, quantization=options.quantization
+    )
+    check(model)
+    if options.recompute == "light":
+        model.use_light_recompute()
+    elif options.recompute == "full":
+        use_full_recompute(model)
+    if not options.use_lora:
+        return _compiled(model, options)
+    wrapped = add_adapter(model, lora_settings(options), with_text_encoder=with_text)
+    trainable, total = wrapped.get_nb_trainable_parameters()
+    base = (total - trainable) / 1e6
+    say(f"adapter of {trainable / 1e6:.2f} M weights on a base of {base:.0f} M in {str(dtype)[6:]}")
+    return _compiled(wrapped, options)
+
+
+def _compiled(model: Any, options: TrainArguments) -> Any:
+    """Compiles the layers of the decoder, which are all alike: one compilation serves all of them."""
+    if options.compiler is not None:
+        for layer in model.decoder.model.decoder.layers:
+            layer.compile(**options.compiler)
+    # done: transformers shall not compile the model as a whole
+    options.torch_compile, options.torch_compile_backend, options.torch_compile_mode = False, None, None
+    return model
+
+
+def lora_settings(options: TrainArguments) -> LoraSettings:
+    """What is asked for of the adapter."""
+    return LoraSettings(
+        options.lora_r,
+        options.lora_alpha,
+        options.lora_dropout,
+        options.lora_targets,
+        options.use_dora,
+        options.use_rslora,
+        options.lora_init,
+    )
