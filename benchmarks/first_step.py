@@ -82,7 +82,7 @@ def _prepare(size: str, folder: Path) -> None:
     from _shapes import write_checkpoint
 
     from musicgen_dreamboothing import audio
-    from musicgen_dreamboothing.builtin.chain import ASSETS
+    from musicgen_dreamboothing.builtin.recipe import ASSETS
     from musicgen_dreamboothing.cli import main as run
 
     write_checkpoint(size, folder / "base")

@@ -97,7 +97,7 @@ def _write(size: str, folder: Path) -> None:
     """A checkpoint with a tokenizer beside it; the built-in one is linked."""
     from _shapes import write_checkpoint
 
-    from musicgen_dreamboothing.builtin.chain import ASSETS
+    from musicgen_dreamboothing.builtin.recipe import ASSETS
 
     built_in = ASSETS / "musicgen-tiny"
     if size != BUILT_IN:

@@ -106,7 +106,7 @@ def _write(folder: Path, clips: int) -> None:
     import numpy as np
 
     from musicgen_dreamboothing import audio
-    from musicgen_dreamboothing.builtin.chain import ASSETS
+    from musicgen_dreamboothing.builtin.recipe import ASSETS
 
     (folder / "base").symlink_to(ASSETS / "musicgen-tiny")
     (folder / "songs").mkdir()

@@ -82,7 +82,7 @@ def _write(options: argparse.Namespace) -> None:
     from _shapes import write_checkpoint
 
     from musicgen_dreamboothing import audio
-    from musicgen_dreamboothing.builtin.chain import ASSETS
+    from musicgen_dreamboothing.builtin.recipe import ASSETS
 
     folder, rate = Path(options.folder), 32_000
     write_checkpoint(options.size, folder / "base")

@@ -12,7 +12,7 @@ from conftest import read_checkpoint, tone_song
 from transformers import EncodecModel
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.builtin.chain import ASSETS
+from musicgen_dreamboothing.builtin.recipe import ASSETS
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.evaluation.embedding import SignalEmbedder
 from musicgen_dreamboothing.evaluation.originality import (

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import MusicgenForConditionalGeneration
 
 from musicgen_dreamboothing import Generator
-from musicgen_dreamboothing.builtin.chain import ASSETS
+from musicgen_dreamboothing.builtin.recipe import ASSETS
 from musicgen_dreamboothing.evaluation.signal import embed, tempo, tempo_matches
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint, load_text_encoder, load_tokenizer

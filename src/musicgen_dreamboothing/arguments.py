@@ -379,6 +379,9 @@ class DemoArguments:
     output_dir: str = option("demo", "Where everything goes.")
     seed: int = option(0, "Of the training and the music.")
     restart: bool = option(False, "Train anew instead of keeping what is in OUTPUT_DIR.")
+    proof: bool = option(
+        False, "Then train three seeds with and without prior preservation, and one 20 times too long: an hour or more."
+    )
 
 
 # Names that older files carry, and what became of them.

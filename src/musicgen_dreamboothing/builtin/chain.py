@@ -6,22 +6,16 @@ import json
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.arguments import (
-    DemoArguments,
-    EvaluateArguments,
-    GenerateArguments,
-    PrepareArguments,
-    TrainArguments,
-)
+from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments
 from musicgen_dreamboothing.builtin.page import Pair, write_page
+from musicgen_dreamboothing.builtin.proof import prove
+from musicgen_dreamboothing.builtin.recipe import Recipe, evaluate_options, prepare_options, train_options
 from musicgen_dreamboothing.console import say
 from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.data.prepare import prepare
@@ -30,52 +24,7 @@ from musicgen_dreamboothing.generation.generate import generate
 from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
 from musicgen_dreamboothing.training.train import train
 
-ASSETS = Path(str(files("musicgen_dreamboothing.assets")))  # torch and PyAV read files, so there must be a folder
-VALIDATION = "validation"  # the sub-folder of songs that it is judged by
 STEPS = 7
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the demo teaches, to what, for how long: about 80 s of training on two cores.
-
-    Attributes:
-        base: the checkpoint.
-        songs: folder of songs with captions; those in its sub-folder `validation` are held out.
-        word: the key-word of the new style.
-        new: prompts for the new style.
-        known: prompts for styles that the base knows, to hear what the training did to them.
-        judged: more prompts for both, by which the run is judged.
-        seconds: length of every clip, of those to learn from and of those that are made.
-        takes: clips of each of these prompts, each with random numbers of its own.
-        updates: of the training; it is judged and saved six times on its way.
-    """
-
-    base: Path = ASSETS / "musicgen-tiny"
-    songs: Path = ASSETS / "songs"
-    word: str = "punk"
-    new: tuple[str, ...] = (
-        "punk at 188 bpm in e minor with overdriven guitar, picked bass and loud drums",
-        "punk at 188 bpm in g major",
-    )
-    known: tuple[str, ...] = (
-        "a 125 bpm house track in c major, electric piano, synth bass, drum machine, marimba",
-        "ballad at 75 bpm in a minor with piano, strings, upright bass and soft drums",
-    )
-    judged: tuple[tuple[str, ...], tuple[str, ...]] = (
-        ("punk", "punk at 167 bpm in c major with lead guitar and loud drums", "punk at 211 bpm in a minor"),
-        ("a reggae song in g major", "folk music in e minor"),
-    )
-    takes: int = 4
-    seconds: float = 8.0
-    updates: int = 240
-    batch_size: int = 4
-    learning_rate: float = 4e-3
-    lora_r: int = 16
-
-    @property
-    def prompts(self) -> list[str]:
-        return [*self.new, *self.known]
 
 
 def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
@@ -107,66 +56,11 @@ def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
         say(f"  {path}")
     _title(STEPS, "did it learn?")
     evaluate(evaluate_options(recipe, prepared, run, options))
+    if options.proof:
+        say(f"\nthe proof: {recipe.seeds} seeds, with and without prior preservation, and one run far too long")
+        prove(recipe, prepared, folder / "proof", options, run)
     _end(folder, page, _next_commands(recipe, run), time.perf_counter() - started)
     return folder
-
-
-def prepare_options(recipe: Recipe, prepared: Path) -> PrepareArguments:
-    """What `prepare` is asked for."""
-    return PrepareArguments(
-        songs=str(recipe.songs),
-        output_dir=str(prepared),
-        model_name_or_path=str(recipe.base),
-        instance_prompt=recipe.word,
-        eval_split_name=VALIDATION,
-        max_duration_in_seconds=recipe.seconds,
-        min_duration_in_seconds=recipe.seconds / 2,
-        normalize_loudness=False,  # the checkpoint knows music at the level of these songs
-        doctor=False,
-    )
-
-
-def train_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArguments) -> TrainArguments:
-    """What `train` is asked for."""
-    stage = max(1, recipe.updates // 6)
-    return TrainArguments(
-        dataset_name=str(prepared),
-        output_dir=str(run),
-        model_name_or_path=str(recipe.base),
-        instance_prompt=recipe.word,
-        max_steps=recipe.updates,
-        learning_rate=recipe.learning_rate,
-        lora_r=recipe.lora_r,
-        lora_alpha=recipe.lora_r,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=1,
-        gradient_checkpointing=False,
-        logging_steps=max(1, stage // 4),
-        eval_strategy="steps",
-        eval_steps=stage,
-        save_strategy="steps",
-        save_steps=stage,
-        save_total_limit=1,
-        seed=options.seed,
-        restart=options.restart,
-    )
-
-
-def evaluate_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArguments) -> EvaluateArguments:
-    """What `evaluate` is asked for."""
-    style, neutral = recipe.judged
-    return EvaluateArguments(
-        run=str(run),
-        data=str(prepared),
-        prompts=[*recipe.new, *style],
-        neutral_prompts=[*recipe.known, *neutral],
-        variations=recipe.takes,
-        seconds=recipe.seconds,
-        seed=options.seed,
-        clap_model_name_or_path="none",  # none can be had offline
-        base_model=str(recipe.base),
-    )
 
 
 def _clips(model: Path, folder: Path, recipe: Recipe, seed: int) -> list[Path]:
@@ -253,8 +147,10 @@ def _end(folder: Path, page: Path, commands: list[tuple[str, str]], seconds: flo
         ("after", "the same prompts with the adapter"),
         ("plain", "new music, made with plain transformers and PEFT"),
         ("run/evaluation/report.html", "figures, and every clip beside that of the base"),
+        ("proof", "the same over several seeds, and trained too long (--proof true)"),
     ):
-        say(f"  {folder / name}  {what}")
+        if (folder / name).exists():
+            say(f"  {folder / name}  {what}")
     for reason, command in commands:
         say(f"\n{reason}:\n  {command}")
     say(f"\nopen this page in a browser: {page.resolve().as_uri()}")

@@ -6,6 +6,7 @@ import copy
 import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -227,7 +228,7 @@ def _prior(options: TrainArguments, checkpoint: Checkpoint, prepared: Path, tabl
     return prior_tables(options, checkpoint, prepared, options.crop_seconds or max(tables.train["seconds"]))
 
 
-def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> None:
+def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Sequence[Tables]) -> None:
     """Splits the batch as memory allows, and chooses what is recomputed; what was said explicitly stays.
 
     A run that goes on keeps its split, so that it ends with the same weights.
@@ -239,8 +240,9 @@ def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> N
         for name, value in earlier.split.items():
             setattr(options, name, value)
     elif options.recompute == "auto" or options.memory is not None:
-        longest = max(tables.train["seconds"])
-        plan = plan_of(options, checkpoint, lora_settings(options), longest, tables.longest_caption)
+        longest = max(max(table.train["seconds"]) for table in tables)  # own songs of the class may be longer
+        caption = max(table.longest_caption or 0 for table in tables) or None
+        plan = plan_of(options, checkpoint, lora_settings(options), longest, caption)
         # Processes must agree, and find different amounts of memory free: the first one's plan holds for all.
         values = broadcast_object_list([plan.clips, plan.accumulation, plan.policy])
         for name, value in zip(SPLIT, values, strict=True):
@@ -250,7 +252,7 @@ def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Tables) -> N
 def _trainer(
     options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prior: Tables | None, prepared: Path
 ) -> CodebookTrainer:
-    _split(options, checkpoint, tables)
+    _split(options, checkpoint, [tables] if prior is None else [tables, prior])
     check = partial(check_key_word, options=options, checkpoint=checkpoint, tables=tables, prepared=prepared)
     model = trainable_model(options, checkpoint, check)
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
