@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import read_checkpoint
+from conftest import Ran, read_checkpoint, train_words
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
 from musicgen_dreamboothing import audio
@@ -22,6 +23,7 @@ from musicgen_dreamboothing.model.checkpoint import load_codec, load_text_encode
 from musicgen_dreamboothing.model.delay import training_steps
 from musicgen_dreamboothing.model.keyword import (
     CONTEXTS,
+    CROP_SECONDS,
     MADE_UP,
     Meaning,
     is_common,
@@ -142,7 +144,7 @@ def test_a_word_that_it_never_heard_does_not(word: str, trained: Base) -> None:
 def test_it_is_the_divergence_of_its_docstring(trained: Base) -> None:
     """Once more from the loss of the model itself, with one context, one clip and two references."""
     base, code = trained, torch.from_numpy(trained.noise[0].astype(np.int64))
-    frames = round(2 * base.checkpoint.frame_rate) + 3
+    frames = round(CROP_SECONDS * base.checkpoint.frame_rate) + 3
     start = (code.shape[1] - frames) // 2
     inputs, labels = training_steps(
         code[:, start : start + frames], base.checkpoint.delay, base.checkpoint.start_token_id
@@ -252,3 +254,22 @@ def test_a_word_that_it_cannot_read_is_told(trained: Base) -> None:
     assert note is not None
     assert "'дом' has letters that the text encoder of this base doesn't know" in note
     assert "'zxqv'" in note
+
+
+def test_train_tells_it_and_looks_once(
+    cli: Callable[..., Ran], prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[tuple[Any, ...]] = []
+
+    def note(*about: Any) -> str:
+        looked.append(about)
+        return "'punk' is taken"
+
+    monkeypatch.setattr("musicgen_dreamboothing.training.model.keyword_note", note)
+    data = shutil.copytree(prepared, tmp_path / "data")
+    quick = ("--max_steps", 1, "--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no")
+    for run in ("one", "two"):
+        assert "note: 'punk' is taken" in cli(*train_words(data, tmp_path / run, tiny), *quick).out
+    assert len(looked) == 1
+    assert cli(*train_words(data, tmp_path / "three", tiny), *quick, "--class_prompt", "rock").code == 0
+    assert len(looked) == 2

@@ -500,6 +500,19 @@ def test_a_quantised_base_keeps_what_hears_and_speaks(name: str, kind: str, chec
     assert 0 < abs(ours / theirs - 1) < 0.05
 
 
+def test_an_evaluation_leaves_a_base_of_4_bits_trainable(checkpoints: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU with bf16 units, where bitsandbytes would change the order of the weights in it."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    model = load_language_model(read_checkpoint(checkpoints("text")), torch.float32, CPU, quantization="nf4")
+    stored = [module for module in model.modules() if isinstance(module, modules.Linear4bit)]
+    assert stored
+    batch = batch_for(checkpoints("text"), tokens=4)
+    with torch.no_grad():
+        model(**batch)
+    assert not any(getattr(module.weight.quant_state, "packing_format_for_cpu", False) for module in stored)
+
+
 def test_a_missing_library_is_named_with_its_command(
     song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,7 +216,7 @@ def test_songs_of_the_class_may_be_a_persons_own(cli: Cli, prepared: Path, tiny:
     ran = cli(*words, "--normalize_loudness", "false", "--max_duration_in_seconds", 3)
     assert ran.code == 0, ran.err
     assert "songs of the class 'rock':" in ran.out
-    assert ", 3.0 s a clip:" in ran.out  # the plan of the memory; the clips of the style have 2 s
+    assert ", 3.1 s a clip:" in ran.out  # the plan of the memory, with the delay; clips of the style have 2 s
     assert "4 clips from 2 songs" in ran.out
     lines = (data / "class" / "own" / "clips" / "metadata.jsonl").read_text().splitlines()
     assert {json.loads(line)["text"] for line in lines} == {"rock"}

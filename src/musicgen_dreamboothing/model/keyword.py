@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # what prepares songs takes its words from here, and needs no
 
 MADE_UP = ("zxqv", "flornt", "qaxjy", "trevuld", "gombrik", "ysselnax")  # the yardstick: no language has them
 CONTEXTS = ("{}", "{} track", "{} at 120 bpm")  # of a word: what it does alone may be an accident of its letters
-CROPS, CROP_SECONDS = 2, 2.0  # of music that the base listens to
+CROPS, CROP_SECONDS = 2, 1.0  # of music that the base listens to
 COMMON_BITS = 20.0  # one piece of T5's vocabulary, whichever, has 18.4 at most; two have less if both are very common
 LEAST_CHANCE, LEAST_DISTANCE = 1e-9, 1e-6  # what lies below is rounding; distances are in nats
 STRONG = 2.5  # times what the most telling of the made-up words does

@@ -27,7 +27,7 @@ from musicgen_dreamboothing.model.adapter import without_adapter
 from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint, quiet_loading
 from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.prefix import decode_shared, share_prefix
-from musicgen_dreamboothing.model.quantized import base_quantization
+from musicgen_dreamboothing.model.quantized import base_quantization, keep_trainable
 from musicgen_dreamboothing.model.recompute import LightRecompute
 
 LOGITS_AT_ONCE = 1024  # rows; with 2048 codes a fp32 copy of them takes 8 MB
@@ -321,4 +321,7 @@ def load_language_model(
         )
     if report["missing_keys"]:
         raise UserError(f"{checkpoint.name} lacks weights: {sorted(report['missing_keys'])[:3]}")
-    return (model if stored is not None else model.to(device)).eval()
+    if stored is None:
+        return model.to(device).eval()
+    keep_trainable(model)
+    return model.eval()

@@ -48,6 +48,17 @@ def base_quantization(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | Non
     )
 
 
+def keep_trainable(model: nn.Module) -> None:
+    """Keeps bitsandbytes' 4-bit weights in the order that gradients can pass.
+
+    On CPUs with bf16 units it lays them out anew in the first evaluation (`Linear4bit.forward`), for a kernel without a
+    backward pass. A model that is trained further then gets no gradient through its base, and no word of it.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a name that types don't know
+
+
 class Int8Linear(nn.Module):
     """A linear layer with int8 weights, one scale for each output: symmetric, rounded to nearest.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from accelerate import PartialState
 
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import say
+from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.data.tables import Tables
-from musicgen_dreamboothing.data.tokens import word_states
+from musicgen_dreamboothing.data.tokens import TOKENS, word_states
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.device import parse_dtype
@@ -21,18 +23,26 @@ from musicgen_dreamboothing.model.language_model import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.training.trainer import last_checkpoint
 
+KEY_WORD = "key_word.json"  # what was found of key-words, among the tokens
+
 
 def check_key_word(base: Any, options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prepared: Path) -> None:
     """Tells before a run begins if its key-word means something else to the base already."""
-    word, states = options.instance_prompt, word_states(prepared)
+    word, noun, states = options.instance_prompt, options.class_prompt, word_states(prepared)
     begun = last_checkpoint(Path(str(options.output_dir))) is not None
     if begun or not word or not PartialState().is_main_process:
         return
     if not set(texts_of(word)) <= states.keys():  # none are cached where T5 is trained
         return
-    codes = tables.train.with_format("numpy")["codes"]
-    if note := keyword_note(base, checkpoint, codes, states, word, options.class_prompt):
-        say(f"note: {note}")
+    path = prepared / TOKENS / KEY_WORD
+    asked = json.dumps([checkpoint.identity, word, noun, options.quantization, tables.fingerprint])
+    notes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if asked not in notes:  # on a CPU that is a good part of a step of training
+        codes = tables.train.with_format("numpy")["codes"]
+        notes[asked] = keyword_note(base, checkpoint, codes, states, word, noun)
+        write_json(path, notes)
+    if notes[asked]:
+        say(f"note: {notes[asked]}")
 
 
 def trainable_model(options: TrainArguments, checkpoint: Checkpoint, check: Callable[[Any], None]) -> Any:
