@@ -38,7 +38,8 @@ def _compare(options: argparse.Namespace) -> None:
     about = _common.run_variant(__file__, _common.PROBE)
     with tempfile.TemporaryDirectory() as scratch:
         found = _common.run_variant(__file__, PROOF, "--folder", options.folder or scratch)
-    _common.show(f"the built-in checkpoint learns punk, on {about['device']}", found["rows"])
+    shown = [{key: value for key, value in row.items() if "interval" not in key} for row in found["rows"]]
+    _common.show(f"the built-in checkpoint learns punk, on {about['device']}", shown)
     print("\n".join(found["conclusions"]))
     path = _common.keep(about, "proof", f"{options.seeds} seeds", found)
     print(f"kept in {path.parent.name}/{path.name}")

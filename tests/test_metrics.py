@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import itertools
 import math
+from collections.abc import Callable
 from importlib.resources import files
 
 import numpy as np
@@ -31,12 +32,15 @@ from musicgen_dreamboothing.evaluation.metrics import (
     cross_entropy_change,
     diversity,
     drift,
+    frechet_change,
     frechet_distance,
     frechet_infinity,
     gap_closed,
     is_collapsed,
+    kernel_change,
     kernel_distance,
     perplexity,
+    style_change,
     style_distance,
     style_gap,
     tag_divergence,
@@ -285,6 +289,49 @@ def test_clips_of_one_song_do_not_make_a_set_narrower() -> None:
         style_distance(songs, reference), abs=0.01
     )
     assert style_distance(clips, reference) > style_distance(songs, reference) + 0.01
+
+
+def test_changes_have_the_distances_and_their_intervals() -> None:
+    songs, tuned = normal(24, 4, 0), normal(20, 4, 1, mean=0.3)
+    base = tuned + 1.5
+    prompts, names = np.repeat(np.arange(5), 4), np.repeat(np.arange(12), 2)
+    style = style_change(base, tuned, songs, 0, prompts=prompts, reference_songs=names)
+    kernel = kernel_change(songs, base, tuned, 0, prompts=prompts, reference_songs=names)
+    frechet = frechet_change(songs[:, :1], base[:, :1], tuned[:, :1], 0)
+    for clips, side in ((base, "base"), (tuned, "tuned")):
+        expected = style_distance(clips, songs, clip_songs=prompts, reference_songs=names)
+        assert getattr(style, side).value == pytest.approx(expected)
+        assert getattr(kernel, side).value == pytest.approx(kernel_distance(songs, clips))
+        assert getattr(frechet, side).value == frechet_infinity(songs[:, :1], clips[:, :1], 0).value
+    for found in (style, kernel, frechet):
+        assert found.change is not None
+        assert found.change[1] < 0  # nearer, surely
+        for one in (found.base, found.tuned):
+            assert one.interval is not None
+            assert one.interval[0] < one.value < one.interval[1]
+    same = style_change(base, base, songs, 0)
+    assert same.change == (0, 0)
+    assert style_change(base, tuned, songs, 3) == style_change(base, tuned, songs, 3)
+
+
+@pytest.mark.parametrize("change", [style_change, lambda a, b, c, seed: kernel_change(c, a, b, seed)])
+def test_intervals_of_a_distance_hold_what_it_is(change: Callable[..., metrics.Change]) -> None:
+    """Over many samples, nearly as often as they should: the truth is the mean over all of them."""
+    found = [
+        change(normal(30, 2, 3 * n, 1.0), normal(30, 2, 3 * n + 1), normal(30, 2, 3 * n + 2), 0) for n in range(30)
+    ]
+    truth = np.mean([one.base.value for one in found])
+    held = [one.base.interval is not None and one.base.interval[0] <= truth <= one.base.interval[1] for one in found]
+    assert np.mean(held) > 0.8
+
+
+def test_too_few_clips_for_halves_leave_no_interval() -> None:
+    songs, base, tuned = normal(10, 1, 0), normal(10, 1, 1, mean=2), normal(10, 1, 2)
+    found = frechet_change(songs, base, tuned, 0)
+    assert found.base.value > found.tuned.value
+    assert (found.base.interval, found.tuned.interval, found.change) == (None, None, None)
+    with pytest.raises(ValueError, match="too few"):
+        frechet_change(songs[:5], base, tuned, 0)
 
 
 def test_style_distance_needs_two_songs() -> None:

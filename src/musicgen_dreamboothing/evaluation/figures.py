@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
@@ -194,10 +194,11 @@ def _distances(heard: Heard) -> list[_Found]:
     """How near the clips of style prompts are to the songs, and how much of the way was gone."""
     base, tuned = _of_style(heard)
     reference, held_out, songs = heard.vectors.songs, heard.vectors.held_out, _labels(heard.songs.songs)
+    prompts = _prompts(heard, STYLE)
     if heard.held_out is None or held_out is None or len(held_out) < 2:
-        distance = _both(lambda clips: metrics.style_distance(clips, reference, reference_songs=songs), base, tuned)
+        found = metrics.style_change(base, tuned, reference, heard.seed, prompts=prompts, reference_songs=songs)
         return [
-            _Found("style_distance", *distance, clips=len(base)),
+            _changed("style_distance", found, len(base)),
             _missing("style_gap_closed", "it takes two clips that were held out"),
         ]
     gap = metrics.style_gap(
@@ -206,7 +207,7 @@ def _distances(heard: Heard) -> list[_Found]:
         held_out,
         reference,
         heard.seed,
-        prompts=_labels([heard.base[row].prompt for row in heard.rows(STYLE)]),
+        prompts=prompts,
         goal_songs=_labels(heard.held_out.songs),
         reference_songs=songs,
     )
@@ -222,26 +223,39 @@ def _from_neutral(heard: Heard) -> _Found:
     neutral = heard.vectors.base[heard.rows(NEUTRAL)]
     if len(neutral) < 2:
         return _missing("neutral_distance", "it takes two clips of neutral prompts")
-    distance = _both(lambda clips: metrics.style_distance(clips, neutral), base, tuned)
-    return _Found("neutral_distance", *distance, clips=len(base))
+    found = metrics.style_change(
+        base,
+        tuned,
+        neutral,
+        heard.seed,
+        prompts=_prompts(heard, STYLE),
+        reference_songs=_prompts(heard, NEUTRAL),
+    )
+    return _changed("neutral_distance", found, len(base))
 
 
 def _kernel(heard: Heard) -> _Found:
     base, tuned = _of_style(heard)
     songs, held_out = heard.vectors.songs, heard.vectors.held_out
-    distance = _both(lambda clips: metrics.kernel_distance(songs, clips), base, tuned)
+    found = metrics.kernel_change(
+        songs,
+        base,
+        tuned,
+        heard.seed,
+        prompts=_prompts(heard, STYLE),
+        reference_songs=_labels(heard.songs.songs),
+    )
     goal = None if held_out is None or len(held_out) < 2 else metrics.kernel_distance(songs, held_out)
-    return _Found("kernel_distance", *distance, goal=goal, clips=len(base))
+    return _changed("kernel_distance", found, len(base), goal)
 
 
 def _frechet(heard: Heard) -> _Found:
     base, tuned = _of_style(heard)
-    songs = heard.vectors.songs
     try:
-        distance = _both(lambda clips: metrics.frechet_infinity(songs, clips, heard.seed).value, base, tuned)
+        found = metrics.frechet_change(heard.vectors.songs, base, tuned, heard.seed)
     except ValueError as error:
         return _missing("frechet_infinity", str(error))
-    return _Found("frechet_infinity", *distance, clips=len(base))
+    return _changed("frechet_infinity", found, len(base))
 
 
 def _text(heard: Heard) -> _Found:
@@ -315,9 +329,12 @@ def _labels(names: Sequence[str]) -> list[str] | None:
     return list(names) if len(set(names)) > 1 else None
 
 
-def _both(measure: Callable[[Array], float], base: Array, tuned: Array) -> tuple[Estimate, Estimate]:
-    """A figure of both sets, without intervals."""
-    return Estimate(measure(base), None), Estimate(measure(tuned), None)
+def _prompts(heard: Heard, kind: str) -> list[str] | None:
+    return _labels([heard.base[row].prompt for row in heard.rows(kind)])
+
+
+def _changed(key: str, found: metrics.Change, clips: int, goal: float | None = None) -> _Found:
+    return _Found(key, found.base, found.tuned, found.change, goal, clips)
 
 
 def _paired(key: str, base: Array, tuned: Array, seed: int, clips: int | None = None) -> _Found:

@@ -22,9 +22,19 @@ Rows = NDArray[np.intp]
 
 SHRINKAGE = 0.1  # of covariances, towards their diagonal
 INFINITY_SIZES, INFINITY_DRAWS = 8, 8  # numbers of clips of the line to infinity, and draws at each
+HALVES = 100  # of the clips, for the interval of that line
 KERNEL_SCALE = 100.0  # of KAD, as kadtk has it
 TAG_FLOOR = 1e-6  # audiocraft's, in metrics/kld.py
 COLLAPSED = 0.1  # of the songs' variety
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of the base and of the fine-tuned model; `change` is the interval of tuned - base, if it is known."""
+
+    base: Estimate
+    tuned: Estimate
+    change: Interval | None
 
 
 # Distances of sets
@@ -77,7 +87,7 @@ def frechet_infinity(reference: Array, generated: Array, seed: int) -> Extrapola
     Raises:
         ValueError: fewer than 3 (P + 1) clips in a set; project on fewer dimensions, or use `style_distance`.
     """
-    most, fewest = min(len(reference), len(generated)), 3 * (reference.shape[1] + 1)
+    most, fewest = min(len(reference), len(generated)), _fewest(reference)
     if most < fewest:
         raise ValueError(
             f"{most} clips are too few for a Fréchet distance in {reference.shape[1]} dimensions: "
@@ -89,6 +99,31 @@ def frechet_infinity(reference: Array, generated: Array, seed: int) -> Extrapola
     slope, value = np.polyfit(1 / sizes, found, 1)
     left = found - (value + slope / sizes)
     return Extrapolation(float(value), float(slope), float(1 - left.var() / max(found.var(), 1e-30)))
+
+
+def frechet_change(reference: Array, base: Array, tuned: Array, seed: int) -> Change:
+    """`frechet_infinity` of two models' clips of the same prompts and seeds, `[N, P]`, to `[M, P]`.
+
+    Intervals come from halves of the clips, drawn without replacement (half-sampling: McCarthy 1969,
+    "Pseudo-replication"): a bootstrap draws clips twice, which would bias this figure, and half of a sample varies
+    about as much as the sample does. None where a half is too few.
+
+    Raises:
+        ValueError: as `frechet_infinity` does.
+    """
+    before, after = (frechet_infinity(reference, clips, seed).value for clips in (base, tuned))
+    rng, halves = np.random.default_rng(seed), []
+    if min(len(reference), len(base)) // 2 >= _fewest(reference):
+        for _ in range(HALVES):
+            songs, rows = (rng.permutation(len(clips))[: len(clips) // 2] for clips in (reference, base))
+            halves.append([frechet_infinity(reference[songs], clips[rows], seed).value for clips in (base, tuned)])
+    first, second = np.array(halves).reshape(-1, 2).T
+    return Change(Estimate(before, interval(first)), Estimate(after, interval(second)), interval(second - first))
+
+
+def _fewest(rows: Array) -> int:
+    """Clips that a line to infinity takes in so many dimensions."""
+    return 3 * (rows.shape[1] + 1)
 
 
 def _frechet_of(a: Array, b: Array, size: int, rng: np.random.Generator) -> float:
@@ -121,15 +156,70 @@ def kernel_distance(reference: Array, generated: Array, bandwidth: float | None 
     Raises:
         ValueError: fewer than two clips in a set, or a reference of equal clips.
     """
+    return _kernel_of(reference, generated, bandwidth)(np.ones(len(generated)), np.ones(len(reference)))
+
+
+def kernel_change(
+    reference: Array,
+    base: Array,
+    tuned: Array,
+    seed: int,
+    *,
+    prompts: ArrayLike | None = None,
+    reference_songs: ArrayLike | None = None,
+) -> Change:
+    """`kernel_distance` of two models' clips of the same prompts and seeds, `[N, D]`, to `[M, D]`.
+
+    Args:
+        prompts, reference_songs: what is drawn again for the intervals, if several clips are of one.
+    """
+    of_base, of_tuned = (_kernel_of(reference, clips) for clips in (base, tuned))
+    return _change(of_base, of_tuned, base, reference, seed, prompts, reference_songs)
+
+
+def _kernel_of(reference: Array, generated: Array, bandwidth: float | None = None) -> Callable[[Array, Array], float]:
+    """`kernel_distance` from how often each clip of `generated` and of `reference` was drawn."""
     _check_several(reference, generated)
     sigma = median_distance(reference) if bandwidth is None else bandwidth
     if sigma <= 0:
         raise ValueError("a kernel needs a bandwidth above 0; the clips of the reference are all the same")
-    between, within_a, within_b = (
+    between, of_songs, of_clips = (
         np.exp(-(distances(x, y) ** 2) / (2 * sigma**2))
-        for x, y in ((reference, generated), (reference, reference), (generated, generated))
+        for x, y in ((generated, reference), (reference, reference), (generated, generated))
     )
-    return KERNEL_SCALE * (_off_diagonal(within_a) + _off_diagonal(within_b) - 2 * float(between.mean()))
+    within_songs, within_clips = _between_songs(of_songs, None), _between_songs(of_clips, None)
+
+    def measure(clips: Array, songs: Array) -> float:
+        across = float(clips @ between @ songs) / float(clips.sum() * songs.sum())
+        return KERNEL_SCALE * (within_songs(songs) + within_clips(clips) - 2 * across)
+
+    return measure
+
+
+def _change(
+    of_base: Callable[[Array, Array], float],
+    of_tuned: Callable[[Array, Array], float],
+    clips: Array,
+    reference: Array,
+    seed: int,
+    prompts: ArrayLike | None,
+    songs: ArrayLike | None,
+) -> Change:
+    """Both distances from how often each clip was drawn, both models' clips together; one drawn twice makes no pair."""
+
+    def measure(pairs: Rows, training: Rows) -> tuple[float, float]:
+        drawn, known = _counts(pairs, clips), _counts(training, reference)
+        return of_base(drawn, known), of_tuned(drawn, known)
+
+    rows = [np.arange(len(one)) for one in (clips, reference)]
+    before, after = measure(*rows)
+    first, second = resampled(measure, *rows, seed=seed, groups=(prompts, songs)).reshape(-1, 2).T
+    return Change(Estimate(before, interval(first)), Estimate(after, interval(second)), interval(second - first))
+
+
+def _counts(rows: Rows, clips: Array) -> Array:
+    """How often each clip was drawn, `[N]`."""
+    return np.bincount(rows, minlength=len(clips)).astype(float)
 
 
 def _off_diagonal(square: Array) -> float:
@@ -174,6 +264,30 @@ def style_distance(
     spread = _between_songs(distances(reference, reference), reference_songs)
     each, all_songs = np.ones(len(clips)), np.ones(len(reference))
     return _style_of(clips, reference, clip_songs)(each, all_songs, spread(all_songs))
+
+
+def style_change(
+    base: Array,
+    tuned: Array,
+    reference: Array,
+    seed: int,
+    *,
+    prompts: ArrayLike | None = None,
+    reference_songs: ArrayLike | None = None,
+) -> Change:
+    """`style_distance` of two models' clips of the same prompts and seeds, `[N, D]`, to `[M, D]`.
+
+    Args:
+        prompts, reference_songs: the prompt and the song of each clip, as `clip_songs` and `reference_songs` there;
+            they are drawn again for the intervals.
+    """
+    spread_of = _between_songs(distances(reference, reference), reference_songs)
+
+    def of(clips: Array) -> Callable[[Array, Array], float]:
+        measure = _style_of(clips, reference, prompts)
+        return lambda drawn, songs: measure(drawn, songs, spread_of(songs))
+
+    return _change(of(base), of(tuned), base, reference, seed, prompts, reference_songs)
 
 
 def _style_of(clips: Array, reference: Array, clip_songs: ArrayLike | None) -> Callable[[Array, Array, float], float]:
@@ -261,10 +375,7 @@ def style_gap(
     spread_of = _between_songs(distances(reference, reference), reference_songs)
 
     def measure(pairs: Rows, held_out: Rows, training: Rows) -> tuple[float, float, float]:
-        clips, best, songs = (
-            np.bincount(rows, minlength=len(drawn)).astype(float)
-            for rows, drawn in ((pairs, base), (held_out, goal), (training, reference))
-        )
+        clips, best, songs = _counts(pairs, base), _counts(held_out, goal), _counts(training, reference)
         spread = spread_of(songs)
         return of_base(clips, songs, spread), of_tuned(clips, songs, spread), of_goal(best, songs, spread)
 
