@@ -80,11 +80,12 @@ def test_the_script_reads_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_option_in_the_readme_exists() -> None:
-    from musicgen_dreamboothing.arguments import EvaluateArguments, GenerateArguments, PrepareArguments, parser
+    from musicgen_dreamboothing import arguments
 
     known = {"--help"}
-    for target in (TrainArguments, GenerateArguments, PrepareArguments, EvaluateArguments):
-        known |= {flag for action in parser(target, "", "")._actions for flag in action.option_strings}
+    for verb in ("Train", "Generate", "Prepare", "Evaluate", "Demo"):
+        target = getattr(arguments, f"{verb}Arguments")
+        known |= {flag for action in arguments.parser(target, "", "")._actions for flag in action.option_strings}
     assert set(re.findall(r"(--[a-z][a-z_]+)", README)) <= known
 
 
