@@ -95,6 +95,7 @@ def test_the_chain_says_its_steps_and_what_comes_next(shown: Shown) -> None:
     assert re.search(r"evaluating on \d+ clips? of \d+ songs? held out: validation/", shown.first)
     assert "musicgen-dreamboothing train --dataset_name YOUR_SONGS" in shown.first
     assert (shown.folder / "index.html").as_uri() in shown.first
+    assert re.search(r"teaching or luck\? 3 seeds.*\n  musicgen-dreamboothing demo .*--proof true", shown.first)
     verdict = json.loads((shown.folder / "run" / "evaluation" / "report.json").read_text())["verdict"]
     assert all(f"- {sentence}" in shown.first for sentence in verdict)
     assert (shown.folder / "run" / "evaluation" / "report.html").is_file()

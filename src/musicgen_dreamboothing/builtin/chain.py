@@ -59,7 +59,11 @@ def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
     if options.proof:
         say(f"\nthe proof: {recipe.seeds} seeds, with and without prior preservation, and one run far too long")
         prove(recipe, prepared, folder / "proof", options, run)
-    _end(folder, page, _next_commands(recipe, run), time.perf_counter() - started)
+    commands = _next_commands(recipe, run)
+    if not options.proof:
+        words = shlex.join(["demo", "--output_dir", str(folder), "--seed", str(options.seed), "--proof", "true"])
+        commands.append((f"teaching or luck? {recipe.seeds} seeds, in an hour", f"musicgen-dreamboothing {words}"))
+    _end(folder, page, commands, time.perf_counter() - started)
     return folder
 
 

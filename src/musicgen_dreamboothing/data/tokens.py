@@ -310,11 +310,13 @@ def _equal_length_batches(
 def _read(
     clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, workers: int
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Rows with their waves, in order; a few are read ahead, so that memory doesn't grow with their number."""
+    """Rows with their waves, in order; a few are read ahead, so that memory doesn't grow with their number.
+
+    Decoding and resampling are done by C, which lets others work meanwhile: two processes took as long as two threads
+    for 27 minutes of FLAC (4.0 s), and 0.7 s more to start.
+    """
     ahead: deque[tuple[dict[str, Any], Future[np.ndarray]]] = deque()
-    pool = ThreadPoolExecutor(
-        max(1, workers)
-    )  # decoding and resampling are done by C, which lets others work meanwhile
+    pool = ThreadPoolExecutor(max(1, workers))
     try:
         for row in rows:
             ahead.append((row, pool.submit(_wave, clips / row["file_name"], checkpoint)))
