@@ -10,8 +10,9 @@ import pytest
 
 from musicgen_dreamboothing.arguments import DemoArguments
 from musicgen_dreamboothing.builtin.proof import LONG, PLAIN, PRIOR, Proved, conclusions, prove
-from musicgen_dreamboothing.builtin.recipe import Recipe, prepare_options, train_options
+from musicgen_dreamboothing.builtin.recipe import Recipe, evaluate_options, prepare_options, train_options
 from musicgen_dreamboothing.data.prepare import prepare
+from musicgen_dreamboothing.evaluation.evaluate import evaluate
 from musicgen_dreamboothing.training.train import train
 
 SMALL = Recipe(
@@ -24,23 +25,26 @@ def test_each_run_is_trained_and_judged(tmp_path: Path, capsys: pytest.CaptureFi
     prepared, run, options = tmp_path / "prepared", tmp_path / "run", DemoArguments(seed=5)
     prepare(prepare_options(SMALL, prepared))
     train(train_options(SMALL, prepared, run, options))
-    found = prove(SMALL, prepared, tmp_path / "proof", options, run)
+    judged = evaluate(evaluate_options(SMALL, prepared, run, options))
+    assert judged is not None
+    capsys.readouterr()
+    found = prove(SMALL, prepared, tmp_path / "proof", options, (run, judged.evaluation))
     assert [(one.way, one.seed, one.updates, one.clips) for one in found] == [
         (PLAIN, 5, 2, 2),
         (PRIOR, 5, 2, 2),
         (LONG, 5, 6, 2),
     ]
     said = capsys.readouterr().out
-    assert f"{run} holds this run already, finished" in said  # the demo's own run is that of the first seed
+    assert f": {run}\n" not in said  # the demo's own run is that of the first seed
     assert all(line in said for line in conclusions(found))
     assert len({one.loss for one in found}) == 3  # as many trainings
     assert len({one.loss_before for one in found}) == 1  # of one base
     kept = json.loads((tmp_path / "proof" / "proof.json").read_text())
     assert [one["loss"] for one in kept] == [one.loss for one in found]
-    with_prior = json.loads((tmp_path / "proof" / "prior-5" / "run.json").read_text())["options"]
+    with_prior = json.loads((tmp_path / "proof" / "with-prior-5" / "run.json").read_text())["options"]
     assert with_prior["with_prior_preservation"]
     assert all(
-        (tmp_path / "proof" / name / "evaluation" / "report.html").is_file() for name in ("prior-5", "too-long-5")
+        (tmp_path / "proof" / name / "evaluation" / "report.html").is_file() for name in ("with-prior-5", "too-long-5")
     )
 
 

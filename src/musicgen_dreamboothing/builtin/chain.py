@@ -55,10 +55,10 @@ def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
     for path in _plain_clips(run, folder / "plain", recipe, options.seed):
         say(f"  {path}")
     _title(STEPS, "did it learn?")
-    evaluate(evaluate_options(recipe, prepared, run, options))
-    if options.proof:
+    judged = evaluate(evaluate_options(recipe, prepared, run, options))
+    if options.proof and judged is not None:
         say(f"\nthe proof: {recipe.seeds} seeds, with and without prior preservation, and one run far too long")
-        prove(recipe, prepared, folder / "proof", options, run)
+        prove(recipe, prepared, folder / "proof", options, (run, judged.evaluation))
     commands = _next_commands(recipe, run)
     if not options.proof:
         words = shlex.join(["demo", "--output_dir", str(folder), "--seed", str(options.seed), "--proof", "true"])

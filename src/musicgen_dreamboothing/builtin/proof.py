@@ -16,7 +16,7 @@ from musicgen_dreamboothing.evaluation.evaluate import BASE, evaluate
 from musicgen_dreamboothing.evaluation.result import Evaluation, Figure, Interval
 from musicgen_dreamboothing.training.train import train
 
-PLAIN, PRIOR, LONG = "plain", "with prior", "too long"
+PLAIN, PRIOR, LONG = "plain", "with prior", "too long"  # folders are called after them
 ENOUGH = 0.6  # of the way to held-out songs
 
 
@@ -48,7 +48,7 @@ class Proved:
 
 
 def prove(
-    recipe: Recipe, prepared: Path, folder: Path, options: DemoArguments, run: Path | None = None
+    recipe: Recipe, prepared: Path, folder: Path, options: DemoArguments, first: tuple[Path, Evaluation] | None = None
 ) -> list[Proved]:
     """Trains and judges every run that is missing, says what came of it, and writes `proof.json`.
 
@@ -56,20 +56,23 @@ def prove(
         prepared: the songs as clips and tokens.
         folder: for the runs.
         options: the first seed.
-        run: the plain one of this seed, if it is there already.
+        first: the plain run of this seed and what was found of it, if it is there already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for seed in range(options.seed, options.seed + recipe.seeds):
-        plain = run if run is not None and seed == options.seed else folder / f"plain-{seed}"
-        ways = [(PLAIN, plain), (PRIOR, folder / f"prior-{seed}")]
-        if recipe.too_long and seed == options.seed:
-            ways.append((LONG, folder / f"too-long-{seed}"))
-        for way, place in ways:
+        is_first = seed == options.seed
+        plain, ways = folder / f"plain-{seed}", [PLAIN, PRIOR]
+        if first is not None and is_first:
+            plain, ways = first[0], [PRIOR]
+            found.append(_read(first[1], PLAIN, seed, recipe.updates))
+        if recipe.too_long and is_first:
+            ways.append(LONG)
+        for way in ways:
+            place = plain if way == PLAIN else folder / f"{way.replace(' ', '-')}-{seed}"
             say(f"\n{way}, seed {seed}: {place}")
             _share_base(plain, place)
-            anew = options.restart and place != run  # that one was begun anew just now
-            found.append(_proved(recipe, prepared, place, way, replace(options, seed=seed, restart=anew)))
+            found.append(_proved(recipe, prepared, place, way, replace(options, seed=seed)))
     write_json(folder / "proof.json", [asdict(one) for one in found])
     say(f"\n{folder / 'proof.json'}")
     for line in [*map(_row, found), "", *conclusions(found)]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
@@ -194,11 +194,9 @@ def _distances(heard: Heard) -> list[_Found]:
     """How near the clips of style prompts are to the songs, and how much of the way was gone."""
     base, tuned = _of_style(heard)
     reference, held_out, songs = heard.vectors.songs, heard.vectors.held_out, _labels(heard.songs.songs)
-    prompts = _prompts(heard, STYLE)
     if heard.held_out is None or held_out is None or len(held_out) < 2:
-        found = metrics.style_change(base, tuned, reference, heard.seed, prompts=prompts, reference_songs=songs)
         return [
-            _changed("style_distance", found, len(base)),
+            _changed(heard, "style_distance", metrics.style_change, reference, songs),
             _missing("style_gap_closed", "it takes two clips that were held out"),
         ]
     gap = metrics.style_gap(
@@ -207,7 +205,7 @@ def _distances(heard: Heard) -> list[_Found]:
         held_out,
         reference,
         heard.seed,
-        prompts=prompts,
+        prompts=_prompts(heard, STYLE),
         goal_songs=_labels(heard.held_out.songs),
         reference_songs=songs,
     )
@@ -219,43 +217,39 @@ def _distances(heard: Heard) -> list[_Found]:
 
 
 def _from_neutral(heard: Heard) -> _Found:
-    base, tuned = _of_style(heard)
     neutral = heard.vectors.base[heard.rows(NEUTRAL)]
     if len(neutral) < 2:
         return _missing("neutral_distance", "it takes two clips of neutral prompts")
-    found = metrics.style_change(
-        base,
-        tuned,
-        neutral,
-        heard.seed,
-        prompts=_prompts(heard, STYLE),
-        reference_songs=_prompts(heard, NEUTRAL),
-    )
-    return _changed("neutral_distance", found, len(base))
+    return _changed(heard, "neutral_distance", metrics.style_change, neutral, _prompts(heard, NEUTRAL))
 
 
 def _kernel(heard: Heard) -> _Found:
-    base, tuned = _of_style(heard)
     songs, held_out = heard.vectors.songs, heard.vectors.held_out
-    found = metrics.kernel_change(
-        songs,
-        base,
-        tuned,
-        heard.seed,
-        prompts=_prompts(heard, STYLE),
-        reference_songs=_labels(heard.songs.songs),
-    )
     goal = None if held_out is None or len(held_out) < 2 else metrics.kernel_distance(songs, held_out)
-    return _changed("kernel_distance", found, len(base), goal)
+    return _changed(heard, "kernel_distance", metrics.kernel_change, songs, _labels(heard.songs.songs), goal)
+
+
+def _changed(
+    heard: Heard,
+    key: str,
+    measure: Callable[..., metrics.Change],
+    reference: Array,
+    songs: list[str] | None,
+    goal: float | None = None,
+) -> _Found:
+    """A distance of the style's clips to a reference with these songs (or prompts)."""
+    base, tuned = _of_style(heard)
+    found = measure(base, tuned, reference, heard.seed, prompts=_prompts(heard, STYLE), reference_songs=songs)
+    return _Found(key, found.base, found.tuned, found.change, goal, len(base))
 
 
 def _frechet(heard: Heard) -> _Found:
     base, tuned = _of_style(heard)
     try:
-        found = metrics.frechet_change(heard.vectors.songs, base, tuned, heard.seed)
+        found = metrics.frechet_change(base, tuned, heard.vectors.songs, heard.seed)
     except ValueError as error:
         return _missing("frechet_infinity", str(error))
-    return _changed("frechet_infinity", found, len(base))
+    return _Found("frechet_infinity", found.base, found.tuned, found.change, clips=len(base))
 
 
 def _text(heard: Heard) -> _Found:
@@ -331,10 +325,6 @@ def _labels(names: Sequence[str]) -> list[str] | None:
 
 def _prompts(heard: Heard, kind: str) -> list[str] | None:
     return _labels([heard.base[row].prompt for row in heard.rows(kind)])
-
-
-def _changed(key: str, found: metrics.Change, clips: int, goal: float | None = None) -> _Found:
-    return _Found(key, found.base, found.tuned, found.change, goal, clips)
 
 
 def _paired(key: str, base: Array, tuned: Array, seed: int, clips: int | None = None) -> _Found:

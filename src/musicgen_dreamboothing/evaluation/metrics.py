@@ -8,7 +8,7 @@ a wave is float32 `[C, S]` at `rate` Hz.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +101,7 @@ def frechet_infinity(reference: Array, generated: Array, seed: int) -> Extrapola
     return Extrapolation(float(value), float(slope), float(1 - left.var() / max(found.var(), 1e-30)))
 
 
-def frechet_change(reference: Array, base: Array, tuned: Array, seed: int) -> Change:
+def frechet_change(base: Array, tuned: Array, reference: Array, seed: int) -> Change:
     """`frechet_infinity` of two models' clips of the same prompts and seeds, `[N, P]`, to `[M, P]`.
 
     Intervals come from halves of the clips, drawn without replacement (half-sampling: McCarthy 1969,
@@ -160,9 +160,9 @@ def kernel_distance(reference: Array, generated: Array, bandwidth: float | None 
 
 
 def kernel_change(
-    reference: Array,
     base: Array,
     tuned: Array,
+    reference: Array,
     seed: int,
     *,
     prompts: ArrayLike | None = None,
@@ -173,8 +173,8 @@ def kernel_change(
     Args:
         prompts, reference_songs: what is drawn again for the intervals, if several clips are of one.
     """
-    of_base, of_tuned = (_kernel_of(reference, clips) for clips in (base, tuned))
-    return _change(of_base, of_tuned, base, reference, seed, prompts, reference_songs)
+    measures = [_kernel_of(reference, clips) for clips in (base, tuned)]
+    return _change(measures, base, reference, seed, prompts, reference_songs)
 
 
 def _kernel_of(reference: Array, generated: Array, bandwidth: float | None = None) -> Callable[[Array, Array], float]:
@@ -197,19 +197,18 @@ def _kernel_of(reference: Array, generated: Array, bandwidth: float | None = Non
 
 
 def _change(
-    of_base: Callable[[Array, Array], float],
-    of_tuned: Callable[[Array, Array], float],
+    measures: Sequence[Callable[[Array, Array], float]],
     clips: Array,
     reference: Array,
     seed: int,
     prompts: ArrayLike | None,
     songs: ArrayLike | None,
 ) -> Change:
-    """Both distances from how often each clip was drawn, both models' clips together; one drawn twice makes no pair."""
+    """Distances of base and tuned model from how often each clip was drawn, both models' clips together."""
 
-    def measure(pairs: Rows, training: Rows) -> tuple[float, float]:
+    def measure(pairs: Rows, training: Rows) -> list[float]:
         drawn, known = _counts(pairs, clips), _counts(training, reference)
-        return of_base(drawn, known), of_tuned(drawn, known)
+        return [one(drawn, known) for one in measures]
 
     rows = [np.arange(len(one)) for one in (clips, reference)]
     before, after = measure(*rows)
@@ -287,7 +286,7 @@ def style_change(
         measure = _style_of(clips, reference, prompts)
         return lambda drawn, songs: measure(drawn, songs, spread_of(songs))
 
-    return _change(of(base), of(tuned), base, reference, seed, prompts, reference_songs)
+    return _change([of(base), of(tuned)], base, reference, seed, prompts, reference_songs)
 
 
 def _style_of(clips: Array, reference: Array, clip_songs: ArrayLike | None) -> Callable[[Array, Array, float], float]:

@@ -28,16 +28,17 @@ KEY_WORD = "key_word.json"  # what was found of key-words, among the tokens
 
 def check_key_word(base: Any, options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prepared: Path) -> None:
     """Tells before a run begins if its key-word means something else to the base already."""
-    word, noun, states = options.instance_prompt, options.class_prompt, word_states(prepared)
+    word, noun = options.instance_prompt, options.class_prompt
     begun = last_checkpoint(Path(str(options.output_dir))) is not None
     if begun or not word or not PartialState().is_main_process:
-        return
-    if not set(texts_of(word)) <= states.keys():  # none are cached where T5 is trained
         return
     path = prepared / TOKENS / KEY_WORD
     asked = json.dumps([checkpoint.identity, word, noun, options.quantization, tables.fingerprint])
     notes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if asked not in notes:  # on a CPU that is a good part of a step of training
+        states = word_states(prepared)
+        if not set(texts_of(word)) <= states.keys():  # none are cached where T5 is trained
+            return
         codes = tables.train.with_format("numpy")["codes"]
         notes[asked] = keyword_note(base, checkpoint, codes, states, word, noun)
         write_json(path, notes)
