@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, read_checkpoint
+from peft.tuners.lora import LoraLayer
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
@@ -29,6 +32,7 @@ from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, merged_for_a_while
 from musicgen_dreamboothing.model.delay import training_steps
+from musicgen_dreamboothing.model.device import is_out_of_memory
 from musicgen_dreamboothing.model.language_model import load_language_model
 from musicgen_dreamboothing.model.quantized import Int8Linear
 
@@ -105,14 +109,17 @@ def their_logits(whole: Any, generator: Generator, codes: torch.Tensor, scale: f
 
 
 @torch.inference_mode()
+def forced_logits(generator: Generator, conditioning: Any, codes: torch.Tensor, whole: bool) -> torch.Tensor:
+    """Logits `[S, R, K, V]` behind given codes `[B, K, S]`."""
+    decoder = Decoder(Stack(generator._model), conditioning, STEPS, whole=whole)
+    steps = [torch.tensor([step]) if whole else step for step in range(STEPS)]
+    return torch.stack([decoder.logits(codes[..., number], step) for number, step in enumerate(steps)])
+
+
 def our_logits(generator: Generator, codes: torch.Tensor, scale: float, *, whole: bool) -> torch.Tensor:
     """The same of the engine."""
-    model, sampling = generator._model, Sampling(guidance_scale=scale)
-    decoder = Decoder(Stack(model), _guided_conditioning(model, *states_of(generator), sampling), STEPS, whole=whole)
-    found = []
-    for step in range(STEPS):
-        found.append(decoder.logits(codes[..., step], torch.tensor([step]) if whole else step))
-    logits = torch.stack(found)
+    conditioning = _guided_conditioning(generator._model, *states_of(generator), Sampling(guidance_scale=scale))
+    logits = forced_logits(generator, conditioning, codes, whole)
     if scale == 1:
         return logits
     captioned, null = logits.chunk(2, dim=1)
@@ -136,19 +143,71 @@ def test_logits_are_those_of_transformers_generate(
         assert torch.allclose(ours, theirs, atol=2e-5), (ours - theirs).abs().max()
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("kind", ["melody", "melody-stereo"])
+def test_a_shorter_caption_is_heard_as_alone(kind: str, whole: bool, loaded: Callable[[str], Generator]) -> None:
+    """In the melody family it stands before the codes, and the padding of a batch must not come between."""
+    generator = loaded(kind)
+    model, codes = generator._model, some_codes(generator)
+    states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
+    lengths = mask.sum(-1).tolist()
+    assert len(set(lengths)) == 2
+    together = forced_logits(generator, _guided_conditioning(model, states, mask, Sampling()), codes, whole)
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        alone = _guided_conditioning(model, states[one, :length], mask[one, :length], Sampling())
+        expected = forced_logits(generator, alone, codes[one], whole)
+        assert torch.allclose(together[:, row::2], expected, atol=2e-5)
+    assert not torch.allclose(together[:, 0], together[:, 1], atol=1e-2)
+
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(guidance_scale=1, temperature=0.8, top_p=0.9),
+    Sampling(temperature=0),
+    Sampling(top_k=0),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("kind", ["text", "melody-stereo"])
-def test_steps_of_equal_shape_draw_the_same_codes(kind: str, loaded: Callable[[str], Generator]) -> None:
+def test_steps_of_equal_shape_draw_the_same_codes(
+    kind: str, sampling: Sampling, loaded: Callable[[str], Generator]
+) -> None:
     """What a CUDA graph would replay, step by step as the plain loop."""
     generator = loaded(kind)
-    arguments = (generator._stack, generator.checkpoint, *states_of(generator))
+    states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
+    arguments = (generator._stack, generator.checkpoint, states, mask)
     plain, counted = (
-        CodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=Sampling(), how=how) for how in (EAGER, GRAPH)
+        CodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=sampling, how=how) for how in (EAGER, GRAPH)
     )
     for _ in range(plain.steps):
         plain.advance()
         with torch.inference_mode():
             counted._draw_counted()
     assert torch.equal(plain.sequence, counted.sequence)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("kind", ["text", "melody"])
+def test_a_step_never_asks_the_device(kind: str, sampling: Sampling, loaded: Callable[[str], Generator]) -> None:
+    """Whatever reads a number off a tensor would make the host wait, and raises where tensors have no content."""
+    generator = loaded(kind)
+    states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
+    stream = CodeStream(
+        generator._stack,
+        generator.checkpoint,
+        states,
+        mask,
+        frames=STEPS,
+        seeds=[1, 2],
+        sampling=sampling,
+        how=GRAPH,
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        stream._draw_counted(check=False)
+        with pytest.raises(DataDependentOutputException):
+            stream._draw_counted(check=True)
 
 
 def test_a_step_allocates_nothing_that_grows(loaded: Callable[[str], Generator]) -> None:
@@ -203,6 +262,23 @@ def test_a_batch_that_finds_no_memory_is_halved(
     assert sizes == [5, 2, 2, 1]
     assert "no memory for 5 clips at once; going on with 2" in capsys.readouterr().out
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(made, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 20 GiB", True),
+        ("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_a_lack_of_memory_has_many_names(words: str, expected: bool) -> None:
+    assert is_out_of_memory(RuntimeError(words)) == expected
+    later = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    later.__context__ = RuntimeError(words)  # as a CUDA graph does, which is ended behind a failure
+    assert is_out_of_memory(later) == expected
 
 
 def test_one_clip_without_memory_is_an_error(
@@ -308,6 +384,43 @@ def test_an_adapter_is_merged_for_a_while_and_leaves_no_trace(dtype: torch.dtype
     assert (inside - beside).norm() < (1e-4 if dtype == torch.float32 else 0.1) * (inside - plain).norm()
     assert all(torch.equal(weight, before[name]) for name, weight in adapted.named_parameters())
     assert torch.equal(logits(base), beside)
+
+
+@pytest.mark.parametrize("state", ["merged", "off"])
+def test_a_model_in_training_is_read_as_a_plain_one(state: str, checkpoints: Folders) -> None:
+    """Below adapters that compute nothing the engine finds the base's own layers, and joins them."""
+    checkpoint = read_checkpoint(checkpoints("text"))
+    adapted = add_adapter(load_language_model(checkpoint, torch.float32, torch.device("cpu")), LoraSettings())
+    with merged_for_a_while(adapted) if state == "merged" else adapted.disable_adapter():
+        Stack(adapted.get_base_model())
+        own = adapted.get_base_model().decoder.model.decoder.layers[0].self_attn
+        places = {part.weight.untyped_storage().data_ptr() for part in (own.q_proj, own.k_proj, own.v_proj)}
+        assert len(places) == 1
+
+
+@pytest.mark.parametrize("moment", ["merge", "unmerge"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_no_memory_while_merging_leaves_no_trace(
+    moment: str, use_dora: bool, checkpoints: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = read_checkpoint(checkpoints("text"))
+    base = load_language_model(checkpoint, torch.float32, torch.device("cpu"))
+    adapted = add_adapter(base, LoraSettings(use_dora=use_dora))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name or "lora_embedding_B" in name:
+                weight.normal_(0, 0.1)
+    before = {name: weight.clone() for name, weight in adapted.named_parameters()}
+    layers = [layer for layer in adapted.modules() if isinstance(layer, LoraLayer)]
+
+    def full(*rest: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(layers[len(layers) // 2], moment, full)
+    with contextlib.suppress(torch.OutOfMemoryError), merged_for_a_while(adapted):
+        pass
+    assert not any(layer.merged for layer in layers)
+    assert all(torch.equal(weight, before[name]) for name, weight in adapted.named_parameters())
 
 
 # Weights in 8 bits

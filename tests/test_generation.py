@@ -178,6 +178,15 @@ def test_a_model_that_does_not_hear_its_prompt_is_refused(checkpoints: Folders) 
         codes_of(generator, ["punk"])
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_model_that_computes_no_numbers_is_refused(scale: float, checkpoints: Folders) -> None:
+    generator = Generator(checkpoints("text"), device="cpu", dtype="float32")
+    with torch.no_grad():
+        generator._model.decoder.model.decoder.layers[0].fc1.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="no numbers but NaN or infinity; try --dtype float32"):
+        codes_of(generator, ["punk"], sampling=Sampling(guidance_scale=scale))
+
+
 def test_a_clips_seed_depends_on_all_that_names_it() -> None:
     seeds = {clip_seed(seed, prompt, variation) for seed in (0, 1) for prompt in ("a", "b") for variation in (0, 1)}
     assert len(seeds) == 8
@@ -336,6 +345,9 @@ def test_more_than_the_models_were_trained_on_is_noted(
         (("--prompts_file", "empty.txt"), "no prompt; write it behind the model"),
         (("punk", "--format", "mp3"), "--format 'mp3' can't be written; it takes flac, ogg, wav"),
         (("punk", "--seconds", "0"), "--seconds 0 must be above 0"),
+        (("punk", "--seconds", "nan"), "--seconds nan is no number to go by"),
+        (("punk", "--guidance_scale", "inf"), "--guidance_scale inf is no number to go by"),
+        (("punk", "--guidance_scale", "-1"), "--guidance_scale -1.0 must be at least 0"),
         (("punk", "--seconds", "-3"), "--seconds -3 must be above 0"),
         (("punk", "--variations", "0"), "--variations 0 must be at least 1"),
         (("punk", "--batch_size", "0"), "--batch_size 0 must be at least 1"),

@@ -15,7 +15,7 @@ import torch
 from conftest import KINDS, read_checkpoint, tone_song
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import BertConfig
+from transformers import BertConfig, modeling_utils
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model import codec, text
@@ -146,6 +146,33 @@ def test_each_part_equals_that_part_of_the_whole(kind: str, loaded: Load) -> Non
     theirs = base.whole.state_dict()
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantization", "backend"),
+    [
+        (torch.float32, "none", "mmap"),
+        (torch.bfloat16, "none", "pread"),
+        (torch.float32, "nf4", "pread"),
+        (torch.bfloat16, "int8", "pread"),
+    ],
+)
+def test_files_are_mapped_where_their_pages_become_the_weights(
+    dtype: torch.dtype, quantization: str, backend: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where weights change on their way, mapped pages would stay beside them until the last one is there."""
+    if quantization != "none":
+        pytest.importorskip("bitsandbytes")
+    usual, opened = modeling_utils.safe_open, []
+
+    def noting(*file: Any, **options: Any) -> Any:
+        opened.append(options["backend"])
+        return usual(*file, **options)
+
+    monkeypatch.setattr(modeling_utils, "safe_open", noting)
+    load_language_model(read_checkpoint(tiny), dtype, torch.device("cpu"), quantization=quantization)
+    assert opened == [backend]
+    assert modeling_utils.safe_open is noting
 
 
 @pytest.mark.parametrize("kind", ["text", "melody-stereo"])

@@ -113,5 +113,6 @@ def _name(prompt: str, variation: int) -> str:
 
 
 def _is_there(folder: Path, prompt: str, variation: int) -> bool:
-    """The codes are written last."""
-    return (folder / _name(prompt, variation)).with_suffix(".npy").is_file()
+    """The codes are written last, and either file may have been deleted."""
+    path = folder / _name(prompt, variation)
+    return path.is_file() and path.with_suffix(".npy").is_file()

@@ -1,8 +1,8 @@
 """The decode loop: text states in, codes out, for both families.
 
 It does what transformers' `generate` does for these models (same delay mask, guidance, top-k and top-p), with two
-differences: each clip draws from its own stream of random numbers, and captions of the melody family are never padded,
-so that a clip is the same whatever it is made beside.
+differences: each clip draws from its own stream of random numbers, and a caption of the melody family is never heard
+with the padding that longer ones beside it make, so that a clip is the same whatever it is made beside.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -51,7 +52,7 @@ class CodeStream:
     Args:
         stack: the language model.
         checkpoint: the base's ids and delays.
-        text_states: `[B, L, D_text]`; for the melody family all of the same length.
+        text_states: `[B, L, D_text]`, padded at the end.
         text_mask: `[B, L]`.
         frames: length T of each clip in codec frames.
         seeds: one for each clip.
@@ -127,14 +128,15 @@ class CodeStream:
         if self._graph is not None:
             self._graph.replay()
             return
-        side = torch.cuda.Stream()
+        side = _side_stream(self.sequence.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._draw_counted()
         torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             self._draw_counted(check=False)
+        self._graph = graph
 
     def _draw_counted(self, check: bool = True) -> None:
         """A step whose number is a tensor, so that nothing in it depends on the host."""
@@ -156,13 +158,21 @@ class CodeStream:
 
     def _logits(self, step: int | torch.Tensor, *, check: bool) -> torch.Tensor:
         """Float32 logits of the next codes `[B, K, V]`, guided."""
-        scale = self._sampling.guidance_scale
+        scale, logits = self._sampling.guidance_scale, self._decoder.logits(self._codes, step)
+        if check and not bool(logits.isfinite().all()):
+            raise UserError("the model computes no numbers but NaN or infinity; try --dtype float32")
         if scale == 1:
-            return self._decoder.logits(self._codes, step)
-        captioned, null = self._decoder.logits(self._codes, step).chunk(2)
+            return logits
+        captioned, null = logits.chunk(2)
         if check and torch.equal(captioned, null):
             raise UserError("the prompt changes nothing in this model: captioned and null logits are the same")
         return torch.lerp(null, captioned, scale)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where steps are captured: one for each GPU, as cuBLAS keeps memory for each stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def _guided_conditioning(

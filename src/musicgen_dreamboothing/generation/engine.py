@@ -2,7 +2,7 @@
 
 transformers' `generate` copies all keys and values at each step, projects the text again and walks through
 layers of Python. Here everything that doesn't change is computed once, a step writes its keys and values in place, and
-products of the same input are one product. Modules that are not plain (adapters) compute as they are.
+products of the same input are one product. Modules that are not plain (adapters at work) compute as they are.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from musicgen_dreamboothing.model.adapter import computing_layer
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
 from musicgen_dreamboothing.model.quantized import Int8Linear
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 TURNED = range(8, 65)  # rows of a batch
+ALIGNED = 16  # places; GPUs' kernels copy a mask whose rows don't begin at such a place, in each layer of each step
 
 
 class Stack:
@@ -35,7 +37,7 @@ class Stack:
     def __init__(self, model: TextLM | MelodyLM) -> None:
         decoder = model.decoder.model.decoder
         self.model, self.codebooks = model, len(model.decoder.lm_heads)
-        self.embed = _joined_tables(decoder.embed_tokens)
+        self.embed = _joined_tables([computing_layer(table) for table in decoder.embed_tokens])
         self.layers = [_Layer(layer) for layer in decoder.layers]
         self.norm: Product = decoder.layer_norm
         self.heads = _joined(model.decoder.lm_heads)
@@ -77,13 +79,16 @@ class _Cross:
         attention = layer.encoder_attn
         self.norm: Product = layer.encoder_attn_layer_norm
         self.query = _joined([attention.q_proj])
-        self.key: Product = attention.k_proj
-        self.value: Product = attention.v_proj
+        self.key = _joined([attention.k_proj])
+        self.value = _joined([attention.v_proj])
         self.add = _adding(attention.out_proj)
 
 
 class Decoder:
     """Keys and values of one batch, and the step that adds to them.
+
+    The codes of all rows stand at the same places of the buffers. In the melody family what stands before them ends
+    there, too: a shorter caption begins some places later, and each row counts its positions from its own beginning.
 
     Args:
         stack: the model.
@@ -96,22 +101,28 @@ class Decoder:
     def __init__(self, stack: Stack, conditioning: Conditioning, steps: int, *, whole: bool) -> None:
         self._stack, self._whole = stack, whole
         states = conditioning.states
-        self._rows = len(states)
+        self._rows, device = len(states), states.device
         is_melody = isinstance(stack.model, MelodyLM)
         self._prefix = states.shape[1] if is_melody else 0
         capacity = self._prefix + steps
+        if whole:
+            capacity += -capacity % ALIGNED
         heads, width = stack.layers[0].shape
         shape = (self._rows, 2, heads, capacity, width)
         self._filled = [states.new_zeros(shape) for _ in stack.layers]  # keys and values of each layer
         self._positions = stack.positions(capacity).to(states)
-        self._places = torch.arange(capacity, device=states.device)
+        self._places = torch.arange(capacity, device=device)
+        self._begins: torch.Tensor | None = None  # the first place of each row [R], where they differ
         self._cross: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._cross_mask: torch.Tensor | None = None
         if is_melody:
+            begins = conditioning.mask.shape[1] - conditioning.lengths
+            self._begins = begins if bool(begins.any()) else None
             self._fill_prefix(states)
         else:
             self._cross = [_cross_keys_and_values(layer, states) for layer in stack.layers]
-            self._cross_mask = None if bool(conditioning.mask.all()) else conditioning.mask[:, None, None].bool()
+            if not bool(conditioning.mask.all()):
+                self._cross_mask = _added(conditioning.mask[:, None, None].bool(), states.dtype)
 
     def logits(self, codes: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
         """Float32 logits `[R, K, V]` of the codes that follow, in the order of the R rows of the conditioning.
@@ -121,18 +132,30 @@ class Decoder:
             step: its number, from 0; where the whole buffer is attended to, a tensor `[1]` on the device.
         """
         place = step + self._prefix
-        if self._whole:
-            row: Any = self._positions.index_select(0, place)  # type: ignore[arg-type]
-            mask = (self._places <= place)[None, None, None]
-        else:
-            row, mask = self._positions[place], None
-        hidden = self._stack.embed(codes) + row
+        mask = self._mask(place)
+        hidden = self._stack.embed(codes) + self._position(place, len(codes))
         if len(codes) < self._rows:
             hidden = torch.cat([hidden] * (self._rows // len(codes)))
         for number, layer in enumerate(self._stack.layers):
             hidden = self._layer(number, layer, hidden, place, mask)
         logits = self._stack.heads(self._stack.norm(hidden))
         return logits.view(self._rows, self._stack.codebooks, -1).float()
+
+    def _position(self, place: int | torch.Tensor, clips: int) -> torch.Tensor:
+        """What a place adds to its codes, `[D]` or `[B, D]`."""
+        if self._begins is not None:
+            return self._positions.index_select(0, place - self._begins[:clips])
+        return self._positions[place] if isinstance(place, int) else self._positions.index_select(0, place)
+
+    def _mask(self, place: int | torch.Tensor) -> torch.Tensor | None:
+        """What the codes at a place may attend to, to be added to scores; None for all that is filled."""
+        if self._begins is None and not self._whole:
+            return None
+        places = self._places if self._whole else self._places[: place + 1]
+        heard = (places <= place)[None]
+        if self._begins is not None:
+            heard = heard & (places >= self._begins[:, None])
+        return _added(heard[:, None, None], self._positions.dtype)
 
     def _layer(
         self, number: int, layer: _Layer, hidden: torch.Tensor, place: int | torch.Tensor, mask: torch.Tensor | None
@@ -157,14 +180,31 @@ class Decoder:
 
     def _fill_prefix(self, states: torch.Tensor) -> None:
         """Chroma and text stand before the codes in the melody family: they go through the stack once."""
-        hidden = states + self._positions[: self._prefix]
+        hidden, mask = states + self._positions[: self._prefix], None
+        if self._begins is not None:
+            hidden, mask = self._aligned(states)
         for number, layer in enumerate(self._stack.layers):
             joint = layer.query_key_value(layer.norm(hidden)).unflatten(-1, (3, *layer.shape))  # [B, S, 3, H, W]
             query, key, value = joint.permute(2, 0, 3, 1, 4)
             self._filled[number][:, 0, :, : self._prefix] = key
             self._filled[number][:, 1, :, : self._prefix] = value
-            found = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+            found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
             hidden = layer.feed_forward(layer.add_own(hidden, found.transpose(1, 2).reshape(hidden.shape)))
+
+    def _aligned(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prefix with its padding moved from the end to the beginning, and what may be attended to in it."""
+        begins: Any = self._begins
+        places = self._places[: self._prefix]
+        own = (places - begins[:, None]) % self._prefix  # the place of each row without padding before it
+        hidden = states.gather(1, own[..., None].expand_as(states)) + self._positions[own]
+        heard = (places >= begins[:, None])[:, None] & (places <= places[:, None])
+        heard = heard | torch.eye(self._prefix, dtype=torch.bool, device=states.device)  # padding hears itself, not NaN
+        return hidden, _added(heard[:, None], states.dtype)
+
+
+def _added(heard: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask as attention adds it to its scores: 0 for what is heard, else -inf."""
+    return torch.zeros_like(heard, dtype=dtype).masked_fill(~heard, -torch.inf)
 
 
 def _cross_keys_and_values(layer: _Layer, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,6 +218,7 @@ def _cross_keys_and_values(layer: _Layer, states: torch.Tensor) -> tuple[torch.T
 
 def _joined(linears: Sequence[nn.Module]) -> Product:
     """One product with all outputs side by side. Plain weights become views of the joint one: nothing is kept twice."""
+    linears = [computing_layer(linear) for linear in linears]
     if all(type(linear) is Int8Linear for linear in linears):
         return Int8Linear.joined(linears)  # type: ignore[arg-type]
     if all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
@@ -225,6 +266,7 @@ def _joined_weight(modules: Sequence[Any]) -> torch.Tensor:
 
 def _adding(linear: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """`h + linear(x)`; of plain weights the product and the sum are one operation."""
+    linear = computing_layer(linear)
     if type(linear) is not nn.Linear or linear.bias is not None:
         return lambda hidden, x: hidden + linear(x)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -70,9 +71,13 @@ def generate(options: GenerateArguments) -> Generation:
 
 def _check(options: GenerateArguments) -> None:
     """Numbers that make no music fail before anything is loaded."""
+    for name in ("seconds", "guidance_scale", "temperature", "top_p"):
+        if not math.isfinite(value := getattr(options, name)):
+            raise UserError(f"--{name} {value} is no number to go by")
     if options.seconds <= 0:
         raise UserError(f"--seconds {options.seconds:g} must be above 0")
-    for name, least in (("variations", 1), ("batch_size", 1), ("temperature", 0), ("top_k", 0)):
+    least_of = {"variations": 1, "batch_size": 1, "temperature": 0, "top_k": 0, "guidance_scale": 0}
+    for name, least in least_of.items():
         if (value := getattr(options, name)) is not None and value < least:
             raise UserError(f"--{name} {value} must be at least {least}")
     if not 0 < options.top_p <= 1:

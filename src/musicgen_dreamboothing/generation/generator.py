@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from tqdm.auto import tqdm
 from transformers import EncodecModel
 
@@ -25,7 +24,14 @@ from musicgen_dreamboothing.model.checkpoint import (
     load_text_encoder,
     load_tokenizer,
 )
-from musicgen_dreamboothing.model.device import best_device, free_memory, parse_dtype, release_memory, synchronize
+from musicgen_dreamboothing.model.device import (
+    best_device,
+    free_memory,
+    is_out_of_memory,
+    parse_dtype,
+    release_memory,
+    synchronize,
+)
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, load_language_model
 from musicgen_dreamboothing.model.quantized import to_int8
 
@@ -190,22 +196,22 @@ class Generator:
         steps = (frames + max(self.checkpoint.delay)) * len(wanted)
         size = batch_size or self._fitting_batch(frames, sampling)
         with tqdm(total=steps, unit="frame", desc="generating", disable=not progress) as bar:
-            for group in self._groups(wanted):
-                while group:
-                    batch = group[:size]
-                    before = bar.n
-                    made: list[torch.Tensor] = []
-                    try:
-                        made = self._draw_batch(batch, frames, seed, sampling, bar)
-                    except RuntimeError as error:
-                        if len(batch) == 1 or not should_reduce_batch_size(error):
-                            raise
-                    if not made:  # outside of `except`, whose error holds on to all that is to be freed
-                        size, bar.n = len(batch) // 2, before
-                        say(f"no memory for {len(batch)} clips at once; going on with {size}")
-                        release_memory()
-                    yield from zip(batch, made, strict=False)  # none of them where memory ran out
-                    group = group[len(made) :]
+            left = wanted
+            while left:
+                batch = left[:size]
+                before = bar.n
+                made: list[torch.Tensor] = []
+                try:
+                    made = self._draw_batch(batch, frames, seed, sampling, bar)
+                except RuntimeError as error:
+                    if len(batch) == 1 or not is_out_of_memory(error):
+                        raise
+                if not made:  # outside of `except`, whose error holds on to all that is to be freed
+                    size, bar.n = len(batch) // 2, before
+                    say(f"no memory for {len(batch)} clips at once; going on with {size}")
+                    release_memory()
+                yield from zip(batch, made, strict=False)  # none of them where memory ran out
+                left = left[len(made) :]
 
     def stream(
         self, prompt: str, *, seconds: float = 10.0, seed: int = 0, sampling: Sampling = Sampling(), piece: float = 1.0
@@ -267,13 +273,6 @@ class Generator:
                 synchronize(self.device)
 
         return list(stream.finish(tell).cpu())
-
-    def _groups(self, wanted: Sequence[tuple[str, int]]) -> list[Sequence[tuple[str, int]]]:
-        """Clips that may share a batch; in the melody family only those with captions of equal length."""
-        if not self.checkpoint.is_melody:
-            return [wanted]
-        lengths = {len(self._states[prompt]) for prompt, _ in wanted}
-        return [[clip for clip in wanted if len(self._states[clip[0]]) == length] for length in sorted(lengths)]
 
     def _encode(self, prompts: Sequence[str]) -> None:
         """Fills the table of text states; T5 leaves memory when it is done."""

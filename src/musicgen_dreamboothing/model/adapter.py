@@ -255,6 +255,12 @@ def without_adapter(layer: nn.Module) -> nn.Module:
     return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
 
 
+def computing_layer(layer: nn.Module) -> nn.Module:
+    """The layer of the base below an adapter that is merged or switched off, else the layer itself."""
+    idle = isinstance(layer, LoraLayer) and (layer.merged or layer.disable_adapters)
+    return without_adapter(layer) if idle else layer
+
+
 def merge(model: PeftModel) -> nn.Module:
     """The base with the adapter's updates added to its weights, and the adapter gone."""
     return model.merge_and_unload()
@@ -267,7 +273,8 @@ def merged_for_a_while(model: PeftModel) -> Iterator[nn.Module]:
     PEFT takes updates away by subtraction, which leaves the rounding of 16-bit weights behind. The weights that change
     are kept in the host's memory meanwhile. A quantised base can't take updates: there the adapter computes beside it.
     """
-    bases = [layer.get_base_layer() for layer in model.modules() if isinstance(layer, LoraLayer)]
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    bases = [layer.get_base_layer() for layer in layers]
     if any("bitsandbytes" in type(base).__module__ for base in bases):
         yield model.get_base_model()
         return
@@ -276,6 +283,7 @@ def merged_for_a_while(model: PeftModel) -> Iterator[nn.Module]:
         model.merge_adapter()
         yield model.get_base_model()
     finally:
-        model.unmerge_adapter()
-        for base, weight in zip(bases, kept, strict=True):
+        # PEFT would compute each update once more, and whatever ended this may have been a lack of memory for that.
+        for layer, base, weight in zip(layers, bases, kept, strict=True):
+            layer.merged_adapters.clear()
             base.weight.data.copy_(weight)

@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     T5EncoderModel,
+    modeling_utils,
 )
 from transformers.utils import cached_file, logging
 
@@ -209,6 +210,21 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def files_read() -> Iterator[None]:
+    """Has transformers read weights from their files, tensor by tensor, as it does on Windows, instead of mapping them.
+
+    Pages of a mapped file stay in the process until all of it is loaded: a base in 16 or 4 bits would take its size in
+    fp32 besides its own.
+    """
+    usual = modeling_utils.safe_open
+    modeling_utils.safe_open = lambda *file, **options: usual(*file, **options | {"backend": "pread"})
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = usual
 
 
 def _load_part(model_class: Any, prefix: str, checkpoint: Checkpoint, device: torch.device) -> Any:

@@ -14,6 +14,7 @@ import torch
 from musicgen_dreamboothing.console import UserError
 
 M_MMAP_THRESHOLD, MMAP_BYTES = -3, 4 << 20  # the number is glibc's, from malloc.h
+NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -88,6 +89,17 @@ def _left_to_container(group: Path = Path("/sys/fs/cgroup")) -> int:
     except (OSError, ValueError):  # another system, or "max"
         return sys.maxsize
     return max(0, limit - used + int(files.get("inactive_file", 0)))
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, says that a device has no memory left.
+
+    It has many forms: of torch's allocator, of cuBLAS, of a CUDA graph, which raises another one while it is left.
+    """
+    if error is None:
+        return False
+    words = str(error).lower()
+    return any(sign in words for sign in NO_MEMORY) or is_out_of_memory(error.__context__)
 
 
 def synchronize(device: torch.device) -> None:

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.adapter import without_adapter
-from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint, quiet_loading
+from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint, files_read, quiet_loading
 from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.prefix import decode_shared, share_prefix
 from musicgen_dreamboothing.model.quantized import base_quantization, keep_trainable
@@ -309,7 +309,8 @@ def load_language_model(
     stored = base_quantization(quantization, dtype)
     if stored is not None:  # it is quantised where it will stay
         parts |= {"quantization_config": stored, "device_map": {"": device}}
-    with quiet_loading():
+    as_stored = stored is None and dtype == torch.float32
+    with quiet_loading(), nullcontext() if as_stored else files_read():
         model, report = model_class.from_pretrained(
             checkpoint.name,
             config=config,

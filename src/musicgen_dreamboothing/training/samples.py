@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import extract_model_from_parallel
-from accelerate.utils.memory import should_reduce_batch_size
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer, TrainerCallback
@@ -35,7 +34,7 @@ from musicgen_dreamboothing.listening.picture import spectrogram
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.adapter import merged_for_a_while
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
-from musicgen_dreamboothing.model.device import release_memory
+from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.training.trackers import Sample, log_before_and_after, log_samples
 from musicgen_dreamboothing.training.trainer import step_of
 
@@ -138,7 +137,7 @@ class Sampler:
             say(f"no samples at update {step}: {error}")
             return []
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not is_out_of_memory(error):
                 raise
             say(f"no samples at update {step}: no memory for a single clip; try a shorter --sample_seconds")
             return []
