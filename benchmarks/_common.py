@@ -1,7 +1,8 @@
 """What the benchmarks share: variants in processes of their own, medians, a table, and results as JSON.
 
 The process that a person starts never imports torch: Linux counts the memory of a parent into the
-peak of its children.
+peak of its children. On a GPU one process runs all variants: there the peak can be reset between them,
+and half of their time would be imports.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -22,28 +24,54 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("torch", "transformers", "peft")
+SIZES = ("tiny", "melody-tiny", "small", "medium", "large", "melody", "melody-large")  # of _shapes.py
 PROBE = "machine"  # the variant that every benchmark has: tells about the machine and measures nothing
+ON_THE_CPU = ("--device", "cpu")  # for the probe of a benchmark that computes nothing elsewhere
+NO_MEMORY = "out of memory"  # stands where the figures of a variant would
 
 
 def options(about: str | None) -> argparse.ArgumentParser:
     """A parser with what all benchmarks take; `about` is the benchmark's docstring."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument("--variant", help=argparse.SUPPRESS)  # what a child process is to measure
+    parser.add_argument("--variant", nargs="+", help=argparse.SUPPRESS)  # what a child process is to measure
     return parser
 
 
+def add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    """The option that `checkpoint_folder` reads."""
+    parser.add_argument("--checkpoints", help="folder where checkpoints are kept for the next benchmark")
+    parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
+
+
+@contextlib.contextmanager
+def checkpoint_folder(options: argparse.Namespace, size: str) -> Iterator[Path]:
+    """Where the checkpoint of a size is written, or already stands; without `--checkpoints` it goes at the end."""
+    if options.checkpoints is not None:
+        Path(options.checkpoints).mkdir(parents=True, exist_ok=True)
+        yield Path(options.checkpoints) / size
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / size
+
+
 def play(options: argparse.Namespace, compare: Callable[[Any], None], work: Callable[[Any], Any] | None = None) -> None:
-    """The part of a process: that of a person compares, a child does its variant and tells what `work` returns.
+    """The part of a process: that of a person compares, a child does its variants and tells what `work` returns.
 
     What a child says besides goes to stderr, for its last line on stdout is the answer.
     """
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for our commands too, which choose by themselves
     if options.variant is None:
         compare(options)
         return
     with contextlib.redirect_stdout(sys.stderr):
-        found = machine(options.device) if options.variant == PROBE or work is None else work(options)
-    tell(found or {})
+        found = [_worked(argparse.Namespace(**vars(options) | {"variant": one}), work) for one in options.variant]
+    print(json.dumps(found), flush=True)
+
+
+def _worked(options: argparse.Namespace, work: Callable[[Any], Any] | None) -> dict[str, Any]:
+    return machine(options.device) if options.variant == PROBE or work is None else work(options) or {}
 
 
 def torch_device(name: str) -> Any:
@@ -55,20 +83,40 @@ def torch_device(name: str) -> Any:
     return best_device() if name == "auto" else torch.device(name)
 
 
+def run_variants(script: str, about: Mapping[str, Any], variants: Sequence[str], *extra: str) -> list[dict[str, Any]]:
+    """What each variant tells: on a GPU from one process, elsewhere from a process for each."""
+    if about["kind"] == "cuda":
+        return _run(script, variants, *extra)
+    return [run_variant(script, variant, *extra) for variant in variants]
+
+
 def run_variant(script: str, variant: str, *extra: str) -> dict[str, Any]:
     """Runs a benchmark once more for one variant, in its own process, and returns what that tells."""
-    command = [sys.executable, script, *sys.argv[1:], "--variant", variant, *extra]
+    return _run(script, [variant], *extra)[0]
+
+
+def _run(script: str, variants: Sequence[str], *extra: str) -> list[dict[str, Any]]:
+    command = [sys.executable, script, *sys.argv[1:], "--variant", *variants, *extra]
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | quiet)
     if done.returncode:
-        raise SystemExit(f"{Path(script).name}: variant {variant!r} failed with exit code {done.returncode}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        raise SystemExit(f"{Path(script).name}: {', '.join(variants)} failed with exit code {done.returncode}")
+    told: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return told
 
 
-def tell(values: Mapping[str, Any]) -> None:
-    """Hands the values of a variant to the process that started it."""
-    print(json.dumps(values), flush=True)
+def unless_memory_ends(measure: Callable[[Any], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """What `measure` tells, on a GPU with memory as a new process would find it; or that it did not suffice."""
+    from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory, reset_peak_memory
+
+    release_memory()  # what the variant before has left
+    reset_peak_memory()
+    try:
+        return measure(options)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    return {"failed": NO_MEMORY}
 
 
 def rounded(values: Any) -> Any:

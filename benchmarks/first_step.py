@@ -20,7 +20,6 @@ from pathlib import Path
 import _common
 
 PREPARE = "prepare"
-SIZES = ("tiny", "small", "medium", "large", "melody", "melody-large")
 FIRST_STEP = """
 import os, sys
 from musicgen_dreamboothing.cli import main
@@ -49,7 +48,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = _common.options(__doc__)
-    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--size", choices=_common.SIZES, default="small")
     parser.add_argument("--times", type=int, default=3, help="starts")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -82,12 +81,9 @@ def _prepare(size: str, folder: Path) -> None:
     from _shapes import write_checkpoint
 
     from musicgen_dreamboothing import audio
-    from musicgen_dreamboothing.builtin.recipe import ASSETS
     from musicgen_dreamboothing.cli import main as run
 
     write_checkpoint(size, folder / "base")
-    for path in (ASSETS / "musicgen-tiny").glob("tokenizer*"):
-        (folder / "base" / path.name).symlink_to(path)
     (folder / "songs").mkdir()
     wave = 0.1 * np.random.default_rng(0).standard_normal((1, 30 * 32_000))
     audio.write(folder / "songs" / "noise.flac", wave.astype(np.float32), 32_000)

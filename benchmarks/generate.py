@@ -3,24 +3,28 @@
     python benchmarks/generate.py                       # small with random weights, and the built-in tiny checkpoint
     python benchmarks/generate.py --size small --seconds 2
 
-A step makes one frame of all codebooks, under guidance 3. Every variant runs in a process of its own and loads its
-model by itself; the codec is left out. Where a step is short its time is mostly Python's, where it is long the
+A step makes one frame of all codebooks, under guidance 3. Every variant loads its model by itself, on a CPU in a
+process of its own; the codec is left out. Where a step is short its time is mostly Python's, where it is long the
 weights'.
 
-transformers        `generate` of its own class, in fp32; on a GPU in bf16
-ours                our engine in `--dtype`
-ours, int8          the same with 8-bit weights
-ours, 8 at once     eight prompts in one batch; its speed counts clips
+transformers              `generate` of its own class, in fp32; on a GPU in bf16
+transformers, 8 at once   the same with eight prompts, padded; on a GPU, else if asked for
+ours                      our engine in `--dtype`
+ours, int8                the same with 8-bit weights
+ours, 8 at once           eight prompts in one batch
 
-One should see a table of milliseconds a step with their ratios to transformers' own.
+The eight prompts have several lengths; their speed counts clips.
+
+One should see a table of milliseconds a step with their ratios to transformers' own. transformers may be timed over
+shorter clips (`--transformers_seconds`), for a step is what is compared; the table says how long the clips were.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,24 @@ import _common
 
 from musicgen_dreamboothing.cli import ask_for_huge_pages
 
-THEIRS, OURS, INT8, EIGHT = "transformers", "ours", "ours, int8", "ours, 8 at once"
-VARIANTS = (THEIRS, OURS, INT8, EIGHT)
+THEIRS, THEIR_EIGHT = "transformers", "transformers, 8 at once"
+OURS, INT8, EIGHT = "ours", "ours, int8", "ours, 8 at once"
+VARIANTS = (THEIRS, THEIR_EIGHT, OURS, INT8, EIGHT)
+ON_A_CPU = (THEIRS, OURS, INT8, EIGHT)
+COLUMNS = ("variant", "dtype", "clip s", "ms/step", "speed", "x real time", "peak GB")
 WRITE = "checkpoint"
 BUILT_IN = "built-in"
-SIZES = (BUILT_IN, "tiny", "small", "medium", "large", "melody", "melody-large")
-PROMPT = "reggae at 75 bpm in a minor with organ, bass and drums"
+SIZES = (BUILT_IN, *_common.SIZES)
+PROMPTS = (
+    "reggae at 75 bpm in a minor with organ, bass and drums",
+    "folk song at 92 bpm in g major with acoustic guitar",
+    "techno at 132 bpm with synth lead",
+    "ballad at 66 bpm in c major with piano, strings and soft drums",
+    "punk at 188 bpm in e minor with overdriven guitar, picked bass and loud drums",
+    "house track at 124 bpm with synth stabs",
+    "soft piano etude in c major",
+    "techno at 140 bpm with drum machine",
+)
 GUIDANCE = 3.0
 
 
@@ -42,29 +58,34 @@ def main() -> None:
 
 
 def _work(options: argparse.Namespace) -> dict[str, Any] | None:
-    return _write(options.case_size, Path(options.checkpoint)) if options.variant == WRITE else _measured(options)
+    if options.variant == WRITE:
+        return _write(options.case_size, Path(options.checkpoint))
+    ask_for_huge_pages()
+    return _common.unless_memory_ends(_measured, options)
 
 
 def _options() -> argparse.Namespace:
     parser = _common.options(__doc__)
     parser.add_argument("--size", nargs="*", choices=SIZES, default=["small", BUILT_IN], help="checkpoints")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
+    parser.add_argument("--transformers_seconds", type=float, help="the same for transformers; default as ours")
     parser.add_argument("--rounds", type=int, default=1, help="how often the variants take turns")
     parser.add_argument("--dtype", default="auto", help="precision of ours: auto, float32, bfloat16 or float16")
-    parser.add_argument("--only", nargs="*", choices=VARIANTS, default=VARIANTS, help="variants to run")
-    parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, help="variants to run")
+    _common.add_checkpoints(parser)
     parser.add_argument("--case_size", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def _compare(options: argparse.Namespace) -> None:
     about = _common.run_variant(__file__, _common.PROBE)
+    only = options.only or (VARIANTS if about["kind"] == "cuda" else ON_A_CPU)
+    order = [variant for _ in range(options.rounds) for variant in only]
     for size in options.size:
-        with tempfile.TemporaryDirectory() as folder:
-            extra = ("--checkpoint", folder, "--case_size", size)
-            _common.run_variant(__file__, WRITE, *extra)
-            order = [variant for _ in range(options.rounds) for variant in options.only]
-            runs = [{"variant": name} | _common.run_variant(__file__, name, *extra) for name in order]
+        with _common.checkpoint_folder(options, size) as folder:
+            extra = ("--checkpoint", str(folder), "--case_size", size)
+            _, *told = _common.run_variants(__file__, about, [WRITE, *order], *extra)
+        runs = [{"variant": variant} | run for variant, run in zip(order, told, strict=True)]
         rows = _rows(runs)
         case = f"{size}, {options.seconds:g} s, {options.dtype}"
         _common.show(f"generation on {about['device']}: {case}", rows)
@@ -73,88 +94,84 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians of each variant, and their ratios to the first one."""
+    """Medians of each variant, and their ratios to the first one; no figures where memory ended."""
     rows: list[dict[str, Any]] = []
     for variant in dict.fromkeys(run["variant"] for run in runs):
-        mine = [run for run in runs if run["variant"] == variant]
-        step = statistics.median(run["ms"] for run in mine)
-        clips = mine[0]["clips"]
-        first = rows[0]["ms/step"] if rows else step
-        rows.append(
-            {
-                "variant": variant,
-                "dtype": mine[0]["dtype"],
-                "ms/step": step,
-                "speed": clips * first / step,
-                "x real time": statistics.median(clips * run["seconds"] / run["took"] for run in mine),
-                "peak GB": statistics.median(run["peak_gb"] for run in mine),
-            }
-        )
+        rows.append(_row(variant, [run for run in runs if run["variant"] == variant], rows[0] if rows else None))
     return rows
+
+
+def _row(variant: str, runs: list[dict[str, Any]], first: dict[str, Any] | None) -> dict[str, Any]:
+    if any("failed" in run for run in runs):
+        return dict.fromkeys(COLUMNS) | {"variant": variant, "ms/step": _common.NO_MEMORY}
+    step = statistics.median(run["ms"] for run in runs)
+    clips, seconds = runs[0]["clips"], runs[0]["seconds"]
+    speed = clips if first is None else None if first["dtype"] is None else clips * first["ms/step"] / step
+    heard = statistics.median(clips * seconds / run["took"] for run in runs)
+    peak = statistics.median(run["peak_gb"] for run in runs)
+    figures = (variant, runs[0]["dtype"], seconds, step, speed, heard, peak)
+    return dict(zip(COLUMNS, figures, strict=True))
 
 
 def _write(size: str, folder: Path) -> None:
     """A checkpoint with a tokenizer beside it; the built-in one is linked."""
-    from _shapes import write_checkpoint
+    from _shapes import ASSETS, write_checkpoint
 
-    from musicgen_dreamboothing.builtin.recipe import ASSETS
-
-    built_in = ASSETS / "musicgen-tiny"
     if size != BUILT_IN:
         write_checkpoint(size, folder)
-    for path in built_in.iterdir():
-        if size == BUILT_IN or path.name.startswith("tokenizer"):
-            (folder / path.name).symlink_to(path)
+    elif not folder.exists():
+        folder.symlink_to(ASSETS / "musicgen-tiny")
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     """The mean time of a step, behind a short clip that warms up."""
-    ask_for_huge_pages()
     import torch
 
     from musicgen_dreamboothing.model.device import parse_dtype, peak_memory, synchronize
 
     device = _common.torch_device(options.device)
-    theirs = options.variant == THEIRS
+    theirs = options.variant in (THEIRS, THEIR_EIGHT)
+    prompts = PROMPTS if options.variant in (THEIR_EIGHT, EIGHT) else PROMPTS[:1]
+    length = options.transformers_seconds or options.seconds if theirs else options.seconds
     dtype = parse_dtype("auto" if device.type == "cuda" else "float32", device) if theirs else None
-    clips = 8 if options.variant == EIGHT else 1
-    make = _theirs(Path(options.checkpoint), device, dtype) if theirs else _ours(options, device, clips)
+    make = _theirs(options.checkpoint, device, dtype, prompts) if theirs else _ours(options, device, prompts)
     make(0.2)
     took, steps = [], 0
-    for _ in range(1 if options.seconds > 2 else 3):
+    for _ in range(1 if length > 2 else 3):
+        synchronize(device)
         started = time.perf_counter()
-        steps = make(options.seconds)
+        steps = make(length)
         synchronize(device)
         took.append(time.perf_counter() - started)
     seconds = statistics.median(took)
     peak, _ = peak_memory(device)
-    shown = str(dtype)[6:] if dtype else str(parse_dtype(options.dtype, device))[6:]
     return {
-        "dtype": shown,
+        "dtype": str(dtype or parse_dtype(options.dtype, device))[6:],
         "ms": 1000 * seconds / steps,
         "took": seconds,
-        "seconds": options.seconds,
-        "clips": clips,
+        "seconds": length,
+        "clips": len(prompts),
         "peak_gb": peak,
         "threads": torch.get_num_threads(),
     }
 
 
-def _theirs(folder: Path, device: Any, dtype: Any) -> Any:
+def _theirs(folder: str, device: Any, dtype: Any, prompts: tuple[str, ...]) -> Callable[[float], int]:
+    """Makes clips of so many seconds, and tells how many steps that takes."""
     import torch
-    from transformers import AutoModelForTextToWaveform
+    from transformers import AutoModelForTextToWaveform, AutoTokenizer
 
     model = AutoModelForTextToWaveform.from_pretrained(folder, dtype=dtype).to(device).eval()
     rate = model.config.audio_encoder.sampling_rate / model.config.audio_encoder.hop_length
-    silence = type("Decoded", (), {"audio_values": torch.zeros(1, 1, 1, device=device)})
+    silence = type("Decoded", (), {"audio_values": torch.zeros(len(prompts), 1, 1, device=device)})
     model.audio_encoder.decode = lambda *codes, **options: silence  # the codec is not what is measured
-    ids = torch.arange(3, 15, device=device)[None]
+    text = AutoTokenizer.from_pretrained(folder)(list(prompts), padding=True, return_tensors="pt").to(device)
 
     def make(seconds: float) -> int:
         steps = round(seconds * rate) + 3
         model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            input_ids=text["input_ids"],
+            attention_mask=text["attention_mask"],
             do_sample=True,
             guidance_scale=GUIDANCE,
             max_new_tokens=steps,
@@ -164,23 +181,19 @@ def _theirs(folder: Path, device: Any, dtype: Any) -> Any:
     return make
 
 
-def _ours(options: argparse.Namespace, device: Any, clips: int) -> Any:
-    import torch
-
+def _ours(options: argparse.Namespace, device: Any, prompts: tuple[str, ...]) -> Callable[[float], int]:
+    """The same; states of the text are made by the first call."""
     from musicgen_dreamboothing import Generator
     from musicgen_dreamboothing.generation.decoding import Sampling
 
     quantization = "int8" if options.variant == INT8 else "none"
     generator = Generator(options.checkpoint, device=device, dtype=options.dtype, quantization=quantization)
-    width = generator.checkpoint.config.text_encoder.hidden_size
-    states = torch.randn(1, 12, width).expand(clips, -1, -1)
-    mask = torch.ones(clips, 12, dtype=torch.long)
+    wanted, sampling = [(prompt, 0) for prompt in prompts], Sampling(GUIDANCE)
 
     def make(seconds: float) -> int:
-        frames = round(seconds * generator.checkpoint.frame_rate)
-        stream = generator._code_stream(states, mask, frames, list(range(clips)), Sampling(GUIDANCE))
-        stream.finish()
-        return stream.steps
+        drawn = generator.codes(wanted, seconds=seconds, sampling=sampling, batch_size=len(wanted), progress=False)
+        *_, (_, codes) = drawn
+        return codes.shape[-1] + max(generator.checkpoint.delay)
 
     return make
 

@@ -69,7 +69,7 @@ def _run(clips: int, described: bool) -> dict[str, tuple[float, float]]:
         base = ["--model_name_or_path", folder / "base", "--instance_prompt", "noise"]
         cut = ["--max_duration_in_seconds", CLIP_SECONDS, "--min_duration_in_seconds", 1]
         sizes = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 1, "--recompute", "none"]
-        quiet = ["--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no", "--eval_fraction", 0]
+        quiet = ["--eval_strategy", "no", "--save_strategy", "no", "--eval_fraction", 0, "--final_report", "false"]
         whole = ["--add_metadata", "true", "--clap_model_name_or_path", folder / "none"]
         whole += ["--preprocessing_num_workers", 1]  # in the process that is measured
         words = {

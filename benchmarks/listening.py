@@ -56,7 +56,7 @@ def _options() -> argparse.Namespace:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    about = _common.run_variant(__file__, _common.PROBE)
+    about = _common.run_variant(__file__, _common.PROBE, *_common.ON_THE_CPU)
     heard = [judged(piece) for piece in pieces(options.pieces, options.seed)]
     styles = sorted({one["style"] for one in heard})
     by_style = [{"style": style} | shares([one for one in heard if one["style"] == style]) for style in styles]

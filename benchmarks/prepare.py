@@ -17,7 +17,7 @@ from typing import Any
 
 import _common
 
-ONE_BY_ONE, BATCHED = "one by one", "batched"
+WAYS = ONE_BY_ONE, BATCHED = "one by one", "batched"
 CLIPS = {"cuda": (54, 30.0)}  # 27 minutes, the length of the published example
 CLIPS_ELSEWHERE = (4, 10.0)
 
@@ -36,17 +36,17 @@ def _options() -> argparse.Namespace:
 
 def _compare(options: argparse.Namespace) -> None:
     about = _common.run_variant(__file__, _common.PROBE)
-    runs = [{"way": way} | _common.run_variant(__file__, way) for way in (ONE_BY_ONE, BATCHED)]
+    runs = _common.run_variants(__file__, about, WAYS)
     rows = [
         {
-            "way": run["way"],
+            "way": way,
             "batch": run["batch"],
             "seconds": run["seconds"],
             "x real time": run["audio_seconds"] / run["seconds"],
             "speed": runs[0]["seconds"] / run["seconds"],
             "peak GB": run["peak_gb"],
         }
-        for run in runs
+        for way, run in zip(WAYS, runs, strict=True)
     ]
     case = f"{runs[0]['clips']} x {runs[0]['clip_seconds']:g} s"
     _common.show(f"EnCodec on {about['device']}: {case}", rows)
@@ -62,8 +62,10 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     from musicgen_dreamboothing.data.tokens import batch_size_of
     from musicgen_dreamboothing.model import codec
     from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source
-    from musicgen_dreamboothing.model.device import peak_memory
+    from musicgen_dreamboothing.model.device import peak_memory, release_memory, reset_peak_memory
 
+    release_memory()  # what the other way has left
+    reset_peak_memory()
     torch.manual_seed(0)
     device = _common.torch_device(options.device)
     clips, seconds = CLIPS.get(device.type, CLIPS_ELSEWHERE)

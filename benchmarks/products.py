@@ -33,7 +33,7 @@ def _options() -> argparse.Namespace:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    about = _common.run_variant(__file__, _common.PROBE)
+    about = _common.run_variant(__file__, _common.PROBE, *_common.ON_THE_CPU)
     rows = _common.run_variant(__file__, PRODUCTS)["rows"]
     _common.show(f"products of a layer on {about['device']}", rows)
     path = _common.keep(about, "products", f"width {options.width}", {"rows": rows})

@@ -87,6 +87,7 @@ def _trained(options: argparse.Namespace) -> dict[str, Any]:
             gradient_accumulation_steps=1,
             eval_strategy="no",
             save_strategy="no",
+            final_report="false",
             use_cpu=options.device == "cpu",
         )
     )

@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    about = _common.run_variant(__file__, _common.PROBE)
+    about = _common.run_variant(__file__, _common.PROBE, *_common.ON_THE_CPU)
     with tempfile.TemporaryDirectory() as name:
         rows = _measure(Path(name), options)
     _common.show(f"stages of prepare on {about['device']}: {options.songs} songs of {SECONDS:g} s", rows)

@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    about = _common.run_variant(__file__, _common.PROBE)
+    about = _common.run_variant(__file__, _common.PROBE, *_common.ON_THE_CPU)
     rows = []
     for name, (code, words) in STARTS.items():
         starts = [_start(code, words) for _ in range(options.times + 1)][1:]  # the first one reads the disk

@@ -4,28 +4,31 @@
     python benchmarks/train_step.py --size small --seconds 10 --steps 1
 
 Random weights of the real shapes cost what the real ones cost, and nothing is downloaded. The
-checkpoint is written to a temporary folder in fp32, as the published ones are, and every variant
-loads it in a process of its own. The variants take turns, `--rounds` times.
+checkpoint is written in fp32, as the published ones are, to a temporary folder or to `--checkpoints`,
+and every variant loads it anew: on a CPU in a process of its own, on a GPU with memory emptied. The
+variants take turns, `--rounds` times.
 
-published        transformers' model and loss with T5 in the forward pass, PEFT as it comes, all
-                 dropouts as published, gradient checkpointing; fp32, on a GPU with fp16 autocast
-ours             cached text states, our loss, our adapter defaults, the base in `--dtype`
-ours, light      the same with `--recompute light`: normalisations and activations are made again
-ours, recompute  the same with `--recompute full`: all of each layer is
-ours, nf4        the same on a base in 4 bits, with full recomputation
+published                transformers' model and loss with T5 in the forward pass, PEFT as it comes, all
+                         dropouts as published, gradient checkpointing; fp32, on a GPU with fp16 autocast
+ours                     cached text states, our loss, our adapter defaults, the base in `--dtype`
+ours, light              the same with `--recompute light`: normalisations and activations are made again
+ours, recompute          the same with `--recompute full`: all of each layer is
+ours, nf4                the same on a base in 4 bits, with full recomputation
+ours, nf4, no recompute  and without
 
-One should see a table of seconds a step and peak memory with their ratios to the published recipe:
-the process's peak on a CPU (loading included), the allocator's on a GPU.
+One should see a table of seconds a step and peak memory with their ratios to the published recipe: the
+process's peak on a CPU, the allocator's on a GPU, loading included. A variant that memory does not hold
+has no figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
-import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,12 @@ import _common
 
 from musicgen_dreamboothing.cli import ask_for_huge_pages
 
-PUBLISHED, OURS, LIGHT, RECOMPUTE, NF4 = "published", "ours", "ours, light", "ours, recompute", "ours, nf4"
-VARIANTS = (PUBLISHED, NF4, RECOMPUTE, LIGHT, OURS)
+PUBLISHED, OURS, LIGHT, RECOMPUTE = "published", "ours", "ours, light", "ours, recompute"
+NF4, NF4_PLAIN = "ours, nf4", "ours, nf4, no recompute"
+VARIANTS = (PUBLISHED, NF4, NF4_PLAIN, RECOMPUTE, LIGHT, OURS)
 WRITE = "checkpoint"
+COLUMNS = ("variant", "dtype", "s/step", "speed", "peak GB", "memory", "loaded GB")
 CAPTION_TOKENS = 24
-SIZES = ("tiny", "small", "medium", "large", "melody", "melody-large")
 
 
 def main() -> None:
@@ -45,17 +49,18 @@ def main() -> None:
 
 
 def _work(options: argparse.Namespace) -> dict[str, Any] | None:
-    if options.variant != WRITE:
-        return _measured(options)
-    from _shapes import write_checkpoint
+    if options.variant == WRITE:
+        from _shapes import write_checkpoint
 
-    write_checkpoint(options.case_size, Path(options.checkpoint))
-    return None
+        return write_checkpoint(options.case_size, Path(options.checkpoint))
+    if options.variant != PUBLISHED:
+        ask_for_huge_pages()  # as our commands do before torch is there
+    return _common.unless_memory_ends(_measured, options)
 
 
 def _options() -> argparse.Namespace:
     parser = _common.options(__doc__)
-    parser.add_argument("--size", nargs="*", choices=SIZES, help="default: small; on a GPU small and melody")
+    parser.add_argument("--size", nargs="*", choices=_common.SIZES, help="default: small; on a GPU small and melody")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a clip")
     parser.add_argument("--clips", type=int, help="clips in a step; default 1, of melody models 2")
     parser.add_argument("--steps", type=int, default=2, help="timed steps in each round")
@@ -63,16 +68,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1, help="steps before the timed ones")
     parser.add_argument("--dtype", default="auto", help="precision of our base: auto, float32, bfloat16 or float16")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=VARIANTS, help="variants to run")
-    parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
+    _common.add_checkpoints(parser)
     parser.add_argument("--case_size", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def _compare(options: argparse.Namespace) -> None:
     about = _common.run_variant(__file__, _common.PROBE)
+    order = [variant for _ in range(options.rounds) for variant in _possible(options.only)]
     for size in options.size or (["small", "melody"] if about["kind"] == "cuda" else ["small"]):
-        with tempfile.TemporaryDirectory() as folder:
-            runs = _runs(size, folder, options)
+        with _common.checkpoint_folder(options, size) as folder:
+            extra = ("--checkpoint", str(folder), "--case_size", size)
+            _, *told = _common.run_variants(__file__, about, [WRITE, *order], *extra)
+        runs = [{"variant": variant} | run for variant, run in zip(order, told, strict=True)]
         rows = _rows(runs)
         case = f"{size}, {clips_of(size, options)} x {options.seconds:g} s, {options.dtype}"
         _common.show(f"training step on {about['device']}: {case}", rows)
@@ -85,41 +93,38 @@ def clips_of(size: str, options: argparse.Namespace) -> int:
     return options.clips or (2 if size.startswith("melody") else 1)
 
 
-def _runs(size: str, folder: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One entry for each process, in the order they ran."""
-    extra = ("--checkpoint", folder, "--case_size", size)
-    _common.run_variant(__file__, WRITE, *extra)
-    order = [variant for _ in range(options.rounds) for variant in options.only]
-    return [{"variant": variant} | _common.run_variant(__file__, variant, *extra) for variant in order]
+def _possible(variants: Sequence[str]) -> list[str]:
+    """Those whose libraries are there."""
+    if importlib.util.find_spec("bitsandbytes") is None and {NF4, NF4_PLAIN} & set(variants):
+        print("left out: nf4, which needs pip install 'musicgen-dreamboothing[quantization]'")
+        return [variant for variant in variants if variant not in (NF4, NF4_PLAIN)]
+    return list(variants)
 
 
 def _rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians of each variant, and their ratios to the first one."""
+    """Medians of each variant, and their ratios to the first one; no figures where memory ended."""
     rows: list[dict[str, Any]] = []
     for variant in dict.fromkeys(run["variant"] for run in runs):
-        mine = [run for run in runs if run["variant"] == variant]
-        seconds = statistics.median(second for run in mine for second in run["seconds"])
-        gigabytes = statistics.median(run["peak_gb"] for run in mine)
-        first = rows[0] if rows else {"s/step": seconds, "peak GB": gigabytes}
-        rows.append(
-            {
-                "variant": variant,
-                "dtype": mine[0]["dtype"],
-                "s/step": seconds,
-                "speed": first["s/step"] / seconds,
-                "peak GB": gigabytes,
-                "memory": gigabytes / first["peak GB"],
-                "loaded GB": statistics.median(run["loaded_gb"] for run in mine),
-            }
-        )
+        rows.append(_row(variant, [run for run in runs if run["variant"] == variant], rows[0] if rows else None))
     return rows
+
+
+def _row(variant: str, runs: list[dict[str, Any]], first: dict[str, Any] | None) -> dict[str, Any]:
+    if any("failed" in run for run in runs):
+        return dict.fromkeys(COLUMNS) | {"variant": variant, "s/step": _common.NO_MEMORY}
+    seconds = statistics.median(second for run in runs for second in run["seconds"])
+    gigabytes = statistics.median(run["peak_gb"] for run in runs)
+    loaded = statistics.median(run["loaded_gb"] for run in runs)
+    speed, memory = 1.0, 1.0
+    if first is not None:
+        failed = first["peak GB"] is None
+        speed, memory = (None, None) if failed else (first["s/step"] / seconds, gigabytes / first["peak GB"])
+    figures = (variant, runs[0]["dtype"], seconds, speed, gigabytes, memory, loaded)
+    return dict(zip(COLUMNS, figures, strict=True))
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
     """Loads the model, takes the steps and tells their seconds and the peak."""
-    if options.variant != PUBLISHED:
-        ask_for_huge_pages()  # as our commands do before torch is there
-
     import torch
 
     from musicgen_dreamboothing.model.device import parse_dtype, peak_memory
@@ -208,7 +213,7 @@ def our_step(
 
     return_freed_memory()  # as `train` does before it loads anything
     checkpoint = load_checkpoint(Source(str(folder)))
-    quantization = "nf4" if options.variant == NF4 else "none"
+    quantization = "nf4" if options.variant in (NF4, NF4_PLAIN) else "none"
     base = load_language_model(checkpoint, dtype, device, quantization=quantization)
     if options.variant == LIGHT:
         base.use_light_recompute()
