@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import KINDS, Ran, read_checkpoint, tone_song, train_words
 from peft import PeftModel
 from random_checkpoint import SAMPLING_RATE
@@ -26,7 +28,9 @@ from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trai
 from musicgen_dreamboothing.model.delay import IGNORED, training_steps
 from musicgen_dreamboothing.model.footprint import Estimator, Live, Step, walked
 from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.quantized import Int8Linear, keep_trainable
 from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.training import plan
 from musicgen_dreamboothing.training.plan import CONTEXT, make_plan, parse_memory, policies_of, sizes_of
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
@@ -38,9 +42,11 @@ Cli = Callable[..., Ran]
 Folders = Callable[[str], Path]
 
 
-def adapted(folder: Path, policy: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+def adapted(
+    folder: Path, policy: str, dtype: torch.dtype = torch.float32, quantization: str = "none", **settings: Any
+) -> Any:
     """A model ready to train, its adapter with updates that are not zero."""
-    model = load_language_model(read_checkpoint(folder), dtype, CPU)
+    model = load_language_model(read_checkpoint(folder), dtype, CPU, quantization=quantization)
     if policy == "light":
         model.use_light_recompute()
     torch.manual_seed(0)
@@ -171,6 +177,29 @@ def test_the_estimate_knows_the_options(changes: dict[str, Any], checkpoints: Fo
     assert abs((found.kept + found.scratch) / peak - 1) < 0.15
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["nf4", "int8"])
+def test_the_estimate_knows_a_base_of_fewer_bits(name: str, policy: str, checkpoints: Folders) -> None:
+    """Also what bitsandbytes would hold where no hook for saved tensors sees it."""
+    pytest.importorskip("bitsandbytes")
+    folder = checkpoints("melody")
+    kept, peak = walked(adapted(folder, policy, quantization=name), batch_for(folder, clips=3))
+    found = Estimator(read_checkpoint(folder), Step(FRAMES, quantization=name)).footprint(policy, 3)
+    assert abs(found.kept / kept - 1) < 0.15
+    assert abs((found.kept + found.scratch) / peak - 1) < 0.15
+
+
+@pytest.mark.parametrize(("lora", "bytes_each"), [(LoraSettings(), 16), (None, 12)])
+def test_processes_that_share_a_training_hold_their_gradients_twice(
+    lora: LoraSettings | None, bytes_each: int, checkpoints: Folders
+) -> None:
+    checkpoint = read_checkpoint(checkpoints("text"))
+    alone, among = (
+        Estimator(checkpoint, Step(FRAMES, lora=lora, shared=shared)).footprint("full", 1) for shared in (False, True)
+    )
+    assert among == dataclasses.replace(alone, trained=alone.trained * (bytes_each + 4) // bytes_each)
+
+
 def test_a_base_of_fewer_bits_weighs_less(checkpoints: Folders) -> None:
     checkpoint = read_checkpoint(checkpoints("text"))
     sizes = [
@@ -252,6 +281,13 @@ def test_what_may_be_recomputed(words: tuple[str, ...], device: str, policies: t
     assert not options.gradient_checkpointing  # Trainer has no part in it
 
 
+@pytest.mark.parametrize(("use_lora", "policies"), [("true", ("none", "light", "full")), ("false", ("none", "full"))])
+def test_autocast_keeps_copies_that_light_recomputation_does_not_know(use_lora: str, policies: tuple[str, ...]) -> None:
+    options = parse(TrainArguments, "train", "", ["--output_dir", "out", "--use_lora", use_lora])
+    options.fp16 = True  # as on a GPU without bf16
+    assert policies_of(options, "cuda") == policies
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("8GB", 8e9), ("8", 8e9), (" 7.5 GiB", 7.5 * 2**30), ("900mb", 9e8), ("512MiB", 2**29)]
 )
@@ -280,6 +316,15 @@ def test_plan_tells_and_stops(tiny: Path, tmp_path: Path, cli: Cli, monkeypatch:
     assert whole >= CONTEXT["cuda"] / 1e9
     assert [line.split()[0] for line in ran.out.splitlines()[-3:]] == ["none", "light", "full"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_is_made_for_the_process_with_the_least_memory(
+    tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "gather_object", lambda found: [*found, int(2e6)])
+    ran = cli("train", "--plan", "--model_name_or_path", tiny)
+    assert ran.code == 0, ran.err
+    assert f"GB of {(CONTEXT['cpu'] + 2e6) / 1e9:.2f} GB" in ran.out
 
 
 def test_plan_without_enough_memory_says_what_would_help(tiny: Path, cli: Cli) -> None:
@@ -462,18 +507,76 @@ def test_one_clip_without_memory_ends_with_advice(
     assert ran.err.count("\n") < 60  # no traceback
 
 
+@pytest.mark.parametrize(
+    ("recompute", "clips", "advice"),
+    [
+        ("none", 4, "for 4 clips at once on one of 2 processes; the same command with --recompute full goes on from"),
+        ("full", 4, "anew with --restart true --per_device_train_batch_size 2 --gradient_accumulation_steps 4"),
+        ("full", 1, "no memory for a single clip; try --quantization nf4"),
+    ],
+)
+def test_several_processes_without_memory_end_with_advice(
+    recompute: str, clips: int, advice: str, song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: Any
+) -> None:
+    def full(*rest: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(CodebookTrainer, "compute_loss", full)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    words = ("--recompute", recompute, "--per_device_train_batch_size", clips, "--eval_on_start", "false")
+    ran = cli(*train_words(song, tmp_path / "out", tiny), *words)
+    assert (ran.code, ran.err.count("musicgen-dreamboothing: ")) == (1, 1)
+    assert advice in ran.err
+
+
 # Fewer bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_frozen_int8_layer_computes_what_bitsandbytes_does(training: bool, dtype: torch.dtype) -> None:
+    """Both ways, with an outlier; in training and in evaluation bitsandbytes takes another way of its own."""
+    nn = pytest.importorskip("bitsandbytes.nn")
+    torch.manual_seed(0)
+    theirs = nn.Linear8bitLt(48, 80, bias=False, has_fp16_weights=False, threshold=6.0).to("cpu").train(training)
+    ours = copy.deepcopy(theirs)
+    keep_trainable(torch.nn.ModuleList([ours]))
+    x = torch.randn(3, 7, 48, dtype=dtype)
+    x[1, 2, 3] = 20
+    towards, found = torch.randn(3, 7, 80, dtype=dtype), []
+    for layer in (theirs, ours):
+        given = x.clone().requires_grad_()
+        product = layer(given)
+        product.backward(towards)
+        found.append((product, given.grad))
+    assert type(ours) is not type(theirs)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_weights_are_off_by_half_a_step_at_most(dtype: torch.dtype) -> None:
+    """Of the scale that is used: with another one whole rows would be too loud or too soft."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 500, bias=False, dtype=dtype)
+    linear.weight.data[3] = 0
+    found = Int8Linear.of(linear)
+    scale = found.scale.float()[:, None]
+    off = (found.weight.float() * scale - linear.weight.float()).abs()
+    assert (off <= 0.5001 * scale).all()
+    assert off[3].max() == 0
 
 
 @pytest.mark.parametrize("name", ["nf4", "int8"])
 def test_an_adapter_is_trained_on_a_quantised_base_and_fits_the_plain_one(
-    name: str, song: Path, tiny: Path, tmp_path: Path, cli: Cli
+    name: str, song: Path, tiny: Path, tmp_path: Path, cli: Cli, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("bitsandbytes")
     words = [*train_words(song, tmp_path / "out", tiny), "--quantization", name, "--learning_rate", 0.01]
     ran = cli(*words, "--save_strategy", "no", "--eval_strategy", "no", "--max_steps", 3)
     assert ran.code == 0, ran.err
     assert f"weights of the base, {name}" in ran.out
+    assert not [line for line in caplog.records if line.name.startswith("bitsandbytes")]  # one for each product
     plain = MusicgenForConditionalGeneration.from_pretrained(tiny)
     tuned = PeftModel.from_pretrained(plain, tmp_path / "out")
     assert tuned.peft_config["default"].base_model_name_or_path == str(tiny)

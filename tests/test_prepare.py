@@ -7,7 +7,9 @@ import io
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -949,6 +951,53 @@ def test_a_broken_clip_is_named(tmp_path: Path, tiny: Path) -> None:
         refresh(tmp_path / "out", PrepareArguments(instance_prompt="punk", overwrite_cache=True), read_checkpoint(tiny))
     assert broken.name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_is_read_while_the_codec_encodes_the_one_before(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+
+    class AtOnce:
+        """Does what it is given when it is given it."""
+
+        def __init__(self, threads: int) -> None: ...
+
+        def submit(self, work: Callable[..., Any], *given: Any) -> Future[Any]:
+            done: Future[Any] = Future()
+            done.set_result(work(*given))
+            return done
+
+        def shutdown(self, **options: bool) -> None: ...
+
+    def wave(path: Path, checkpoint: Any) -> np.ndarray:
+        nonlocal read
+        read += 1
+        return np.zeros((1, 320), np.float32)
+
+    monkeypatch.setattr(tokens, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(tokens, "_wave", wave)
+    rows = [{"file_name": f"{number}.flac", "seconds": 30.0} for number in range(60)]
+    batches = tokens._equal_length_batches(Path("clips"), rows, read_checkpoint(tiny), 16, workers=2)
+    assert len(next(batches)) == 16
+    assert read == 2 * 16
+
+
+def test_a_table_of_many_clips_is_written_a_few_at_a_time(tmp_path: Path) -> None:
+    """A code as Python's own integer takes 33 bytes: clips of 30 s took 0.2 MB each, and a thousand were held."""
+    codes = np.arange(6000, dtype=np.uint16).reshape(4, 1500)
+    tokens._save(iter([{"digest": "one", "codes": codes}]), tokens.CODE_FEATURES, tmp_path / tokens.CODES)
+    names = [f"{number}.flac" for number in range(400)]
+    texts = dict.fromkeys(("source", "split", "text"), "")
+    rows = [{**texts, "file_name": name, "start": 0.0, "variants": [], "digest": "one"} for name in names]
+    known = tokens._known_codes(tmp_path)
+    tracemalloc.start()
+    tokens._assemble(tmp_path, rows, known, frame_rate=50.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    table = datasets.load_from_disk(str(tmp_path / tokens.CODES))
+    assert table["file_name"] == names
+    assert set(table["seconds"]) == {30.0}
+    assert table[399]["codes"] == codes.tolist()
+    assert peak < 10e6
 
 
 def test_however_many_clips_there_are_few_are_in_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

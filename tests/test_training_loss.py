@@ -195,6 +195,7 @@ def test_lines_of_the_log_do_not_run_into_each_other(tiny: Path, tmp_path: Path)
 
 TWO = ["--dtype", "float32", "--seed", 3, "--use_cpu", "true", "--num_train_epochs", 1]
 TWO += ["--normalize_loudness", "false"]  # as the songs of the fixture are prepared
+TWO += ["--max_train_samples", 11]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -260,6 +261,27 @@ def test_a_full_fine_tune_keeps_the_encoders_and_moves_the_rest(
     assert base.keys() == tuned.keys()
     moved = {name for name in base if not torch.equal(base[name], tuned[name])}
     assert moved == {name for name in base if not name.startswith(("text_encoder.", "audio_encoder."))}
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_only_a_full_fine_tune_is_autocast(
+    adapted: bool, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where fp16 needs a loss scaler, which brings autocast with it; a CPU has it for bf16."""
+    build = CodebookTrainer._build_accelerator_args
+    mixed = {"mixed_precision": "bf16"}
+    monkeypatch.setattr(
+        CodebookTrainer, "_build_accelerator_args", lambda trainer, **options: build(trainer, **options) | mixed
+    )
+    model, seen = language_model(tiny, adapted), []
+    part = model.decoder.model.decoder.layers[0]
+    part.register_forward_hook(lambda *rest: seen.append(torch.is_autocast_enabled("cpu")))
+    pieces = random_pieces(read_checkpoint(tiny), (9, 9))
+    trainer = trainer_for(model, pieces, tmp_path, pieces, use_lora=adapted)
+    trainer.train()
+    trainer.evaluate()
+    assert seen == [not adapted] * len(seen)
+    assert len(seen) > 1
 
 
 # Evaluation
@@ -449,13 +471,16 @@ def test_two_processes_equal_one_with_twice_the_batch(
     tmp_path: Path,
     cli: Callable[..., Ran],
 ) -> None:
-    """12 clips, four to a micro-batch, two micro-batches to an update: the last update of an epoch has one."""
+    """11 clips, four to a micro-batch, two micro-batches to an update.
+
+    The last update of the epoch has one, in which a process gets a single clip that is its own.
+    """
     one = cli(*train_words(prepared, tmp_path / "run", tiny), *TWO, "--per_device_train_batch_size", 4)
     assert one.code == 0, one.err
     folder, process = two_processes
     code, log = process.wait(), (folder / "log").read_text()
     assert code == 0, log
-    assert log.count("training on 12 clips") == 1  # one process speaks
+    assert log.count("training on 11 clips") == 1  # one process speaks
     single, double = (json.loads((path / "run" / "run.json").read_text())["summary"] for path in (tmp_path, folder))
     assert single["updates"] == double["updates"] == 2
     for key in ("train_loss", "eval_loss", "eval_ce_q4", "audio_seconds"):

@@ -92,12 +92,14 @@ def _run(verb: str, words: list[str]) -> None:
 
 def _quieten() -> None:
     """Keeps the libraries' notes to developers away from people who make music."""
+    import logging
     import warnings
 
     from huggingface_hub.utils import logging as hub
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers
 
-    logging.set_verbosity_error()
+    transformers.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of each product with int8 weights
     hub.set_verbosity_error()  # it would tell of each attempt where there is no network
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch's compiler looks at it
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")

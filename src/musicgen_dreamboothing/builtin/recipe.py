@@ -102,6 +102,7 @@ def train_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArgume
         save_total_limit=1,
         seed=options.seed,
         restart=options.restart,
+        final_report="false",  # the demo compares by itself, with its own prompts
     )
 
 

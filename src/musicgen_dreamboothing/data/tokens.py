@@ -38,7 +38,8 @@ from musicgen_dreamboothing.model.keyword import texts_of
 
 TOKENS, CODES, CAPTIONS, WORDS, PARTS, INFO = "tokens", "clips", "captions", "words", "parts", "info.json"
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
-READ_AHEAD = 8  # clips
+READ_AHEAD = 8  # clips, at least
+WRITE_BATCH = 64  # rows that are in memory until they are written
 ENCODE_BATCH = 4  # clips at once on a CPU; on a GPU its free memory decides
 MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
 
@@ -205,7 +206,8 @@ def _known_codes(tokens: Path) -> dict[str, tuple[datasets.Dataset, int]]:
     for path in tables:
         if (path / "state.json").exists() and not path.suffix:  # a kill leaves a torn 000000.new behind
             table = datasets.load_from_disk(str(path)).select_columns(["digest", "codes"])
-            known.update({found: (table, index) for index, found in enumerate(table["digest"])})
+            numbers = table.with_format("numpy")  # a code as Python's own integer takes 33 bytes instead of 2
+            known.update({found: (numbers, index) for index, found in enumerate(table["digest"])})
     return known
 
 
@@ -217,8 +219,8 @@ def _assemble(
     def examples() -> Iterator[dict[str, Any]]:
         for row in rows:
             table, index = known[row["digest"]]
-            codes = table[index]["codes"]
-            yield row | {"seconds": len(codes[0]) / frame_rate, "codes": codes}
+            codes = np.asarray(table[index]["codes"], np.uint16)
+            yield row | {"seconds": codes.shape[1] / frame_rate, "codes": codes}
 
     _save(examples(), datasets.Features({**CLIP_COLUMNS, **CODE_FEATURES}), tokens / CODES)
 
@@ -228,7 +230,8 @@ def _save(examples: Iterator[dict[str, Any]], features: datasets.Features, folde
     fresh = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     scratch = folder.with_name(f"{folder.name}.arrow")
-    with datasets.arrow_writer.ArrowWriter(path=str(scratch), features=features) as writer:
+    writer = datasets.arrow_writer.ArrowWriter(path=str(scratch), features=features, writer_batch_size=WRITE_BATCH)
+    with writer:
         for example in examples:
             writer.write(example)
         writer.finalize()
@@ -296,7 +299,8 @@ def _equal_length_batches(
 ) -> Iterator[list[tuple[dict[str, Any], np.ndarray]]]:
     """Clips with their waves, `[C, S]` at the codec's rate: padding would change the codes of the shorter ones."""
     ordered = sorted(rows, key=lambda row: (-row["seconds"], row["file_name"]))
-    for _, group in groupby(_read(clips, ordered, checkpoint, workers), key=lambda pair: pair[1].shape[-1]):
+    pairs = _read(clips, ordered, checkpoint, workers, max(READ_AHEAD, batch_size))
+    for _, group in groupby(pairs, key=lambda pair: pair[1].shape[-1]):
         batch: list[tuple[dict[str, Any], np.ndarray]] = []
         for pair in group:
             batch.append(pair)
@@ -308,9 +312,11 @@ def _equal_length_batches(
 
 
 def _read(
-    clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, workers: int
+    clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, workers: int, read_ahead: int
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Rows with their waves, in order; a few are read ahead, so that memory doesn't grow with their number.
+
+    They are a batch of the codec's at least, which is read while it encodes the one before.
 
     Decoding and resampling are done by C, which lets others work meanwhile: two processes took as long as two threads
     for 27 minutes of FLAC (4.0 s), and 0.7 s more to start.
@@ -320,7 +326,7 @@ def _read(
     try:
         for row in rows:
             ahead.append((row, pool.submit(_wave, clips / row["file_name"], checkpoint)))
-            if len(ahead) > READ_AHEAD:
+            if len(ahead) > read_ahead:
                 yield _next(ahead)
         while ahead:
             yield _next(ahead)

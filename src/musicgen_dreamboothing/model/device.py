@@ -50,10 +50,10 @@ def return_freed_memory() -> None:
     """Tells glibc to give large blocks back to the system as soon as they are freed.
 
     It would raise its threshold for that to 32 MB, and freed activations would stay in a heap full of holes: a
-    training step of musicgen-small in fp32 with recomputation peaks at 5.8 GB instead of 2.6. Blocks of 4 MB are not
-    large enough: in bf16, whose activations are 3 MB, it would peak at 2.6 GB instead of 1.6. The price is the making of
-    fresh pages in each step, with huge pages (`cli.ask_for_huge_pages`) a fifth of that step's time. Other systems have
-    no such setting, and glibc's own environment variable wins over ours.
+    training step of musicgen-small in fp32 with recomputation peaks at 5.8 GB instead of 2.6. A threshold of 4 MB is
+    too high as well: in bf16, where activations are 3 MB, the step peaks at 2.6 GB instead of 1.6. The price is the
+    making of fresh pages in each step, with huge pages (`cli.ask_for_huge_pages`) a fifth of that step's time. Other
+    systems have no such setting, and glibc's own environment variable wins over ours.
     """
     if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         import ctypes

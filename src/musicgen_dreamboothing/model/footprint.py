@@ -43,6 +43,7 @@ class Step:
         caption_tokens: of the longest caption.
         with_prior: whether each clip comes with one of its class.
         with_divergence: whether that one is compared with what the base says of it.
+        shared: whether several processes train; each holds its gradients twice, once in the buckets that travel.
     """
 
     frames: int
@@ -53,6 +54,7 @@ class Step:
     caption_tokens: int = CAPTION_TOKENS
     with_prior: bool = False
     with_divergence: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Estimator:
         if self._weights is None:
             self._weights = self._count_weights()
         unpacked = 0
-        if self._step.quantization == "nf4":  # a weight of the feed-forward layers as it is multiplied
+        if self._step.quantization != "none":  # a weight of the feed-forward layers as it is multiplied
             unpacked = int(self._checkpoint.config.decoder.ffn_dim) * self._width * self._step.dtype.itemsize
         return Footprint(*self._weights, kept, max(0, peak - kept) + unpacked)
 
@@ -178,11 +180,12 @@ class Estimator:
         trained, total, stored = (
             shallow + (self._layers - DEPTHS[0]) * (deep - shallow) for shallow, deep in zip(*counts, strict=True)
         )
+        buckets = 4 * trained if self._step.shared else 0
         if self._step.lora is None:
-            return 4 * total, 12 * trained
+            return 4 * total, 12 * trained + buckets
         size = self._step.dtype.itemsize
         packed = {"none": float(size), "nf4": NF4_BYTES, "int8": 1.0}[self._step.quantization]
-        return int(size * (total - trained - stored) + packed * stored), 16 * trained
+        return int(size * (total - trained - stored) + packed * stored), 16 * trained + buckets
 
 
 def walked(model: Any, batch: dict[str, torch.Tensor]) -> tuple[int, int]:

@@ -6,8 +6,10 @@ clip takes as long as its weights take to read.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,14 +51,51 @@ def base_quantization(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | Non
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keeps bitsandbytes' 4-bit weights in the order that gradients can pass.
+    """Lets gradients pass a base that bitsandbytes has quantised, and nothing be kept for them but its weights.
 
-    On CPUs with bf16 units it lays them out anew in the first evaluation (`Linear4bit.forward`), for a kernel without a
-    backward pass. A model that is trained further then gets no gradient through its base, and no word of it.
+    On CPUs with bf16 units it lays 4-bit weights out anew in the first evaluation (`Linear4bit.forward`), for a kernel
+    without a backward pass. A model that is trained further then gets no gradient through its base, and no word of it.
+    Its layers of 8 bits keep their inputs, for gradients of weights that are frozen here.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a name that types don't know
+        if type(module).__name__ == "Linear8bitLt":
+            module.__class__ = _frozen_linear()
+
+
+@functools.cache
+def _frozen_linear() -> type[nn.Module]:
+    """bitsandbytes' int8 layer for a base that is not trained."""
+    from bitsandbytes.nn.modules import Linear8bitLt
+
+    class FrozenLinear8bitLt(Linear8bitLt):
+        __module__ = Linear8bitLt.__module__  # who asks whether a layer is theirs is told that it is
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = _FrozenProduct.apply(x, self.state, super().forward)
+            return found
+
+    return FrozenLinear8bitLt
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """The product of bitsandbytes' `MatMul8bitLt` and `MatMul8bitFp` (LLM.int8(), Dettmers et al. 2022), both ways.
+
+    They hold the layer's input in a place that no hook for saved tensors sees. Recomputation would drop nothing of it,
+    and a step take several times the memory that is planned. The gradient of the input needs the weight alone.
+    """
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor, state: Any, product: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        context.state, context.dtype = state, x.dtype
+        return product(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        state = context.state
+        weight = state.CB.to(context.dtype, copy=True).mul_(state.SCB.unsqueeze(1).mul(1 / 127))
+        return torch.matmul(gradient.to(context.dtype), weight), None, None
 
 
 class Int8Linear(nn.Module):
@@ -80,11 +119,13 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach()
         largest = weight.abs().amax(dim=1).float()
         scale = torch.where(largest > 0, largest / 127, 1.0)
+        if weight.device.type == "cpu":
+            scale = scale.to(torch.bfloat16)  # the kernel's; to divide by another one would shift whole rows
         rounded = torch.empty_like(weight, dtype=torch.int8)
         for first in range(0, len(weight), BLOCK):
             rows = slice(first, first + BLOCK)
-            rounded[rows] = (weight[rows].float() / scale[rows, None]).round().to(torch.int8)
-        return cls(rounded, scale.to(torch.bfloat16) if weight.device.type == "cpu" else scale, linear.bias)
+            rounded[rows] = (weight[rows].float() / scale[rows, None].float()).round().clamp(-127, 127).to(torch.int8)
+        return cls(rounded, scale, linear.bias)
 
     @classmethod
     def joined(cls, linears: Sequence[Int8Linear]) -> Int8Linear:

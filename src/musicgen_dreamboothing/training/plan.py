@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import gather_object
 
 from musicgen_dreamboothing.arguments import KL, POLICIES, TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, say
@@ -88,12 +89,16 @@ def sizes_of(options: TrainArguments, device: str, steps: int) -> list[int]:
 
 
 def policies_of(options: TrainArguments, device: str) -> tuple[str, ...]:
-    """What may be recomputed. `light` knows no copies that autocast makes, and compiled layers do what it does."""
+    """What may be recomputed. `light` knows no copies that autocast makes, and compiled layers do what it does.
+
+    Only a full fine-tune is autocast (`trainer.CodebookTrainer`).
+    """
     if options.recompute != "auto":
         return (options.recompute,)
     if device == "mps":  # its attention keeps all of its scores, which no estimate here knows
         return ("full",)
-    without_light = options.compiler is not None or options.fp16 or options.bf16
+    autocast = not options.use_lora and (options.fp16 or options.bf16)
+    without_light = options.compiler is not None or autocast
     return tuple(policy for policy in POLICIES if not (policy == "light" and without_light))
 
 
@@ -118,8 +123,7 @@ def plan_of(
     here = options.device
     imagined = options.plan and options.memory is not None and here.type == "cpu"
     device = "cuda" if imagined else here.type
-    # What is free comes on top of what this process has taken already.
-    memory = parse_memory(options.memory) if options.memory is not None else free_memory(here) + int(CONTEXT[device])
+    memory = parse_memory(options.memory) if options.memory is not None else _free_everywhere(options)
     dtype = torch.bfloat16 if imagined and options.dtype == "auto" else parse_dtype(options.dtype, here)
     seconds = options.crop_seconds or longest_clip or options.max_duration_in_seconds
     step = Step(
@@ -131,6 +135,7 @@ def plan_of(
         longest_caption or CAPTION_TOKENS,
         options.with_prior_preservation,
         options.with_prior_preservation and options.prior == KL,
+        shared=options.world_size > 1,
     )
     estimator = Estimator(checkpoint, step)
     rows = 2 if step.with_prior else 1
@@ -147,6 +152,16 @@ def plan_of(
             cures.insert(0, "a base in 4 bits (--quantization nf4)")
         say(f"that is more than there is; try {', '.join(cures[:-1])} or {cures[-1]}")
     return plan
+
+
+def _free_everywhere(options: TrainArguments) -> int:
+    """Bytes that every process may take, so that all of them plan the same.
+
+    What is free comes on top of what a process has taken already.
+    """
+    device = options.device
+    sharing = options.world_size if device.type == "cpu" else 1
+    return min(gather_object([free_memory(device) // sharing])) + int(CONTEXT[device.type])
 
 
 def _tell(plan: Plan, checkpoint: Checkpoint, step: Step, memory: int, context: float) -> None:

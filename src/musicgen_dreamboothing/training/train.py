@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, IntervalStrategy, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -243,9 +242,7 @@ def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Sequence[Tab
         longest = max(max(table.train["seconds"]) for table in tables)  # own songs of the class may be longer
         caption = max(table.longest_caption or 0 for table in tables) or None
         plan = plan_of(options, checkpoint, lora_settings(options), longest, caption)
-        # Processes must agree, and find different amounts of memory free: the first one's plan holds for all.
-        values = broadcast_object_list([plan.clips, plan.accumulation, plan.policy])
-        for name, value in zip(SPLIT, values, strict=True):
+        for name, value in zip(SPLIT, (plan.clips, plan.accumulation, plan.policy), strict=True):
             setattr(options, name, value)
 
 

@@ -6,13 +6,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils import AutocastKwargs, broadcast_object_list
 from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
@@ -23,7 +23,7 @@ from musicgen_dreamboothing.arguments import KL
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
-from musicgen_dreamboothing.model.device import release_memory
+from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.training.collator import IS_PRIOR
 from musicgen_dreamboothing.training.dataset import EpochSampler
@@ -45,15 +45,46 @@ class CodebookTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._sampler = EpochSampler(len(self.train_dataset), seed)
         self._train_sums: torch.Tensor | None = None  # [2, G, K]: nll and count since the last line of the log
-        self._frames = 0  # of audio that this process was trained on since its start
+        self._frames: Any = 0  # of audio that all processes were trained on since their start, padding left out
         self._parts = 1  # a micro-batch is computed in so many, since memory ran out
         self._recomputes_all = self.args.recompute == "full"
         self._begun: list[dict[str, torch.Tensor]] = []  # micro-batches of this update before the one at hand
         self.style_of: Callable[[Any], float] | None = None  # how far the model's music is from the songs
         self.add_callback(_EpochTeller(self._sampler))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """A frozen 16-bit base computes in its own precision: of accelerate's fp16 it needs the loss scaler alone.
+
+        Autocast would keep fp32 copies of what it normalises, which no plan knows of.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.args.use_lora:
+            self.accelerator.autocast_handler = AutocastKwargs(enabled=False)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
+        """The micro-batches of an update, and `_get_num_items_in_batch` of them."""
+        batches = list(islice(epoch_iterator, num_batches))
+        if batches and self.accelerator.gradient_state.end_of_dataloader:
+            self._ignore_repeats(batches[-1])
+        steps = self._get_num_items_in_batch(batches, device)
+        if steps is not None:
+            self._frames = self._frames + steps[:, 0].sum().long()  # the first codebook has a label in every frame
+        return batches, steps
+
+    def _ignore_repeats(self, batch: dict[str, torch.Tensor]) -> None:
+        """Leaves out the clips from an epoch's start with which accelerate fills its last batch for all processes."""
+        processes, groups = self.accelerator.num_processes, 2 if IS_PRIOR in batch else 1
+        size = len(batch["labels"]) // groups
+        left = len(self.train_dataset) % (size * processes)
+        if processes == 1 or left == 0 or self.args.dataloader_drop_last:
+            return
+        own = max(0, left - size * self.accelerator.process_index)
+        batch["labels"].unflatten(0, (groups, size))[:, own:] = IGNORED
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         """Valid steps of each group and codebook `[G, K]` in the whole batch of an update, over all processes."""
@@ -84,7 +115,6 @@ class CodebookTrainer(Trainer):
         losses = (nll / counts.clamp(min=1)).mean(-1)  # [G]
         loss = (losses * losses.new_tensor([1.0, self.args.prior_loss_weight])[: len(losses)]).sum()
         if model.training:
-            self._frames += inputs["labels"].shape[0] * inputs["labels"].shape[-1]
             sums = torch.stack([nll.detach(), own])
             self._train_sums = sums if self._train_sums is None else self._train_sums + sums
         loss = loss * self.accelerator.num_processes
@@ -107,7 +137,7 @@ class CodebookTrainer(Trainer):
         The loss is a sum over clips, so the update stays the same. What a torn backward pass has left in the gradients
         is thrown away with the rest of them, and the earlier micro-batches of the update are computed again.
         """
-        begun, counted = self._begun, (self._train_sums, self._frames)
+        begun, counted = self._begun, self._train_sums
         self._begun = [] if self.accelerator.sync_gradients else [*begun, inputs]
         again: list[dict[str, torch.Tensor]] = []
         while True:
@@ -115,7 +145,7 @@ class CodebookTrainer(Trainer):
             try:
                 for at_hand in again:
                     self._in_parts(model, at_hand, num_items_in_batch)
-                at_hand, (self._train_sums, self._frames) = inputs, counted
+                at_hand, self._train_sums = inputs, counted
                 return self._in_parts(model, inputs, num_items_in_batch)
             except RuntimeError as error:
                 self._shrink(error, len(at_hand["labels"]))
@@ -136,8 +166,10 @@ class CodebookTrainer(Trainer):
     def _shrink(self, error: RuntimeError, clips: int) -> None:
         """Half as many clips at once from now on, then full recomputation, or the error where neither is a cure."""
         size = -(-clips // self._parts)
-        if not should_reduce_batch_size(error) or self.accelerator.num_processes > 1:
+        if not is_out_of_memory(error):
             raise error
+        if self.accelerator.num_processes > 1 and (size > 1 or not self._recomputes_all):
+            raise UserError(self._cure_of_many(size)) from error
         if size > 1:
             self._parts = -(-clips // (size // 2))
             say(f"no memory for {plural(size, 'clip')} at once; going on with {size // 2}, the update stays the same")
@@ -150,6 +182,17 @@ class CodebookTrainer(Trainer):
                 "no memory for a single clip; try --quantization nf4, shorter pieces (--crop_seconds 15), or a smaller "
                 "--model_name_or_path"
             ) from error
+
+    def _cure_of_many(self, size: int) -> str:
+        """What a person can do where several processes train, of which none can change its way alone."""
+        problem = f"no memory for {plural(size, 'clip')} at once on one of {self.accelerator.num_processes} processes"
+        if not self._recomputes_all:
+            return f"{problem}; the same command with --recompute full goes on from the last checkpoint"
+        times = self.args.gradient_accumulation_steps
+        return (
+            f"{problem}; begin anew with --restart true --per_device_train_batch_size {size // 2} "
+            f"--gradient_accumulation_steps {2 * times}"
+        )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Adds the distance to the songs, where it is asked for: early stopping and the best checkpoint go by it."""
@@ -184,7 +227,7 @@ class CodebookTrainer(Trainer):
 
     def audio_seconds(self, checkpoint: Checkpoint) -> float:
         """Seconds of audio that all processes were trained on since their start."""
-        return self._frames * self.accelerator.num_processes / checkpoint.frame_rate
+        return float(self._frames) / checkpoint.frame_rate
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Saves weights only: no pickled arguments, and not PEFT's guess at embeddings, which takes T5's for ours."""
