@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import read_checkpoint
 from torch import nn
+from transformers import EncodecConfig
+from transformers.models.encodec.modeling_encodec import EncodecEncoder, EncodecLSTM
 
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec
+from musicgen_dreamboothing.model.convolutions import ChannelsLast
 
 
 @pytest.mark.parametrize("kind", ["text", "melody-stereo"])
@@ -34,9 +38,39 @@ def test_the_convolutions_hear_a_stretch_at_a_time(tiny: Path, monkeypatch: pyte
     checkpoint = read_checkpoint(tiny)
     model = load_codec(checkpoint, torch.device("cpu"))
     heard: list[int] = []
-    first = next(layer for layer in model.encoder.modules() if isinstance(layer, nn.Conv1d))
-    first.register_forward_hook(lambda layer, inputs, found: heard.append(inputs[0].numel()))
+
+    class Listening(codec.ChannelsLast):
+        def __call__(self, wave: torch.Tensor) -> torch.Tensor:
+            heard.append(wave.numel())
+            return super().__call__(wave)
+
+    monkeypatch.setattr(codec, "ChannelsLast", Listening)
     monkeypatch.setattr(codec, "CPU_FRAMES", 10)
     codec.encode(model, torch.rand(2, 1, 200 * checkpoint.hop_length), checkpoint)
     assert len(heard) == 40
     assert max(heard) < 60 * checkpoint.hop_length
+
+
+@pytest.mark.parametrize("moments", [7, 8, 640])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_causal_conv": True},
+        {"use_conv_shortcut": True},
+        {"pad_mode": "constant"},
+        {"num_residual_layers": 2, "residual_kernel_size": 1},
+        {"upsampling_ratios": [5, 3, 2, 1], "kernel_size": 4, "num_residual_layers": 0},
+    ],
+)
+def test_channels_last_computes_what_the_layers_do(changes: dict[str, Any], moments: int) -> None:
+    """Also where a wave is shorter than what is put around it, or no multiple of a stride."""
+    config = EncodecConfig(num_filters=4, hidden_size=8, norm_type="weight_norm", sampling_rate=32000, **changes)
+    torch.manual_seed(0)
+    layers = list(EncodecEncoder(config).layers)
+    layers = layers[: next(place for place, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))]
+    wave = torch.randn(1, 1, moments)
+    with torch.inference_mode():
+        found, expected = ChannelsLast(layers)(wave.clone()), nn.Sequential(*layers)(wave)
+    assert expected.abs().mean() > 0.001
+    torch.testing.assert_close(found, expected)

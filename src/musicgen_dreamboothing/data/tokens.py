@@ -40,7 +40,7 @@ TOKENS, CODES, CAPTIONS, WORDS, PARTS, INFO = "tokens", "clips", "captions", "wo
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
 READ_AHEAD = 8  # clips, at least
 WRITE_BATCH = 64  # rows that are in memory until they are written
-ENCODE_BATCH = 4  # clips at once on a CPU; on a GPU its free memory decides
+ENCODE_BATCH = 8  # clips at once on a CPU, whose LSTM products of 4 rows are slow; on a GPU its free memory decides
 MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
 
 CODE_FEATURES = datasets.Features(

@@ -11,6 +11,7 @@ from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.convolutions import ChannelsLast
 
 # Frames that the convolutions of the encoder hear at once. The first ones hold 64 channels at the rate of the sound: a
 # quarter of a GB each for 30 s, which no cache holds. In stretches a CPU is faster, and both need less memory.
@@ -59,6 +60,7 @@ def _convolve(layers: list[nn.Module], wave: torch.Tensor, hop: int) -> torch.Te
     on_cpu = wave.device.type == "cpu"
     clips = 1 if on_cpu else len(wave)
     frames = CPU_FRAMES if on_cpu else max(1, GPU_FRAMES // clips)
+    convolved = ChannelsLast(layers) if on_cpu else nn.Sequential(*layers)
     reach = -(-_encoder_reach(layers) // hop)
     total = wave.shape[-1] // hop
     whole = []
@@ -66,9 +68,7 @@ def _convolve(layers: list[nn.Module], wave: torch.Tensor, hop: int) -> torch.Te
         stretches = []
         for begin in range(0, total, frames):
             end, start = min(total, begin + frames), max(0, begin - reach)
-            hidden = part[..., start * hop : min(total, end + reach) * hop]
-            for layer in layers:
-                hidden = layer(hidden)
+            hidden = convolved(part[..., start * hop : min(total, end + reach) * hop])
             stretches.append(hidden[..., begin - start : end - start])
         whole.append(torch.cat(stretches, dim=-1))
     return torch.cat(whole)

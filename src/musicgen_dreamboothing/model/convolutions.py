@@ -1,0 +1,77 @@
+"""The convolutions of EnCodec's encoder as a CPU computes them fastest: with the channels of a moment side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecResnetBlock
+
+
+class ChannelsLast:
+    """What the layers of an encoder make of a wave, up to rounding.
+
+    torch's `conv1d` knows channels first only: oneDNN then reorders what goes into each layer and what comes out. An
+    image of height 1 may have its channels last, where products of matrices find them, and so all layers stay in that
+    order. Padding is copied once instead of by torch's slow reflection, and activations are computed in place.
+
+    Args:
+        layers: convolutions with normalised weights, ELUs and residual blocks of transformers' `EncodecEncoder`. Their
+            weights are read now.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._layers = layers
+        convolutions = [part for layer in layers for part in layer.modules() if isinstance(part, nn.Conv1d)]
+        self._kernels = {one: _kernel(one) for one in convolutions}
+
+    def __call__(self, wave: torch.Tensor) -> torch.Tensor:
+        """`[1, C, S]` -> `[1, D, T]`."""
+        hidden = wave[0].t()  # [S, C], and so is what every layer hands to the next
+        for layer in self._layers:
+            hidden = self._computed(layer, hidden)
+        return hidden.t()[None]
+
+    def _computed(self, layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        if isinstance(layer, EncodecConv1d):
+            return self._convolved(layer.conv, _padded(layer, hidden))
+        if isinstance(layer, nn.ELU):
+            return functional.elu(hidden, layer.alpha, inplace=True)
+        assert isinstance(layer, EncodecResnetBlock), layer
+        first, *others = layer.block
+        found = first(hidden)  # not in place: the shortcut needs what comes in
+        for other in others:
+            found = self._computed(other, found)
+        shortcut = layer.shortcut
+        return found.add_(self._computed(shortcut, hidden) if isinstance(shortcut, EncodecConv1d) else hidden)
+
+    def _convolved(self, conv: nn.Conv1d, hidden: torch.Tensor) -> torch.Tensor:
+        kernel = self._kernels[conv]
+        if kernel.dim() == 2:
+            return functional.linear(hidden, kernel, conv.bias)
+        image = hidden.t()[None, :, None]  # [1, C, 1, S], without a copy
+        stride, dilation = (1, *conv.stride), (1, *conv.dilation)
+        return functional.conv2d(image, kernel, conv.bias, stride, dilation=dilation)[0, :, 0].t()
+
+
+def _kernel(conv: nn.Conv1d) -> torch.Tensor:
+    """`[D, C, 1, width]` with the channels last, or `[D, C]` of one that hears a moment at a time."""
+    if conv.kernel_size == conv.stride == (1,):
+        return conv.weight[:, :, 0]
+    return conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+
+
+def _padded(layer: EncodecConv1d, hidden: torch.Tensor) -> torch.Tensor:
+    """`[S, C]` with what `EncodecConv1d.forward` puts around it."""
+    conv = layer.conv
+    total = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1 - conv.stride[0]
+    right = 0 if layer.causal else total // 2
+    left = total - right
+    right += -len(hidden) % conv.stride[0]
+    if left == right == 0:
+        return hidden
+    if layer.pad_mode == "reflect" and len(hidden) > max(left, right):
+        return torch.cat([hidden[1 : left + 1].flip(0), hidden, hidden[len(hidden) - 1 - right : -1].flip(0)])
+    return EncodecConv1d._pad1d(hidden.t()[None], (left, right), layer.pad_mode)[0].t().contiguous()
