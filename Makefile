@@ -16,7 +16,7 @@ demo: .venv/installed ## songs -> adapter -> new music, offline, with the built-
 	$(BIN)/musicgen-dreamboothing demo $(ARGS)
 
 test: .venv/installed-dev ## run the tests, a file on each core; one of them: make test ARGS="-k delay"
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/installed-dev ## format, lint, types and the direction of imports; changes nothing
 	$(BIN)/ruff format --check .
