@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -117,3 +118,27 @@ def test_the_memory_of_a_training_is_what_is_planned(size: str, monkeypatch: pyt
     for gigabytes, policy, quantization in zip(told, ("none", "full", "full"), ("none", "none", "nf4"), strict=True):
         step = Step(30 * 50 + 3, torch.bfloat16, quantization)
         assert gigabytes == pytest.approx(Estimator(base, step).footprint(policy, 1).total / 1e9, abs=0.051)
+
+
+@pytest.mark.parametrize(
+    ("figure", "benchmark", "case", "row"),
+    [
+        ("a training step, musicgen-small", "train_step", "small, 1 x 30 s, auto", "ours, light"),
+        ("the same where memory counts", "train_step", "small, 1 x 30 s, bfloat16", "ours, recompute"),
+        ("on a base of 4 bits", "train_step", "small, 1 x 30 s, bfloat16", "ours, nf4"),
+        ("a step of generation, musicgen-small", "generate", "small, 4 s, auto", "ours"),
+        ("the same with weights of 8 bits", "generate", "small, 4 s, auto", "ours, int8"),
+        ("eight prompts at once", "generate", "small, 4 s, auto", "ours, 8 at once"),
+        ("a step of generation, the tiny checkpoint", "generate", "built-in, 4 s, auto", "ours"),
+        ("EnCodec, 27 minutes of songs", "prepare", "54 x 30 s", "batched"),
+    ],
+)
+def test_figures_are_those_that_were_kept(figure: str, benchmark: str, case: str, row: str) -> None:
+    (results,) = (ROOT / "benchmarks" / "results").glob("intel-*.json")
+    first, *others = json.loads(results.read_text())[benchmark][case]["rows"]
+    kept = next(other for other in others if row in (other.get("variant"), other.get("way")))
+    told = next(line for line in README.splitlines() if line.startswith(f"| {figure}")).split("|")[3:5]
+    for cell, ratio in zip(told, (kept["speed"], kept["peak GB"] / first["peak GB"]), strict=True):
+        if cell.strip() != "–":
+            assert float(cell.strip().removesuffix("x")) == pytest.approx(ratio, abs=0.051)
+    assert any(cell.strip() != "–" for cell in told)

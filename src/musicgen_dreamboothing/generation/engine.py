@@ -39,7 +39,7 @@ class Stack:
         self.model, self.codebooks = model, len(model.decoder.lm_heads)
         self.embed = _joined_tables([computing_layer(table) for table in decoder.embed_tokens])
         self.layers = [_Layer(layer) for layer in decoder.layers]
-        self.norm: Product = decoder.layer_norm
+        self.norm = _normalising(decoder.layer_norm)
         self.heads = _joined(model.decoder.lm_heads)
         self._table = decoder.embed_positions
 
@@ -56,10 +56,10 @@ class _Layer:
     def __init__(self, layer: Any) -> None:
         own = layer.self_attn
         self.shape = (own.num_heads, own.head_dim)
-        self.norm: Product = layer.self_attn_layer_norm
+        self.norm = _normalising(layer.self_attn_layer_norm)
         self.query_key_value = _joined([own.q_proj, own.k_proj, own.v_proj])
         self.add_own = _adding(own.out_proj)
-        self.last_norm: Product = layer.final_layer_norm
+        self.last_norm = _normalising(layer.final_layer_norm)
         self.widen = _joined([layer.fc1])
         self.activate: Product = layer.activation_fn
         self.add_narrowed = _adding(layer.fc2)
@@ -77,7 +77,7 @@ class _Cross:
 
     def __init__(self, layer: Any) -> None:
         attention = layer.encoder_attn
-        self.norm: Product = layer.encoder_attn_layer_norm
+        self.norm = _normalising(layer.encoder_attn_layer_norm)
         self.query = _joined([attention.q_proj])
         self.key = _joined([attention.k_proj])
         self.value = _joined([attention.v_proj])
@@ -167,8 +167,8 @@ class Decoder:
         if self._whole:
             filled.index_copy_(3, place, joint[:, 1:, :, None])  # type: ignore[arg-type]
         else:
-            filled[:, :, :, place] = joint[:, 1:]
-            filled = filled[:, :, :, : place + 1]
+            filled.select(3, place).copy_(joint[:, 1:])  # type: ignore[arg-type]
+            filled = filled.narrow(3, 0, place + 1)  # type: ignore[arg-type]
         keys, values = filled.unbind(1)
         found = functional.scaled_dot_product_attention(joint[:, 0, :, None], keys, values, attn_mask=mask)
         hidden = layer.add_own(hidden, found.reshape(hidden.shape))
@@ -228,9 +228,12 @@ def _joined(linears: Sequence[nn.Module]) -> Product:
 
 def _linear(weight: torch.Tensor) -> Product:
     """`x @ weight.T`, turned over where that is faster."""
+    turned = weight.t()
 
     def product(x: torch.Tensor) -> torch.Tensor:
-        return (weight @ x.mT).mT if _is_turned(x) else functional.linear(x, weight)
+        if _is_turned(x):
+            return (weight @ x.mT).mT
+        return torch.mm(x, turned) if x.ndim == 2 else functional.linear(x, weight)
 
     return product
 
@@ -271,10 +274,19 @@ def _adding(linear: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
         return lambda hidden, x: hidden + linear(x)
 
     weight = linear.weight.detach()
+    turned = weight.t()
 
     def add(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if _is_turned(x):
             return torch.addmm(hidden.mT, weight, x.mT).mT
-        return torch.addmm(hidden.flatten(0, -2), x.flatten(0, -2), weight.t()).view(hidden.shape)
+        if x.ndim == 2:
+            return torch.addmm(hidden, x, turned)
+        return torch.addmm(hidden.flatten(0, -2), x.flatten(0, -2), turned).view(hidden.shape)
 
     return add
+
+
+def _normalising(norm: Any) -> Product:
+    """What a layer normalisation computes. In a tiny model the way through its module takes as long as the numbers."""
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
