@@ -21,6 +21,7 @@ from musicgen_dreamboothing.model.footprint import Estimator, Step
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPTION = re.compile(r"--[a-z][a-z_]+")
 SMALL = ["--max_duration_in_seconds", "2", "--min_duration_in_seconds", "1", "--num_train_epochs", "1"]
 
 
@@ -87,7 +88,13 @@ def test_every_option_in_the_readme_exists() -> None:
     for verb in ("Train", "Generate", "Prepare", "Evaluate", "Demo"):
         target = getattr(arguments, f"{verb}Arguments")
         known |= {flag for action in arguments.parser(target, "", "")._actions for flag in action.option_strings}
-    assert set(re.findall(r"(--[a-z][a-z_]+)", README)) <= known
+    row = re.compile(r"`([a-z_]+\.py)( --[^`]*)?` \|$", flags=re.MULTILINE)
+    benchmarks = row.findall(README)
+    assert len(benchmarks) == 8
+    for script, words in benchmarks:
+        declared = (ROOT / "benchmarks" / script).read_text()
+        assert all(f'"{flag}"' in declared for flag in OPTION.findall(words)), script
+    assert set(OPTION.findall(row.sub("", README))) <= known
 
 
 def test_every_room_in_the_readme_exists() -> None:
