@@ -49,7 +49,7 @@ def _measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
 
     from musicgen_dreamboothing import audio
     from musicgen_dreamboothing.data.cutting import Cutting, cut_song
-    from musicgen_dreamboothing.data.song import TRAIN, Song
+    from musicgen_dreamboothing.data.songs.song import TRAIN, Song
     from musicgen_dreamboothing.listening.sound import measure
     from musicgen_dreamboothing.model import codec
     from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source

@@ -23,7 +23,7 @@ from musicgen_dreamboothing.data.captions import THINNED, key_phrase, thinned, t
 from musicgen_dreamboothing.data.cutting import SongRecord
 from musicgen_dreamboothing.data.describe import Describing, describe_clips
 from musicgen_dreamboothing.data.prepare import Prepared, prepare, refresh
-from musicgen_dreamboothing.data.song import Song
+from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.data.words import Heard, captions
 from musicgen_dreamboothing.model.checkpoint import load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.keyword import texts_of

@@ -28,7 +28,7 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import cutting as cuttings
 from musicgen_dreamboothing.data import describe as describing
 from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_song
-from musicgen_dreamboothing.data.song import TRAIN, Song
+from musicgen_dreamboothing.data.songs.song import TRAIN, Song
 from musicgen_dreamboothing.data.tables import load_tables
 from musicgen_dreamboothing.listening.key import Key
 from musicgen_dreamboothing.listening.loudness import loudness, peak
@@ -362,17 +362,19 @@ def test_every_epoch_draws_one_of_the_captions(two_songs: Path, tmp_path: Path, 
     ],
 )
 def test_a_caption_may_stand_in_json(text: str, expected: str | None, tmp_path: Path) -> None:
-    from musicgen_dreamboothing.data.sources import Columns, find_songs
+    from musicgen_dreamboothing.data.songs.song import Columns
+    from musicgen_dreamboothing.data.songs.sources import find_songs
 
     audio.write(tmp_path / "a.wav", tone_song(1.0, 0), RATE)
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    assert find_songs(str(tmp_path), Columns())[0].caption == expected
+    assert find_songs(str(tmp_path), Columns()).songs[0].caption == expected
     (tmp_path / "a.txt").write_text("from the text file", encoding="utf-8")
-    assert find_songs(str(tmp_path), Columns())[0].caption == "from the text file"
+    assert find_songs(str(tmp_path), Columns()).songs[0].caption == "from the text file"
 
 
 def test_json_that_is_none_is_named(tmp_path: Path) -> None:
-    from musicgen_dreamboothing.data.sources import Columns, find_songs
+    from musicgen_dreamboothing.data.songs.song import Columns
+    from musicgen_dreamboothing.data.songs.sources import find_songs
 
     audio.write(tmp_path / "a.wav", tone_song(1.0, 0), RATE)
     (tmp_path / "a.json").write_text("{", encoding="utf-8")

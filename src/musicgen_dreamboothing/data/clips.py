@@ -21,11 +21,11 @@ from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_named
 from musicgen_dreamboothing.data.describe import Description
 from musicgen_dreamboothing.data.files import write_json_lines, write_text
-from musicgen_dreamboothing.data.song import EVAL, Song
-from musicgen_dreamboothing.data.sources import CLIPS, SONGS, numbered_json_lines
+from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
+from musicgen_dreamboothing.data.songs.song import EVAL, Song
+from musicgen_dreamboothing.data.textfiles import numbered_json_lines
 from musicgen_dreamboothing.data.workers import in_processes, in_threads
 
-METADATA = "metadata.jsonl"
 JOURNALS = "songs-*.jsonl"  # of the other processes, while they cut
 WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
 DESCRIBED = ("tempo", "key", "tags", "variants")  # columns of ours that stand only where clips are described

@@ -15,7 +15,7 @@ import numpy as np
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.data.song import TRAIN, Song
+from musicgen_dreamboothing.data.songs.song import TRAIN, Song
 from musicgen_dreamboothing.listening.defects import SILENT_SHARE, silence
 from musicgen_dreamboothing.listening.key import find_key
 from musicgen_dreamboothing.listening.loudness import normalised

@@ -22,8 +22,8 @@ from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data.cutting import SongRecord
 from musicgen_dreamboothing.data.file_tags import FileTags, file_tags
 from musicgen_dreamboothing.data.files import digest, write_json_lines
-from musicgen_dreamboothing.data.song import Song
-from musicgen_dreamboothing.data.sources import CLIPS
+from musicgen_dreamboothing.data.layout import CLIPS
+from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.data.words import Heard, captions
 from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
 from musicgen_dreamboothing.model.device import release_memory

@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.clips import METADATA, listed_clips, read_records
+from musicgen_dreamboothing.data.clips import listed_clips, read_records
 from musicgen_dreamboothing.data.cutting import SongRecord
 from musicgen_dreamboothing.data.files import digest, write_text
-from musicgen_dreamboothing.data.song import TRAIN
-from musicgen_dreamboothing.data.sources import CLIPS
+from musicgen_dreamboothing.data.layout import CLIPS, METADATA
+from musicgen_dreamboothing.data.songs.song import TRAIN
 from musicgen_dreamboothing.data.workers import in_processes
 from musicgen_dreamboothing.listening import defects
 from musicgen_dreamboothing.listening.duplicates import Duplicate, find_duplicates

@@ -11,7 +11,7 @@ import numpy as np
 
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.data.doctor import Clip, Examination
-from musicgen_dreamboothing.data.song import TRAIN
+from musicgen_dreamboothing.data.songs.song import TRAIN
 from musicgen_dreamboothing.listening import defects
 from musicgen_dreamboothing.listening.duplicates import Duplicate
 from musicgen_dreamboothing.listening.sound import Sound

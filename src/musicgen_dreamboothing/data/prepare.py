@@ -15,13 +15,15 @@ from musicgen_dreamboothing.arguments import DEFAULT_MODEL, DataArguments, Model
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data import clips as clipping
 from musicgen_dreamboothing.data.checkup import REPORT, check_up
-from musicgen_dreamboothing.data.clips import METADATA, account_of, cut_songs, update_metadata
+from musicgen_dreamboothing.data.clips import account_of, cut_songs, update_metadata
 from musicgen_dreamboothing.data.cutting import Cutting
 from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_clips
+from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.publish import open_dataset, push_clips
-from musicgen_dreamboothing.data.song import Song
-from musicgen_dreamboothing.data.sources import CLIPS, SONGS, Columns, find_songs, read_json_lines
+from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
+from musicgen_dreamboothing.data.songs.sources import find_songs
+from musicgen_dreamboothing.data.textfiles import read_json_lines
 from musicgen_dreamboothing.data.tokens import TOKENS, tokenize_clips
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
 
@@ -110,7 +112,10 @@ def prepare_songs(
     with folder_lock(folder):
         state = PartialState()
         with state.main_process_first():  # what it downloads is there for the others
-            found = _find(songs, options, checkpoint.source)
+            collection = _find(songs, options, checkpoint.source)
+        for note in collection.notes:
+            say(note)
+        found = collection.songs
         if options.overwrite_cache and state.is_main_process:
             _remove(folder, OURS)
         state.wait_for_everyone()
@@ -203,10 +208,10 @@ def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, t
     )
 
 
-def _find(songs: str, options: DataArguments, base: Source) -> list[Song]:
+def _find(songs: str, options: DataArguments, base: Source) -> Collection:
     """The songs, which must have some words to be called by."""
     found = find_songs(songs, _columns(options), token=base.token, cache_dir=base.cache_dir)
-    if not options.instance_prompt and not options.add_metadata and not any(song.caption for song in found):
+    if not options.instance_prompt and not options.add_metadata and not any(song.caption for song in found.songs):
         raise UserError(
             "no song has a caption: give the style a key-word with --instance_prompt, "
             "a column with --text_column_name, put a song.txt beside each song, "

@@ -9,8 +9,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.clips import METADATA, listed_clips
-from musicgen_dreamboothing.data.sources import CLIPS
+from musicgen_dreamboothing.data.clips import listed_clips
+from musicgen_dreamboothing.data.layout import CLIPS, METADATA
 
 CARD = "README.md"
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.data.files import write_text
-from musicgen_dreamboothing.data.song import Song
+from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.model.separator import Separator, parse_stems, signature
 
 STEMS = "stems"

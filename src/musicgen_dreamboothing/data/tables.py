@@ -10,7 +10,7 @@ import datasets
 import pyarrow.compute as pc
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.song import EVAL
+from musicgen_dreamboothing.data.songs.song import EVAL
 from musicgen_dreamboothing.data.tokens import CAPTIONS, CODES, TOKENS
 
 MIN_SONGS_TO_SPLIT = 3  # of fewer songs none is held out: too much would be lost

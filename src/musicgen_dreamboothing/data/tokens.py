@@ -27,10 +27,10 @@ from tqdm.auto import tqdm
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.captions import key_phrase, thinned_copies, with_instance_prompt
-from musicgen_dreamboothing.data.clips import METADATA, listed_clips
+from musicgen_dreamboothing.data.clips import listed_clips
 from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
-from musicgen_dreamboothing.data.song import TRAIN
-from musicgen_dreamboothing.data.sources import CLIPS
+from musicgen_dreamboothing.data.layout import CLIPS, METADATA
+from musicgen_dreamboothing.data.songs.song import TRAIN
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.device import release_memory

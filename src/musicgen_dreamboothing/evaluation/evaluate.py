@@ -15,8 +15,8 @@ import yaml
 
 from musicgen_dreamboothing.arguments import EvaluateArguments
 from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.run import RunRecord, read_record
-from musicgen_dreamboothing.data.sources import CLIPS
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.evaluation.blind import blind_lines, score_blind, write_blind
 from musicgen_dreamboothing.evaluation.embedding import load_embedder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 TRAIN, EVAL = "train", "eval"
@@ -21,6 +21,8 @@ class Song:
         fingerprint: changes whenever the sound does.
         original: gives the file as it came, with its tags, where `read` gives but stems of it.
         damage: what could not be decoded of that file.
+        start: where it begins in the file, in seconds: tracks of a cue sheet share one file.
+        end: where it ends there; None is the end of the file.
     """
 
     name: str
@@ -30,3 +32,24 @@ class Song:
     fingerprint: str
     original: Callable[[], Path | bytes] | None = None
     damage: str | None = None
+    start: float = 0.0
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns and splits of a dataset to read; None takes the usual ones."""
+
+    audio: str | None = None
+    text: str | None = None
+    config: str | None = None
+    train_split: str = "train"
+    eval_split: str | None = None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Songs in a fixed order, and one line for each kind of thing that was passed over or could not be used."""
+
+    songs: list[Song]
+    notes: list[str] = field(default_factory=list)
