@@ -20,7 +20,7 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data.cutting import SongRecord
-from musicgen_dreamboothing.data.file_tags import FileTags, file_tags
+from musicgen_dreamboothing.data.file_tags import file_tags
 from musicgen_dreamboothing.data.files import digest, write_json_lines
 from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.songs.song import Song
@@ -99,7 +99,7 @@ def describe_clips(
     impressions = _impressions(folder, rate, names, describing)
     found = {}
     for song, record in zip(songs, records, strict=True):
-        own = _own_tags(song, describing)
+        own = _own_tags(song, describing) if record.clips else {}
         for clip in record.clips:
             heard = _heard(clip, impressions.get(clip["file_name"], {}), own)
             words = None if describing.captions == "measured" else song.caption
@@ -133,8 +133,9 @@ def _heard(clip: Mapping[str, Any], impression: Mapping[str, Any], own: Mapping[
 
 def _own_tags(song: Song, describing: Describing) -> dict[str, Any]:
     """What the song's file says of itself, as far as it is asked for."""
-    where = (song.original or song.read)() if describing.file_tags else b""
-    tags = asdict(file_tags(where) if isinstance(where, Path) else FileTags())
+    if not describing.file_tags:
+        return {}
+    tags = asdict(file_tags((song.original or song.read)()))
     return {name: tags[name] for name in describing.file_tags if tags[name]}
 
 

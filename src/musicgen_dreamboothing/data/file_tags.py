@@ -5,6 +5,7 @@ Read by mutagen from ID3 (mp3, wav, aiff), Vorbis comments (FLAC, Ogg, Opus), MP
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,9 +55,9 @@ class FileTags:
     comment: str | None = None
 
 
-def file_tags(path: Path) -> FileTags:
-    """Reads a song's tags; a file that is broken or has none gives none."""
-    fields = {name: list(_texts(value)) for name, value in _raw_tags(path)}
+def file_tags(source: Path | bytes) -> FileTags:
+    """Reads a song's tags from its path or its bytes; a file that is broken or has none gives none."""
+    fields = {name: list(_texts(value)) for name, value in _raw_tags(source)}
     names = {text.casefold() for text in _all(fields, NAMES) if len(text) > 2}
     comments = (parse_comment(text) for text in _all(fields, COMMENT))
     return FileTags(
@@ -67,10 +68,10 @@ def file_tags(path: Path) -> FileTags:
     )
 
 
-def _raw_tags(path: Path) -> Iterator[tuple[str, Any]]:
+def _raw_tags(source: Path | bytes) -> Iterator[tuple[str, Any]]:
     """Names as the format has them, in small letters, with whatever mutagen makes of their values."""
     try:
-        found = mutagen.File(path)
+        found = mutagen.File(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Exception:  # its own MutagenError, but malformed headers also bring KeyError, struct.error and others
         return
     for name, value in dict(found.tags or {}).items() if found is not None else ():

@@ -11,7 +11,13 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from musicgen_dreamboothing.arguments import DEFAULT_MODEL, DataArguments, ModelArguments, PrepareArguments
+from musicgen_dreamboothing.arguments import (
+    DEFAULT_MODEL,
+    DataArguments,
+    ModelArguments,
+    PrepareArguments,
+    TrainArguments,
+)
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data import clips as clipping
 from musicgen_dreamboothing.data.checkup import REPORT, check_up
@@ -231,6 +237,7 @@ def _columns(options: DataArguments) -> Columns:
         options.dataset_config_name,
         options.train_split_name,
         eval_split,
+        *((options.max_train_samples, options.max_eval_samples) if isinstance(options, TrainArguments) else ()),
     )
 
 

@@ -1,140 +1,316 @@
-"""Songs of a dataset: on the Hub, saved on disk, or a folder of parquet files."""
+"""Songs of a dataset on disk: saved by `datasets`, or Parquet, Arrow or tar files in a folder.
+
+Only the columns with songs and captions are read, and from Arrow: whatever types the other columns have, nothing is
+decoded, and nothing that decodes has to be installed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.songs.folder import songs_of_folder
-from musicgen_dreamboothing.data.songs.sidecars import METADATA_FILES
+from musicgen_dreamboothing.data.songs.archives import count_samples, songs_of_archives
+from musicgen_dreamboothing.data.songs.cells import (
+    UnusableCellError,
+    audio_of_cell,
+    caption_of_value,
+    fingerprint_of_cell,
+    values_of_text,
+)
+from musicgen_dreamboothing.data.songs.columns import audio_column, declared_features, label_names, text_column
+from musicgen_dreamboothing.data.songs.notes import RowNotes
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns, Song
+
+READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # of `datasets`, by suffix
+SAVED, SAVED_SPLITS, INFO = "state.json", "dataset_dict.json", "dataset_info.json"
+
+Splits = Mapping[str, Sequence[Path]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a dataset is.
+
+    Attributes:
+        name: in messages.
+        folders: against which relative paths in its cells are resolved.
+        cache_dir: for what `datasets` converts; None is its own.
+    """
+
+    name: str
+    folders: tuple[Path, ...]
+    cache_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The wanted columns of one split in Arrow files; `labels` names the classes of a text column of ClassLabels."""
+
+    files: list[Path]
+    audio: str
+    text: str | None
+    labels: list[str] | None
 
 
 def is_saved_dataset(folder: Path) -> bool:
     """Whether `Dataset.save_to_disk` or `DatasetDict.save_to_disk` made this folder."""
-    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+    return (folder / SAVED).exists() or (folder / SAVED_SPLITS).exists()
 
 
-def holds_parquet(folder: Path) -> bool:
-    """Whether there are parquet files in a folder or below it."""
-    return any(path.is_file() for path in folder.rglob("*.parquet"))
+def is_table(path: str) -> bool:
+    """Whether a file holds rows of a dataset; `metadata.parquet` describes the audio files beside it."""
+    return path.endswith(tuple(READERS)) and not path.endswith("metadata.parquet")
 
 
-def songs_of_saved_dataset(folder: Path, columns: Columns) -> Collection:
+def holds_tables(folder: Path) -> bool:
+    """Whether there are Parquet, Arrow or tar files in a folder or below it."""
+    return any(is_table(path.name) and path.is_file() for path in folder.rglob("*"))
+
+
+def songs_of_saved_dataset(folder: Path, columns: Columns, name: str | None = None) -> Collection:
     """The songs of a dataset that was saved with `save_to_disk`.
 
     Raises:
-        UserError: it has no such split or column.
+        UserError: it is incomplete, or has no such split or column.
     """
-    return _songs_of_dataset(datasets.load_from_disk(str(folder)), columns, str(folder))
+    if (folder / SAVED_SPLITS).exists():
+        splits = {split: _saved_files(folder / split) for split in _json(folder / SAVED_SPLITS)["splits"]}
+    else:
+        splits = {columns.train_split: _saved_files(folder)}
+    return songs_of_splits(splits, columns, Place(name or str(folder), (folder, Path())))
 
 
-def songs_of_parquet(folder: Path, columns: Columns, cache_dir: str | None) -> Collection:
-    """The songs of a folder of parquet files, such as the clone of a dataset repository.
-
-    Raises:
-        UserError: there is no such split or column.
-    """
-    loaded = datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=cache_dir)
-    return _songs_of_dataset(loaded, columns, str(folder))
+def _saved_files(folder: Path) -> list[Path]:
+    files = [folder / entry["filename"] for entry in _json(folder / SAVED)["_data_files"]]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is missing; copy the whole folder that save_to_disk wrote")
+    return files
 
 
-def songs_of_hub(name: str, columns: Columns, token: str | None, cache_dir: str | None) -> Collection:
-    """The songs of a dataset repository on the Hub.
-
-    Raises:
-        UserError: there is no such repository, or it has no such split or column.
-    """
+def _json(path: Path) -> Any:
     try:
-        files = HfApi(token=token).list_repo_files(name, repo_type="dataset")
-        if not any(file.endswith(".parquet") for file in files):
-            return _songs_of_hub_folder(name, columns, token, cache_dir)
-        loaded = datasets.load_dataset(name, columns.config, token=token, cache_dir=cache_dir)
-    except (HTTPError, HFValidationError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[:2])
-        raise UserError(f"no folder {name!r} here, and as a Hub dataset it can't be loaded: {reason}") from error
-    return _songs_of_dataset(loaded, columns, name)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}); save the dataset again with save_to_disk") from error
 
 
-def _songs_of_hub_folder(name: str, columns: Columns, token: str | None, cache_dir: str | None) -> Collection:
-    """A Hub dataset of plain audio files. `datasets` itself reads these only with torchcodec and FFmpeg installed."""
-    wanted = [f"*{suffix}" for suffix in (*AUDIO_SUFFIXES, *(s.upper() for s in AUDIO_SUFFIXES), ".txt")]
-    folder = snapshot_download(
-        name,
-        repo_type="dataset",
-        token=token,
-        cache_dir=cache_dir,
-        allow_patterns=[*wanted, *METADATA_FILES, "*/metadata.*"],
+def songs_of_tables(folder: Path, columns: Columns, cache_dir: str | None, name: str | None = None) -> Collection:
+    """The songs of a folder of Parquet, Arrow or tar files, such as the clone of a dataset repository.
+
+    Raises:
+        UserError: there is no such configuration, split or column, or a file cannot be read.
+    """
+    place = Place(name or str(folder), (folder, Path()), cache_dir)
+    try:
+        splits = _splits_of_folder(folder, columns, place)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{place.name} can't be read as a dataset: {' '.join(str(error).split())}") from error
+    return songs_of_splits(splits, columns, place)
+
+
+def _splits_of_folder(folder: Path, columns: Columns, place: Place) -> Splits:
+    if (folder / INFO).exists() and (cached := _cached_splits(folder)):
+        return cached
+    present = [path.name for path in folder.rglob("*") if is_table(path.name)]
+    splits = files_by_split(str(folder), columns.config, present, place)
+    return {split: [Path(file) for file in files] for split, files in splits.items()}
+
+
+def _cached_splits(folder: Path) -> dict[str, list[Path]]:
+    """The splits of a folder in the cache of `datasets`; files of other names hold what was computed from them."""
+    splits = _json(folder / INFO).get("splits") or {}
+    patterns = ("*-{}.arrow", "*-{}-?????-of-?????.arrow")
+    files = {split: sorted(path for p in patterns for path in folder.glob(p.format(split))) for split in splits}
+    return {split: paths for split, paths in files.items() if paths}
+
+
+def files_by_split(
+    source: str, config: str | None, present: Iterable[str], place: Place, token: str | None = None
+) -> dict[str, list[str]]:
+    """The files of each split, by the README of a dataset repository or else by the names of files and folders.
+
+    Args:
+        source: a folder or a Hub id.
+        config: the configuration; one that is not declared may be a sub-folder.
+        present: the names of the tables that are there.
+        place: of the dataset.
+        token: for the Hub.
+
+    Raises:
+        UserError: there is no such configuration, or none was chosen of several.
+    """
+    hub: dict[str, Any] = {"token": token, "cache_dir": place.cache_dir}
+    try:
+        builder = datasets.load_dataset_builder(source, config, **hub)
+    except (ValueError, datasets.exceptions.DataFilesNotFoundError) as error:
+        if "BuilderConfig" in str(error) or "Config name is missing" in str(error):
+            builder = _builder_of_folder(source, config, place.name, hub)
+        else:  # the README declares files that are not there, or a type that this version of `datasets` does not know
+            builder = _builder_by_names(source, present, hub)
+    files = _as_lists(builder)
+    if not all(map(is_table, (file for paths in files.values() for file in paths))):
+        files = _as_lists(_builder_by_names(source, present, hub))
+    return files
+
+
+def _as_lists(builder: Any) -> dict[str, list[str]]:
+    return {str(split): list(map(str, paths)) for split, paths in (builder.config.data_files or {}).items()}
+
+
+def _builder_of_folder(source: str, config: str | None, name: str, hub: Mapping[str, Any]) -> Any:
+    """With the name of a sub-folder in the place of a configuration."""
+    names = ", ".join(datasets.get_dataset_config_names(source, token=hub["token"]))
+    if config is None:
+        raise UserError(f"{name} has several configurations; choose one with --dataset_config_name: {names}")
+    try:
+        return datasets.load_dataset_builder(source, data_dir=config, **hub)
+    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"no configuration {config!r} in {name}; --dataset_config_name takes {names}") from error
+
+
+def _builder_by_names(source: str, present: Iterable[str], hub: Mapping[str, Any]) -> Any:
+    """Without the README, with the reader for most of the files."""
+    suffixes = [Path(path).suffix for path in present]
+    reader = READERS[max(READERS, key=suffixes.count)]
+    return datasets.load_dataset_builder(
+        reader, data_dir=source if Path(source).is_dir() else f"hf://datasets/{source}", **hub
     )
-    return songs_of_folder(Path(folder), columns)
 
 
-def _songs_of_dataset(loaded: Any, columns: Columns, name: str) -> Collection:
-    splits = loaded if isinstance(loaded, dict) else {columns.train_split: loaded}
+def wanted_splits(columns: Columns, present: Iterable[str], name: str) -> list[tuple[str, str]]:
+    """The splits to read, each with its role, `train` or `eval`.
+
+    Raises:
+        UserError: one is not there.
+    """
+    present = list(present)
     wanted = [(columns.train_split, TRAIN)] + ([(columns.eval_split, EVAL)] if columns.eval_split else [])
-    songs = []
-    for split, role in wanted:
-        if split not in splits:
-            raise UserError(f"no split {split!r} in {name}; it has {', '.join(map(str, splits))}")
-        songs += list(_songs_of_split(splits[split], split, role, columns, name))
-    return Collection(songs)
+    for split, _ in wanted:
+        if split not in present:
+            raise UserError(f"no split {split!r} in {name}; it has {', '.join(present) or 'none'}")
+    return wanted
 
 
-def _songs_of_split(rows: Any, split: str, role: str, columns: Columns, name: str) -> Iterator[Song]:
-    audio = _audio_column(rows, columns.audio, name)
-    text = _text_column(rows, columns.text, name)
-    if isinstance(rows.features[audio], datasets.Audio):
-        rows = rows.cast_column(audio, datasets.Audio(decode=False))
-    light = rows.select_columns([text]) if text else None
-    for index in range(len(rows)):
-        caption = light[index][text] if light is not None else None
-        read = _reader(rows, audio, index)
-        yield Song(
-            f"{split}/{index:06d}", read, str(caption) if caption else None, role, f"{rows._fingerprint}-{index}"
+def songs_of_splits(splits: Splits, columns: Columns, place: Place) -> Collection:
+    """The songs in the files of the wanted splits.
+
+    Raises:
+        UserError: there is no such split or column, a file cannot be read, or no row has audio.
+    """
+    songs, notes = [], []
+    for split, role in wanted_splits(columns, splits, place.name):
+        found = _songs_of_files(splits[split], split, role, columns, place)
+        songs += found.songs
+        notes += found.notes
+    if not songs:
+        raise UserError(f"no row of {place.name} has audio that can be read" + "".join(f"; {note}" for note in notes))
+    return Collection(songs, notes)
+
+
+def _songs_of_files(files: Sequence[Path], split: str, role: str, columns: Columns, place: Place) -> Collection:
+    if files and files[0].suffix == ".tar":
+        return songs_of_archives(files, split, role, columns, place.name)
+    if files and files[0].suffix == ".parquet":
+        return _songs_of_table(_table_of_parquet(files, columns, place), split, role, place)
+    return _songs_of_table(_table_of_arrow(files, columns, place), split, role, place)
+
+
+def _table_of_arrow(files: Sequence[Path], columns: Columns, place: Place) -> _Table:
+    schema = _arrow_table(files[0]).schema if files else pa.schema([])
+    return _table(list(files), schema, columns, place)
+
+
+def _table_of_parquet(files: Sequence[Path], columns: Columns, place: Place) -> _Table:
+    """Parquet is no format to draw single rows from: `datasets` keeps the wanted columns as Arrow in its cache."""
+    try:
+        schema = pq.read_schema(files[0])
+        table = _table([], schema, columns, place)
+        wanted = list(dict.fromkeys(filter(None, (table.audio, table.text))))
+        rows = datasets.load_dataset(
+            "parquet",
+            data_files=[str(file) for file in files],
+            columns=wanted,
+            features=_storage_features(schema, wanted),
+            split="train",
+            cache_dir=place.cache_dir,
         )
+    except (pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"the Parquet files of {place.name} can't be read: {reason}; download them again") from error
+    return _Table([Path(file["filename"]) for file in rows.cache_files], table.audio, table.text, table.labels)
 
 
-def _reader(rows: Any, column: str, index: int) -> Callable[[], Path | bytes]:
-    return lambda: _audio_value(rows[index][column])
+def _storage_features(schema: pa.Schema, names: Sequence[str]) -> Any:
+    """What is stored, without what `datasets` would make of it: Audio is a struct of bytes and a path."""
+    kinds = {name: schema.field(name).type for name in names}
+    plain = {name: kind.value_type if pa.types.is_dictionary(kind) else kind for name, kind in kinds.items()}
+    return datasets.Features.from_arrow_schema(pa.schema(list(plain.items())))
 
 
-def _audio_value(value: Any) -> Path | bytes:
-    """A cell of an audio column, undecoded: bytes, or the path of a file."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    return Path(str(value or ""))
+def _table(files: list[Path], schema: pa.Schema, columns: Columns, place: Place) -> _Table:
+    text = text_column(schema.names, columns.text, place.name)
+    labels = label_names(declared_features(schema).get(text or ""))
+    return _Table(files, audio_column(schema, columns.audio, place.name), text, labels)
 
 
-def _audio_column(rows: Any, wanted: str | None, name: str) -> str:
-    if wanted is not None:
-        return _existing(wanted, rows.column_names, name)
-    found = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Audio)]
-    if len(found) == 1:
-        return found[0]
-    if "audio" in rows.column_names:
-        return "audio"
-    raise UserError(
-        f"which column of {name} holds the songs? Say it with --target_audio_column_name; "
-        f"it has {', '.join(rows.column_names)}"
-    )
+@lru_cache(maxsize=256)  # mapped, not read: the files stay on disk
+def _arrow_table(file: Path) -> pa.Table:
+    try:
+        mapped = pa.memory_map(str(file))
+        try:
+            return pa.ipc.open_stream(mapped).read_all()
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(mapped).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file} can't be read: {' '.join(str(error).split())}") from error
 
 
-def _text_column(rows: Any, wanted: str | None, name: str) -> str | None:
-    if wanted is not None:
-        return _existing(wanted, rows.column_names, name)
-    return "text" if "text" in rows.column_names else None
+def _songs_of_table(table: _Table, split: str, role: str, place: Place) -> Collection:
+    songs, notes, number = [], RowNotes(), 0
+    for file in table.files:
+        sounds = _arrow_table(file).column(table.audio)
+        for row, caption in enumerate(_captions(file, table)):
+            name = f"{split}/{number:06d}"
+            number += 1
+            try:
+                fingerprint = fingerprint_of_cell(sounds[row], place.folders)
+            except UnusableCellError as error:
+                notes.add(error.reason, f"{name} ({error.detail})" if error.detail else name)
+                continue
+            read = partial(_read, file, table.audio, row, place.folders)
+            songs.append(Song(name, read, _as_text(caption, table.labels, name, notes), role, fingerprint))
+    return Collection(songs, notes.lines())
 
 
-def _existing(column: str, columns: Sequence[str], name: str) -> str:
-    if column not in columns:
-        raise UserError(f"no column {column!r} in {name}; it has {', '.join(columns)}")
-    return column
+def _read(file: Path, column: str, row: int, folders: tuple[Path, ...]) -> Path | bytes:
+    return audio_of_cell(_arrow_table(file).column(column)[row], folders)
+
+
+def _captions(file: Path, table: _Table) -> list[Any]:
+    content = _arrow_table(file)
+    return values_of_text(content.column(table.text)) if table.text else [None] * len(content)
+
+
+def _as_text(value: Any, labels: list[str] | None, name: str, notes: RowNotes) -> str | None:
+    try:
+        return caption_of_value(value, labels)
+    except TypeError:
+        notes.add_no_text(name)
+        return None
+
+
+def count_rows(file: Path) -> int:
+    """How many songs a file of a dataset can have."""
+    if file.suffix == ".tar":
+        return count_samples(file)
+    return pq.read_metadata(file).num_rows if file.suffix == ".parquet" else len(_arrow_table(file))

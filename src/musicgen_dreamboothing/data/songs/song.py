@@ -38,13 +38,18 @@ class Song:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns and splits of a dataset to read; None takes the usual ones."""
+    """Which columns and splits of a dataset to read; None takes the usual ones.
+
+    Files of a Hub dataset beyond `max_train_songs` and `max_eval_songs` are not downloaded.
+    """
 
     audio: str | None = None
     text: str | None = None
     config: str | None = None
     train_split: str = "train"
     eval_split: str | None = None
+    max_train_songs: int | None = None
+    max_eval_songs: int | None = None
 
 
 @dataclass(frozen=True)

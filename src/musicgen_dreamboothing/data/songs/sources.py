@@ -6,13 +6,13 @@ from pathlib import Path
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.songs.dataset import (
-    holds_parquet,
+    holds_tables,
     is_saved_dataset,
-    songs_of_hub,
-    songs_of_parquet,
     songs_of_saved_dataset,
+    songs_of_tables,
 )
 from musicgen_dreamboothing.data.songs.folder import holds_songs, song_of_file, songs_of_folder
+from musicgen_dreamboothing.data.songs.hub import songs_of_hub
 from musicgen_dreamboothing.data.songs.sidecars import caption_beside
 from musicgen_dreamboothing.data.songs.song import TRAIN, Collection, Columns
 
@@ -40,6 +40,6 @@ def _looks_like_path(where: str) -> bool:
 def _songs_of_folder(folder: Path, columns: Columns, cache_dir: str | None) -> Collection:
     if is_saved_dataset(folder):
         return songs_of_saved_dataset(folder, columns)
-    if not holds_songs(folder) and holds_parquet(folder):
-        return songs_of_parquet(folder, columns, cache_dir)
+    if not holds_songs(folder) and holds_tables(folder):
+        return songs_of_tables(folder, columns, cache_dir)
     return songs_of_folder(folder, columns)

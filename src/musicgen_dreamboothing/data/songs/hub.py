@@ -1,0 +1,177 @@
+"""Songs of a dataset repository on the Hub: its files are downloaded once and then read as a folder is.
+
+Without a network, or with HF_HUB_OFFLINE=1, the copy in the cache is read.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import datasets
+from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's, old or new
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.songs.dataset import (
+    INFO,
+    SAVED,
+    SAVED_SPLITS,
+    Place,
+    Splits,
+    count_rows,
+    files_by_split,
+    holds_tables,
+    is_saved_dataset,
+    is_table,
+    songs_of_saved_dataset,
+    songs_of_splits,
+    songs_of_tables,
+    wanted_splits,
+)
+from musicgen_dreamboothing.data.songs.folder import songs_of_folder
+from musicgen_dreamboothing.data.songs.song import Collection, Columns
+
+SIDECARS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".cue", ".yaml", ".yml", ".md", "metadata.parquet")
+LOG_IN = "log in with `hf auth login` or pass --token"
+
+
+def songs_of_hub(name: str, columns: Columns, token: str | None, cache_dir: str | None) -> Collection:
+    """The songs of a dataset repository on the Hub.
+
+    Raises:
+        UserError: there is no such repository, it may not be read, or it has no such configuration, split or column.
+    """
+    place = Place(name, (), cache_dir)
+    try:
+        folder, splits = _download(columns, place, token)
+    except (HTTPError, HFValidationError, OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise UserError(_explanation(name, error)) from error
+    if splits is not None:
+        return songs_of_splits(splits, columns, Place(name, (folder,), cache_dir))
+    if is_saved_dataset(folder):
+        return songs_of_saved_dataset(folder, columns, name)
+    if holds_tables(folder):
+        return songs_of_tables(folder, columns, cache_dir, name)
+    return songs_of_folder(folder, columns)
+
+
+def _download(columns: Columns, place: Place, token: str | None) -> tuple[Path, Splits | None]:
+    """The folder of the repository in the cache, and the files of each split where tables are downloaded."""
+    files = _files_of_repository(place.name, token)
+    if files is None:
+        return _snapshot(place, None, token, only_local=True), None
+    audio = [file for file in files if file.lower().endswith(tuple(AUDIO_SUFFIXES))]
+    if {SAVED, SAVED_SPLITS} & set(files):
+        return _snapshot(place, [file for file in files if file.endswith((".arrow", ".json"))], token), None
+    if any(map(is_table, files)):
+        return _download_tables(files, audio, columns, place, token)
+    if audio:
+        return _snapshot(place, [*audio, *(file for file in files if file.endswith(SIDECARS))], token), None
+    raise UserError(_nothing_to_read(place.name, files))
+
+
+def _files_of_repository(name: str, token: str | None) -> list[str] | None:
+    """The files of a repository; None where the Hub cannot be reached."""
+    if datasets.config.HF_HUB_OFFLINE:
+        return None
+    try:
+        return HfApi(token=token).list_repo_files(name, repo_type="dataset")
+    except HfHubHTTPError:
+        raise  # the Hub has answered
+    except (OfflineModeIsEnabled, HTTPError):
+        return None
+
+
+def _download_tables(
+    files: list[str], audio: list[str], columns: Columns, place: Place, token: str | None
+) -> tuple[Path, Splits]:
+    """Parquet, Arrow or tar files; where songs are limited, only the first ones of the wanted splits."""
+    urls = files_by_split(place.name, columns.config, filter(is_table, files), place, token)
+    remote = {split: [_path_in_repository(url) for url in files] for split, files in urls.items()}
+    limits = {columns.eval_split: columns.max_eval_songs, columns.train_split: columns.max_train_songs}
+    wanted = [split for split, _ in wanted_splits(columns, remote, place.name)]
+    common = ["README.md", INFO, *audio]  # cells may name audio files of the repository
+    if not any(limits.values()):  # without all that the README lists it could not be read without a network
+        common += [file for paths in remote.values() for file in paths]
+    folder = _snapshot(place, common, token)
+    return folder, {split: list(_downloaded(remote[split], limits[split], place, token)) for split in wanted}
+
+
+def _downloaded(paths: Sequence[str], limit: int | None, place: Place, token: str | None) -> Iterator[Path]:
+    """The files of a split: all, or the first ones that have more rows than `limit`, so that some can be held out."""
+    if limit is None:
+        folder = _snapshot(place, paths, token)
+        yield from (folder / path for path in paths)
+        return
+    rows = 0
+    for path in paths:
+        if rows > limit:
+            return
+        file = _snapshot(place, [path], token) / path
+        rows += count_rows(file)
+        yield file
+
+
+def _path_in_repository(url: str) -> str:
+    """`hf://datasets/someone/songs@<commit>/data/a.parquet` is `data/a.parquet`."""
+    return re.sub(r"^hf://datasets/[^@]+@[^/]+/", "", url)
+
+
+def _snapshot(place: Place, files: Iterable[str] | None, token: str | None, *, only_local: bool = False) -> Path:
+    """The folder in the cache with these files of the repository, downloaded where they are not there yet."""
+    return Path(
+        snapshot_download(
+            place.name,
+            repo_type="dataset",
+            token=token,
+            cache_dir=place.cache_dir,
+            allow_patterns=None if files is None else [glob.escape(file) for file in files],
+            local_files_only=only_local,
+        )
+    )
+
+
+def _nothing_to_read(name: str, files: list[str]) -> str:
+    script = f"{name.rpartition('/')[2]}.py"
+    if script in files:
+        return (
+            f"{name} is a loading script ({script}), which `datasets` no longer runs; take its Parquet copy: "
+            f"hf download {name} --repo-type dataset --revision refs/convert/parquet --local-dir SONGS, then give SONGS"
+        )
+    return f"{name} has no audio, Parquet, Arrow or tar files; it has {', '.join(files[:5]) or 'no files'}"
+
+
+def _explanation(name: str, error: BaseException) -> str:
+    """One line that says what to do."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return (
+            f"the dataset {name} is gated: accept its conditions at {constants.ENDPOINT}/datasets/{name}, "
+            f"then {LOG_IN}, and run the same command again"
+        )
+    reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[:2])
+    if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+        reason = "the Hub can't be reached, and the cache does not hold it; connect once, or give a folder of songs"
+    elif any(isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403, 404) for cause in causes):
+        reason = f"the Hub has no such dataset, or it is private: check the name, or {LOG_IN}"
+    elif "Dataset scripts are no longer supported" in str(error):
+        reason = _nothing_to_read(name, [f"{name.rpartition('/')[2]}.py"])
+    return f"no folder {name!r} here, and as a Hub dataset it can't be loaded: {reason}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
