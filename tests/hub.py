@@ -9,7 +9,8 @@ of its own that starts with the variables of :meth:`LocalHub.environment`::
 
 Model and dataset repositories live in memory, each with one branch (``main``) and all its commits.
 Every file is a regular one: there is no LFS (which ``Dataset.push_to_hub`` counts on) and no Xet. Nor are there byte
-ranges, pull requests, further branches or tags, spaces or gated repositories.
+ranges, pull requests, further branches or tags, or spaces. Nobody has been granted access to a gated repository: its
+files are listed, and none is given.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Repo:
     name: str
     kind: str
     private: bool = False
+    gated: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -163,10 +165,18 @@ class LocalHub:
             **{name.upper(): value for name, value in proxies.items()},
         }
 
-    def add(self, repo_id: str, files: Mapping[str, bytes], *, repo_type: str = "model", private: bool = False) -> str:
+    def add(
+        self,
+        repo_id: str,
+        files: Mapping[str, bytes],
+        *,
+        repo_type: str = "model",
+        private: bool = False,
+        gated: bool = False,
+    ) -> str:
         """Commit `files` beside those the repository has, making it if need be; returns the commit's id."""
         with self.lock:
-            repo = self.repos.setdefault((repo_type, repo_id), Repo(repo_id, repo_type, private))
+            repo = self.repos.setdefault((repo_type, repo_id), Repo(repo_id, repo_type, private, gated))
             return repo.commit({**repo.commits[repo.head], **files})
 
     def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
@@ -291,7 +301,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _info(self) -> None:
         repo, (sha, files) = self._repo(), self._files()
         siblings = [{"rfilename": path, "size": len(data), "blobId": blob_id(data)} for path, data in files.items()]
-        self._answer({"id": repo.name, "sha": sha, "private": repo.private, "siblings": siblings})
+        about = {"id": repo.name, "sha": sha, "private": repo.private, "gated": "auto" if repo.gated else False}
+        self._answer({**about, "siblings": siblings})
 
     def _tree(self) -> None:
         found, folder = entries(self._files()[1]), PurePosixPath(self.pieces.get("path", ""))
@@ -324,6 +335,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _resolve(self) -> None:
         (sha, files), path = self._files(), self.pieces["path"]
+        if self._repo().gated:
+            raise HubError(403 if self.token else 401, "Access to this repository is restricted.", "GatedRepo")
         if path not in files:
             raise HubError(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": sha})
         self._answer(files[path], headers={"X-Repo-Commit": sha, "ETag": f'"{blob_id(files[path])}"'})

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data.songs.dataset import (
     INFO,
     SAVED,
@@ -71,7 +71,8 @@ def _download(columns: Columns, place: Place, token: str | None) -> tuple[Path, 
     """The folder of the repository in the cache, and the files of each split where tables are downloaded."""
     files = _files_of_repository(place.name, token)
     if files is None:
-        return _snapshot(place, None, token, only_local=True), None
+        say(f"the Hub is not reached; {place.name} is read as far as it is in the cache")
+        return _snapshot(place, [], token, only_local=True), None  # what is there may be a part of the repository
     audio = [file for file in files if file.lower().endswith(tuple(AUDIO_SUFFIXES))]
     if {SAVED, SAVED_SPLITS} & set(files):
         return _snapshot(place, [file for file in files if file.endswith((".arrow", ".json"))], token), None
@@ -86,8 +87,10 @@ def _files_of_repository(name: str, token: str | None) -> list[str] | None:
     """The files of a repository; None where the Hub cannot be reached."""
     if datasets.config.HF_HUB_OFFLINE:
         return None
+    api = HfApi(token=token)
     try:
-        return HfApi(token=token).list_repo_files(name, repo_type="dataset")
+        api.dataset_info(name)  # unlike the listing it does not try again for half a minute where there is no network
+        return api.list_repo_files(name, repo_type="dataset")
     except HfHubHTTPError:
         raise  # the Hub has answered
     except (OfflineModeIsEnabled, HTTPError):
@@ -129,7 +132,7 @@ def _path_in_repository(url: str) -> str:
     return re.sub(r"^hf://datasets/[^@]+@[^/]+/", "", url)
 
 
-def _snapshot(place: Place, files: Iterable[str] | None, token: str | None, *, only_local: bool = False) -> Path:
+def _snapshot(place: Place, files: Iterable[str], token: str | None, *, only_local: bool = False) -> Path:
     """The folder in the cache with these files of the repository, downloaded where they are not there yet."""
     return Path(
         snapshot_download(
@@ -137,7 +140,7 @@ def _snapshot(place: Place, files: Iterable[str] | None, token: str | None, *, o
             repo_type="dataset",
             token=token,
             cache_dir=place.cache_dir,
-            allow_patterns=None if files is None else [glob.escape(file) for file in files],
+            allow_patterns=[glob.escape(file) for file in files],
             local_files_only=only_local,
         )
     )
@@ -156,7 +159,7 @@ def _nothing_to_read(name: str, files: list[str]) -> str:
 def _explanation(name: str, error: BaseException) -> str:
     """One line that says what to do."""
     causes = list(_causes(error))
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
+    if any(isinstance(cause, GatedRepoError) for cause in causes) or "is a gated dataset" in str(error):
         return (
             f"the dataset {name} is gated: accept its conditions at {constants.ENDPOINT}/datasets/{name}, "
             f"then {LOG_IN}, and run the same command again"
