@@ -9,8 +9,8 @@ of its own that starts with the variables of :meth:`LocalHub.environment`::
 
 Model and dataset repositories live in memory, each with one branch (``main``) and all its commits.
 Every file is a regular one: there is no LFS (which ``Dataset.push_to_hub`` counts on) and no Xet. Nor are there byte
-ranges, pull requests, further branches or tags, or spaces. Nobody has been granted access to a gated repository: its
-files are listed, and none is given.
+ranges, further branches or tags, or spaces. Each pull request (``refs/pr/1``) is the same as ``main``. A gated repo
+lists its files and gives none: nobody has been granted access.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Repo:
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
         """The commit that `revision` names, and its files."""
-        sha = self.head if revision == "main" else revision
+        sha = self.head if revision == "main" or revision.startswith("refs/pr/") else revision
         if sha not in self.commits:
             raise HubError(404, "Invalid rev id", "RevisionNotFound")
         return sha, self.commits[sha]

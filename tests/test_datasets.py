@@ -29,6 +29,8 @@ Layout = Callable[[Path, pa.Table], None]
 
 AUDIO = {"_type": "Audio"}
 TEXT = {"dtype": "string", "_type": "Value"}
+FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+STORED = dict.fromkeys(("Audio", "Image", "Video"), FILE) | {"List": pa.list_(FILE)}  # other types: what pyarrow takes
 
 
 def sound(seed: int) -> np.ndarray:
@@ -49,7 +51,9 @@ def cells(*seeds: int) -> list[dict[str, Any]]:
 def table(columns: Mapping[str, Any], **features: Any) -> pa.Table:
     """A table as `datasets` stores it: with a note of each column's type."""
     note = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    return pa.table(dict(columns)).replace_schema_metadata(note if features else None)
+    stored = {name: STORED.get(feature.get("_type")) for name, feature in features.items() if isinstance(feature, dict)}
+    arrays = {name: pa.array(column, stored.get(name)) for name, column in columns.items()}
+    return pa.table(arrays).replace_schema_metadata(note if features else None)
 
 
 def tiny_punk() -> pa.Table:
@@ -259,7 +263,7 @@ def test_a_dataset_without_any_sound_is_refused(tmp_path: Path, cell: Any, told:
         ([-1, None], {"names": ["rock", "punk"], "_type": "ClassLabel"}, [None, None], 0),
         (
             [[1, 0], []],
-            {"feature": {"names": ["rock", "punk"], "_type": "ClassLabel"}, "_type": "List"},
+            {"feature": {"names": ["rock", "punk"], "_type": "ClassLabel"}, "_type": "Sequence"},
             ["punk, rock", None],
             0,
         ),

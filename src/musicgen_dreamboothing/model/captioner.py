@@ -79,11 +79,12 @@ class Captioner:
         self._model.to(self._device)
         self._batch_size, self._max_new_tokens, self._prompt = batch_size, max_new_tokens, prompt
         self.rate = int(self._processor.feature_extractor.sampling_rate)  # Hz
-        self.signature = self._sign(Path(model))
+        self.signature = self._sign(Source(model, revision))
 
-    def _sign(self, folder: Path) -> str:
+    def _sign(self, source: Source) -> str:
         """Changes whenever the caption of a clip could."""
-        model = weights_fingerprint(folder) if folder.is_dir() else self._model.config._commit_hash
+        folder = Path(source.name)
+        model = weights_fingerprint(folder) if folder.is_dir() else [source.name, source.revision]
         said = json.dumps([model, self._prompt, self._max_new_tokens, MOST_WORDS])
         return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 

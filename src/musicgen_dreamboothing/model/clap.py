@@ -234,7 +234,7 @@ class Tagger:
     def _sign(self, source: Source) -> str:
         """Changes whenever the tags of a sound could."""
         folder = Path(source.name)
-        model = weights_fingerprint(folder) if folder.is_dir() else self._model.config._commit_hash
+        model = weights_fingerprint(folder) if folder.is_dir() else [source.name, source.revision]
         asked = {name: asdict(GROUPS[name]) for name in self._labels}
         said = [model, self._labels, asked, TEMPLATES, NEUTRAL, SINGING, PLAYING, ODDS, RIVAL, MOST_WINDOWS]
         return hashlib.blake2b(json.dumps(said).encode(), digest_size=8).hexdigest()
