@@ -317,6 +317,14 @@ def test_wrong_columns_and_splits_are_told_in_one_line(tmp_path: Path, columns: 
     assert str(error.value) == told.format(tmp_path / "data")
 
 
+def test_splits_may_be_added_up(tmp_path: Path) -> None:
+    saved_splits(tmp_path / "data", table({"audio": cells(0, 1)}, audio=AUDIO))
+    found = songs(tmp_path / "data", "clean+noisy")
+    assert [song.name for song in found.songs] == ["clean/000000", "clean/000001", "noisy/000000"]
+    with pytest.raises(UserError, match=r"no split 'dirty' in .*; it has clean, noisy"):
+        songs(tmp_path / "data", "clean+dirty")
+
+
 @pytest.mark.parametrize(
     ("readme", "config", "told"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -23,7 +24,7 @@ from test_datasets import AUDIO, TEXT, table
 from test_samples import wandb_records
 from test_tags import write_tiny_clap
 
-from musicgen_dreamboothing.arguments import RENAMED, RETIRED
+from musicgen_dreamboothing.arguments import NOT_YET, RENAMED, RETIRED, TrainArguments, parse
 from musicgen_dreamboothing.model.checkpoint import MELODY
 
 ROOT = Path(__file__).parent.parent
@@ -141,3 +142,67 @@ def test_the_adapter_is_on_the_hub(finished: Finished) -> None:
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(pushed)
     config = json.loads(pushed["adapter_config.json"])
     assert config["base_model_name_or_path"] == "facebook/musicgen-melody"
+
+
+# --- the options of 2024, with a value that files gave them
+
+OLD_OPTIONS: dict[str, Any] = {
+    "model_name_or_path": "facebook/musicgen-small",
+    "model_revision": "main",
+    "cache_dir": "cache",
+    "token": "hf_x",
+    "trust_remote_code": False,
+    "pad_token_id": 2048,
+    "decoder_start_token_id": 2048,
+    "freeze_text_encoder": True,
+    "use_lora": True,
+    "guidance_scale": 3.0,
+    "clap_model_name_or_path": "laion/larger_clap_music_and_speech",
+    "dataset_name": "ylacombe/tiny-punk",
+    "dataset_config_name": "default",
+    "train_split_name": "train+validation",
+    "eval_split_name": "test",
+    "target_audio_column_name": "audio",
+    "text_column_name": "description",
+    "instance_prompt": "punk",
+    "conditional_audio_column_name": "melody",
+    "max_train_samples": 8,
+    "max_eval_samples": 8,
+    "max_duration_in_seconds": 30.0,
+    "min_duration_in_seconds": 1.0,
+    "preprocessing_num_workers": 8,
+    "overwrite_cache": False,
+    "full_generation_sample_text": "80s blues track.",
+    "add_metadata": True,
+    "push_metadata_repo_id": "someone/clips",
+    "num_samples_to_generate": 4,
+    "add_audio_samples_to_wandb": True,
+    "audio_separation": False,
+    "audio_separation_batch_size": 10,
+    "evaluation_strategy": "steps",
+    "overwrite_output_dir": True,
+    "include_inputs_for_metrics": True,
+    "use_auth_token": False,
+    "warmup_ratio": 0.1,
+    "logging_dir": "logs",
+    "config_name": "facebook/musicgen-small",
+    "processor_name": "facebook/musicgen-small",
+    "use_fast_tokenizer": True,
+}
+
+
+@pytest.mark.parametrize("name", OLD_OPTIONS)
+def test_every_option_of_2024_is_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    value = OLD_OPTIONS[name]
+    (tmp_path / "old.json").write_text(json.dumps({"output_dir": "out", name: value}))
+    options = parse(TrainArguments, "train", "", [str(tmp_path / "old.json")])
+    told = [line for line in capsys.readouterr().out.splitlines() if name in line]
+    names = {entry.name for entry in dataclasses.fields(TrainArguments)}
+    if name in names:
+        assert (getattr(options, name), told) == (value, [])
+    else:
+        (line,) = told
+        successor = RENAMED.get(name) or RETIRED.get(name) or NOT_YET.get(name, "has no successor")
+        assert line.startswith(f"option {name} ")
+        assert line.endswith(successor)
+        assert name == "use_auth_token" or name not in RENAMED or getattr(options, RENAMED[name]) == value

@@ -407,7 +407,7 @@ WITHOUT_SUCCESSOR = frozenset(
         *("jit_mode_eval", "use_ipex", "past_index", "dispatch_batches", "split_batches", "torchdynamo"),
         *("include_tokens_per_second", "ray_scope", "tpu_num_cores", "tpu_metrics_debug", "mp_parameters"),
         *("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap", "push_to_hub_organization"),
-        "use_legacy_prediction_loop",
+        *("use_legacy_prediction_loop", "config_name", "processor_name", "use_fast_tokenizer"),
     )
 )
 NOT_YET: dict[str, str] = {

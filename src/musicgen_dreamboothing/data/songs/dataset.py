@@ -188,13 +188,15 @@ def _builder_by_names(source: str, present: Iterable[str], hub: Mapping[str, Any
 
 
 def wanted_splits(columns: Columns, present: Iterable[str], name: str) -> list[tuple[str, str]]:
-    """The splits to read, each with its role, `train` or `eval`.
+    """The splits to read, each with its role, `train` or `eval`; `train+validation` stands for both.
 
     Raises:
         UserError: one is not there.
     """
     present = list(present)
-    wanted = [(columns.train_split, TRAIN)] + ([(columns.eval_split, EVAL)] if columns.eval_split else [])
+    wanted = []
+    for choice, role in ((columns.train_split, TRAIN), (columns.eval_split or "", EVAL)):
+        wanted += [(split, role) for split in ([choice] if choice in present else choice.split("+")) if choice]
     for split, _ in wanted:
         if split not in present:
             raise UserError(f"no split {split!r} in {name}; it has {', '.join(present) or 'none'}")

@@ -41,7 +41,7 @@ from musicgen_dreamboothing.data.songs.dataset import (
     wanted_splits,
 )
 from musicgen_dreamboothing.data.songs.folder import songs_of_folder
-from musicgen_dreamboothing.data.songs.song import Collection, Columns
+from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns
 
 SIDECARS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".cue", ".yaml", ".yml", ".md", "metadata.parquet")
 LOG_IN = "log in with `hf auth login` or pass --token"
@@ -103,13 +103,13 @@ def _download_tables(
     """Parquet, Arrow or tar files; where songs are limited, only the first ones of the wanted splits."""
     urls = files_by_split(place.name, columns.config, filter(is_table, files), place, token)
     remote = {split: [_path_in_repository(url) for url in files] for split, files in urls.items()}
-    limits = {columns.eval_split: columns.max_eval_songs, columns.train_split: columns.max_train_songs}
-    wanted = [split for split, _ in wanted_splits(columns, remote, place.name)]
+    limits = {TRAIN: columns.max_train_songs, EVAL: columns.max_eval_songs}
+    wanted = wanted_splits(columns, remote, place.name)
     common = ["README.md", INFO, *audio]  # cells may name audio files of the repository
     if not any(limits.values()):  # without all that the README lists it could not be read without a network
         common += [file for paths in remote.values() for file in paths]
     folder = _snapshot(place, common, token)
-    return folder, {split: list(_downloaded(remote[split], limits[split], place, token)) for split in wanted}
+    return folder, {split: list(_downloaded(remote[split], limits[role], place, token)) for split, role in wanted}
 
 
 def _downloaded(paths: Sequence[str], limit: int | None, place: Place, token: str | None) -> Iterator[Path]:
