@@ -104,6 +104,10 @@ def arrow(path: Path, content: pa.Table) -> None:
         stream.write_table(content)
 
 
+def parquet_file(path: Path, content: pa.Table) -> None:
+    pq.write_table(content, path)
+
+
 def saved(folder: Path, content: pa.Table) -> None:
     arrow(folder / "data-00000-of-00001.arrow", content)
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
@@ -354,19 +358,62 @@ def test_a_configuration_may_be_a_folder(tmp_path: Path) -> None:
     assert len(songs(tmp_path / "data", config="stems").songs) == 2
 
 
-@pytest.mark.parametrize("name", ["train.parquet", "train.arrow", "data-00000-of-00001.arrow", "state.json", "gone"])
-def test_files_that_are_broken_are_named(tmp_path: Path, name: str) -> None:
-    if name in ("train.parquet", "train.arrow"):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.parquet", b"torn"),
+        ("train.arrow", b"torn"),
+        ("train.tar", b"torn"),
+        ("data-00000-of-00001.arrow", b"torn"),
+        ("data-00000-of-00001.arrow", None),
+        ("state.json", b"torn"),
+        ("state.json", b"{}"),
+        ("dataset_dict.json", b"[]"),
+        ("dataset_dict.json", b'{"splits": ["gone"]}'),
+    ],
+)
+def test_datasets_that_are_broken_are_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+    if name.startswith("train"):
         (tmp_path / "data").mkdir()
     else:
         saved(tmp_path / "data", table({"audio": cells(0)}))
-    if name == "gone":
-        (tmp_path / "data" / "data-00000-of-00001.arrow").unlink()
+    if content is None:
+        (tmp_path / "data" / name).unlink()
     else:
-        (tmp_path / "data" / name).write_bytes(b"torn")
+        (tmp_path / "data" / name).write_bytes(content)
     with pytest.raises(UserError, match=str(tmp_path / "data")) as error:
         songs(tmp_path / "data")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("write", [arrow, parquet_file])
+def test_shards_need_not_be_alike(tmp_path: Path, write: Layout) -> None:
+    """Torn ones and ones without songs are named and passed over; captions may stand in some of them only."""
+    suffix = "arrow" if write is arrow else "parquet"
+    (tmp_path / "data").mkdir()
+    first = table({"audio": cells(0)}, audio=AUDIO)
+    others = [table({"text": ["b", "c"], "audio": cells(1, 2)}, audio=AUDIO), pa.table({"title": ["x"]})]
+    for number, content in enumerate([first, *others, first]):
+        write(tmp_path / "data" / f"train-{number}.{suffix}", content)
+    (tmp_path / "data" / f"train-4.{suffix}").write_bytes(b"torn")
+    found = songs(tmp_path / "data")
+    assert [(song.name, song.caption) for song in found.songs] == [
+        (f"train/00000{row}", caption) for row, caption in enumerate([None, "b", "c", None])
+    ]
+    assert found.notes[0].startswith(f"1 file can't be read: train-4.{suffix} (")
+    assert found.notes[1:] == [f"1 file without a column 'audio': train-2.{suffix}"]
+
+
+@pytest.mark.parametrize("name", ["songs.parquet", "songs.arrow", "songs.tar"])
+def test_one_file_is_a_dataset(tmp_path: Path, name: str) -> None:
+    content = table({"audio": cells(0, 1)}, audio=AUDIO)
+    if name.endswith("parquet"):
+        pq.write_table(content, tmp_path / name)
+    elif name.endswith("arrow"):
+        arrow(tmp_path / name, content)
+    else:
+        shard(tmp_path / name, {"a.flac": flac(0), "b.flac": flac(1)})
+    assert len(songs(tmp_path / name).songs) == 2
 
 
 # --- tar files

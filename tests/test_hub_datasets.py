@@ -56,6 +56,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "gated": ("someone/gated", {}),
     "gated files": ("someone/gated-files", {}),
     "script": ("someone/script", {}),
+    "packed": ("someone/packed", {}),
     "nothing": ("someone/nothing", {}),
     "empty": ("someone/empty", {}),
 }
@@ -89,6 +90,7 @@ def fill(hub: LocalHub, work: Path) -> None:
         ("gated-files", {"a.flac": flac(0)}),
     ):
         add(name, files, gated=True)
+    add("packed", {"README.md": b"", "songs.zip": b""})
     add("script", {"script.py": b"", "README.md": b"", "songs.zip": b""})
     add("empty", {"README.md": b""})
     add("private", {"a.flac": flac(0)}, private=True)
@@ -117,6 +119,7 @@ class Client:
     offline: dict[str, Any] = field(default_factory=dict)
     disconnected: dict[str, Any] = field(default_factory=dict)
     unsigned: dict[str, Any] = field(default_factory=dict)
+    stranger: dict[str, Any] = field(default_factory=dict)
 
     def run(self, visits: dict[str, tuple[str, dict[str, Any]]], *, signed_in: bool = True, **more: str) -> Any:
         environment = {**os.environ, **self.hub.environment(self.home, signed_in=signed_in), **more}
@@ -136,6 +139,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         client.online = client.run(VISITS | LIMITED | WRONG)
         unsigned = {"private": ("someone/private", {}), "gated": WRONG["gated"], "gated files": WRONG["gated files"]}
         client.unsigned = client.run(unsigned, signed_in=False)
+        client.stranger = client.run({"files": VISITS["files"]}, HF_TOKEN="hf_wrong")
     client.offline = client.run(VISITS | LIMITED | {"gone": ("someone/gone", {})}, HF_HUB_OFFLINE="1")
     client.disconnected = client.run({"punk": VISITS["punk"], "gone": ("someone/gone", {})})
     return client
@@ -202,6 +206,10 @@ def test_all_sidecars_come_along(client: Client) -> None:
             "the dataset someone/gated-files is gated: accept its conditions at {}/datasets/someone/gated-",
         ),
         ("script", "someone/script is a loading script (script.py), which `datasets` no longer runs; take its Parquet"),
+        (
+            "packed",
+            "someone/packed has no audio, Parquet, Arrow or tar files; it has README.md, songs.zip; unpack it: ",
+        ),
         ("empty", "someone/empty has no audio, Parquet, Arrow or tar files; it has README.md"),
         (
             "nothing",
@@ -219,3 +227,4 @@ def test_who_is_not_logged_in_is_told_so(client: Client) -> None:
     assert client.unsigned["private"] == client.online["nothing"].replace("nothing", "private")
     assert client.unsigned["gated"] == client.online["gated"]
     assert client.unsigned["gated files"] == client.online["gated files"]
+    assert client.stranger["files"].endswith("the Hub refuses the token: log in with `hf auth login` or pass --token")

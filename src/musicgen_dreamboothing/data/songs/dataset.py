@@ -7,9 +7,10 @@ decoded, and nothing that decodes has to be installed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,17 @@ class Place:
 
 @dataclass(frozen=True)
 class _Table:
-    """The wanted columns of one split in Arrow files; `labels` names the classes of a text column of ClassLabels."""
+    """The columns of one split; `labels` names the classes of a text column of ClassLabels."""
 
-    files: list[Path]
+    schema: pa.Schema
     audio: str
     text: str | None
     labels: list[str] | None
+
+    @property
+    def columns(self) -> list[str]:
+        """The wanted ones."""
+        return list(dict.fromkeys(filter(None, (self.audio, self.text))))
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -83,25 +89,35 @@ def songs_of_saved_dataset(folder: Path, columns: Columns, name: str | None = No
         UserError: it is incomplete, or has no such split or column.
     """
     if (folder / SAVED_SPLITS).exists():
-        splits = {split: _saved_files(folder / split) for split in _json(folder / SAVED_SPLITS)["splits"]}
+        splits = {split: _saved_files(folder / split) for split in _entry(folder / SAVED_SPLITS, "splits")}
     else:
         splits = {columns.train_split: _saved_files(folder)}
     return songs_of_splits(splits, columns, Place(name or str(folder), (folder, Path())))
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    files = [folder / entry["filename"] for entry in _json(folder / SAVED)["_data_files"]]
+    files = [folder / file["filename"] for file in _entry(folder / SAVED, "_data_files")]
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} is missing; copy the whole folder that save_to_disk wrote")
     return files
 
 
-def _json(path: Path) -> Any:
+def _entry(path: Path, key: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read ({error}); save the dataset again with save_to_disk") from error
+
+
+def songs_of_table_file(file: Path, columns: Columns, cache_dir: str | None) -> Collection:
+    """The songs of one Parquet, Arrow or tar file.
+
+    Raises:
+        UserError: there is no such column, or the file cannot be read.
+    """
+    place = Place(str(file), (file.parent, Path()), cache_dir)
+    return songs_of_splits({columns.train_split: [file]}, columns, place)
 
 
 def songs_of_tables(folder: Path, columns: Columns, cache_dir: str | None, name: str | None = None) -> Collection:
@@ -128,7 +144,8 @@ def _splits_of_folder(folder: Path, columns: Columns, place: Place) -> Splits:
 
 def _cached_splits(folder: Path) -> dict[str, list[Path]]:
     """The splits of a folder in the cache of `datasets`; files of other names hold what was computed from them."""
-    splits = _json(folder / INFO).get("splits") or {}
+    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    splits = info.get("splits") or {}  # the file has other contents in old repositories
     patterns = ("*-{}.arrow", "*-{}-?????-of-?????.arrow")
     files = {split: sorted(path for p in patterns for path in folder.glob(p.format(split))) for split in splits}
     return {split: paths for split, paths in files.items() if paths}
@@ -220,36 +237,66 @@ def songs_of_splits(splits: Splits, columns: Columns, place: Place) -> Collectio
 
 
 def _songs_of_files(files: Sequence[Path], split: str, role: str, columns: Columns, place: Place) -> Collection:
-    if files and files[0].suffix == ".tar":
+    if any(file.suffix == ".tar" for file in files):
         return songs_of_archives(files, split, role, columns, place.name)
-    if files and files[0].suffix == ".parquet":
-        return _songs_of_table(_table_of_parquet(files, columns, place), split, role, place)
-    return _songs_of_table(_table_of_arrow(files, columns, place), split, role, place)
+    notes = RowNotes()
+    schemas = _schemas(files, notes)
+    if not schemas:
+        return Collection([], notes.lines())
+    table = _table(_joined(schemas.values()), columns, place.name)
+    arrow_files = list(_arrow_files(schemas, table, notes, place))
+    return Collection(list(_songs_of_table(arrow_files, table, split, role, place, notes)), notes.lines())
 
 
-def _table_of_arrow(files: Sequence[Path], columns: Columns, place: Place) -> _Table:
-    schema = _arrow_table(files[0]).schema if files else pa.schema([])
-    return _table(list(files), schema, columns, place)
+def _schemas(files: Sequence[Path], notes: RowNotes) -> dict[Path, pa.Schema]:
+    """The columns of each file; a file that cannot be read is noted and left out."""
+    schemas = {}
+    for file in files:
+        try:
+            schemas[file] = pq.read_schema(file) if file.suffix == ".parquet" else _arrow_table(file).schema
+        except (OSError, pa.ArrowException) as error:
+            notes.add("can't be read", f"{file.name} ({' '.join(str(error).split())})", noun="file")
+    return schemas
 
 
-def _table_of_parquet(files: Sequence[Path], columns: Columns, place: Place) -> _Table:
-    """Parquet is no format to draw single rows from: `datasets` keeps the wanted columns as Arrow in its cache."""
+def _joined(schemas: Iterable[pa.Schema]) -> pa.Schema:
+    """All columns that any of the files has, as the first that has it stores it."""
+    schemas = list(schemas)
+    fields = {field.name: field for schema in reversed(schemas) for field in schema}
+    order = dict.fromkeys(name for schema in schemas for name in schema.names)
+    return pa.schema([fields[name] for name in order], metadata=schemas[0].metadata)
+
+
+def _table(schema: pa.Schema, columns: Columns, name: str) -> _Table:
+    text = text_column(schema.names, columns.text, name)
+    labels = label_names(declared_features(schema).get(text or ""))
+    return _Table(schema, audio_column(schema, columns.audio, name), text, labels)
+
+
+def _arrow_files(schemas: Mapping[Path, pa.Schema], table: _Table, notes: RowNotes, place: Place) -> Iterator[Path]:
+    """Files from which single rows can be drawn. Parquet is none: its wanted columns go to the cache of `datasets`."""
+    for file in [file for file, schema in schemas.items() if table.audio not in schema.names]:
+        notes.add(f"without a column {table.audio!r}", file.name, noun="file")
+    usable = [file for file, schema in schemas.items() if table.audio in schema.names]
+    for wanted, group in groupby(usable, key=lambda file: [n for n in table.columns if n in schemas[file].names]):
+        files = list(group)
+        yield from _converted(files, wanted, table, place) if files[0].suffix == ".parquet" else files
+
+
+def _converted(files: Sequence[Path], wanted: list[str], table: _Table, place: Place) -> Iterator[Path]:
     try:
-        schema = pq.read_schema(files[0])
-        table = _table([], schema, columns, place)
-        wanted = list(dict.fromkeys(filter(None, (table.audio, table.text))))
         rows = datasets.load_dataset(
             "parquet",
             data_files=[str(file) for file in files],
             columns=wanted,
-            features=_storage_features(schema, wanted),
+            features=_storage_features(table.schema, wanted),
             split="train",
             cache_dir=place.cache_dir,
         )
-    except (pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+    except datasets.exceptions.DatasetsError as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"the Parquet files of {place.name} can't be read: {reason}; download them again") from error
-    return _Table([Path(file["filename"]) for file in rows.cache_files], table.audio, table.text, table.labels)
+    return (Path(file["filename"]) for file in rows.cache_files)
 
 
 def _storage_features(schema: pa.Schema, names: Sequence[str]) -> Any:
@@ -259,27 +306,20 @@ def _storage_features(schema: pa.Schema, names: Sequence[str]) -> Any:
     return datasets.Features.from_arrow_schema(pa.schema(list(plain.items())))
 
 
-def _table(files: list[Path], schema: pa.Schema, columns: Columns, place: Place) -> _Table:
-    text = text_column(schema.names, columns.text, place.name)
-    labels = label_names(declared_features(schema).get(text or ""))
-    return _Table(files, audio_column(schema, columns.audio, place.name), text, labels)
-
-
 @lru_cache(maxsize=256)  # mapped, not read: the files stay on disk
 def _arrow_table(file: Path) -> pa.Table:
+    mapped = pa.memory_map(str(file))
     try:
-        mapped = pa.memory_map(str(file))
-        try:
-            return pa.ipc.open_stream(mapped).read_all()
-        except pa.ArrowInvalid:
-            return pa.ipc.open_file(mapped).read_all()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} can't be read: {' '.join(str(error).split())}") from error
+        return pa.ipc.open_stream(mapped).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(mapped).read_all()
 
 
-def _songs_of_table(table: _Table, split: str, role: str, place: Place) -> Collection:
-    songs, notes, number = [], RowNotes(), 0
-    for file in table.files:
+def _songs_of_table(
+    files: Sequence[Path], table: _Table, split: str, role: str, place: Place, notes: RowNotes
+) -> Iterator[Song]:
+    number = 0
+    for file in files:
         sounds = _arrow_table(file).column(table.audio)
         for row, caption in enumerate(_captions(file, table)):
             name = f"{split}/{number:06d}"
@@ -290,8 +330,7 @@ def _songs_of_table(table: _Table, split: str, role: str, place: Place) -> Colle
                 notes.add(error.reason, f"{name} ({error.detail})" if error.detail else name)
                 continue
             read = partial(_read, file, table.audio, row, place.folders)
-            songs.append(Song(name, read, _as_text(caption, table.labels, name, notes), role, fingerprint))
-    return Collection(songs, notes.lines())
+            yield Song(name, read, _as_text(caption, table.labels, name, notes), role, fingerprint)
 
 
 def _read(file: Path, column: str, row: int, folders: tuple[Path, ...]) -> Path | bytes:
@@ -300,7 +339,8 @@ def _read(file: Path, column: str, row: int, folders: tuple[Path, ...]) -> Path 
 
 def _captions(file: Path, table: _Table) -> list[Any]:
     content = _arrow_table(file)
-    return values_of_text(content.column(table.text)) if table.text else [None] * len(content)
+    is_there = table.text in content.column_names
+    return values_of_text(content.column(table.text)) if is_there else [None] * len(content)
 
 
 def _as_text(value: Any, labels: list[str] | None, name: str, notes: RowNotes) -> str | None:

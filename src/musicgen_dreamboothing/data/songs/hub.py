@@ -20,6 +20,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RepositoryNotFoundError,
 )
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
@@ -44,6 +45,7 @@ from musicgen_dreamboothing.data.songs.folder import songs_of_folder
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns
 
 SIDECARS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".cue", ".yaml", ".yml", ".md", "metadata.parquet")
+PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
 LOG_IN = "log in with `hf auth login` or pass --token"
 
 
@@ -79,7 +81,7 @@ def _download(columns: Columns, place: Place, token: str | None) -> tuple[Path, 
     if any(map(is_table, files)):
         return _download_tables(files, audio, columns, place, token)
     if audio:
-        return _snapshot(place, [*audio, *(file for file in files if file.endswith(SIDECARS))], token), None
+        return _snapshot(place, [*audio, *(file for file in files if file.lower().endswith(SIDECARS))], token), None
     raise UserError(_nothing_to_read(place.name, files))
 
 
@@ -153,28 +155,35 @@ def _nothing_to_read(name: str, files: list[str]) -> str:
             f"{name} is a loading script ({script}), which `datasets` no longer runs; take its Parquet copy: "
             f"hf download {name} --repo-type dataset --revision refs/convert/parquet --local-dir SONGS, then give SONGS"
         )
-    return f"{name} has no audio, Parquet, Arrow or tar files; it has {', '.join(files[:5]) or 'no files'}"
+    told = f"{name} has no audio, Parquet, Arrow or tar files; it has {', '.join(files[:5]) or 'no files'}"
+    if any(file.endswith(PACKED) for file in files):
+        told += f"; unpack it: hf download {name} --repo-type dataset --local-dir SONGS, unpack there, then give SONGS"
+    return told
 
 
 def _explanation(name: str, error: BaseException) -> str:
     """One line that says what to do."""
-    causes = list(_causes(error))
-    if any(isinstance(cause, GatedRepoError) for cause in causes) or "is a gated dataset" in str(error):
+    if _is_caused_by(error, GatedRepoError) or "is a gated dataset" in str(error):
         return (
             f"the dataset {name} is gated: accept its conditions at {constants.ENDPOINT}/datasets/{name}, "
             f"then {LOG_IN}, and run the same command again"
         )
-    reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[:2])
-    if any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
-        reason = "the Hub can't be reached, and the cache does not hold it; connect once, or give a folder of songs"
-    elif any(isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403, 404) for cause in causes):
-        reason = f"the Hub has no such dataset, or it is private: check the name, or {LOG_IN}"
-    elif "Dataset scripts are no longer supported" in str(error):
-        reason = _nothing_to_read(name, [f"{name.rpartition('/')[2]}.py"])
-    return f"no folder {name!r} here, and as a Hub dataset it can't be loaded: {reason}"
+    if "Dataset scripts are no longer supported" in str(error):
+        return _nothing_to_read(name, [f"{name.rpartition('/')[2]}.py"])
+    return f"no folder {name!r} here, and as a Hub dataset it can't be loaded: {_reason(error)}"
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
+def _reason(error: BaseException) -> str:
+    if _is_caused_by(error, LocalEntryNotFoundError):
+        return "the Hub can't be reached, and the cache does not hold it; connect once, or give a folder of songs"
+    if _is_caused_by(error, RepositoryNotFoundError):
+        return f"the Hub has no such dataset, or it is private: check the name, or {LOG_IN}"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
+        return f"the Hub refuses the token: {LOG_IN}"
+    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[:2])
+
+
+def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
+    return error is not None

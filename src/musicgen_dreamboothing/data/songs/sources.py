@@ -8,7 +8,9 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.songs.dataset import (
     holds_tables,
     is_saved_dataset,
+    is_table,
     songs_of_saved_dataset,
+    songs_of_table_file,
     songs_of_tables,
 )
 from musicgen_dreamboothing.data.songs.folder import holds_songs, song_of_file, songs_of_folder
@@ -24,6 +26,8 @@ def find_songs(where: str, columns: Columns, *, token: str | None = None, cache_
         UserError: nothing is there, or it has no such column or split, or holds no audio.
     """
     path = Path(where).expanduser()
+    if path.is_file() and is_table(path.name):
+        return songs_of_table_file(path, columns, cache_dir)
     if path.is_file():
         return Collection([song_of_file(path, path.name, caption_beside(path), TRAIN)])
     if path.is_dir():
