@@ -73,8 +73,9 @@ def _download(columns: Columns, place: Place, token: str | None) -> tuple[Path, 
     """The folder of the repository in the cache, and the files of each split where tables are downloaded."""
     files = _files_of_repository(place.name, token)
     if files is None:
-        say(f"the Hub is not reached; {place.name} is read as far as it is in the cache")
-        return _snapshot(place, [], token, only_local=True), None  # what is there may be a part of the repository
+        folder = _snapshot(place, [], token, only_local=True)  # what is there may be a part of the repository
+        say(f"the Hub can't be reached; reading what the cache has of {place.name}")
+        return folder, None
     audio = [file for file in files if file.lower().endswith(tuple(AUDIO_SUFFIXES))]
     if {SAVED, SAVED_SPLITS} & set(files):
         return _snapshot(place, [file for file in files if file.endswith((".arrow", ".json"))], token), None
