@@ -24,7 +24,7 @@ from transformers import MusicgenForConditionalGeneration
 
 from musicgen_dreamboothing import PrepareArguments, audio, prepare
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data import tokens
+from musicgen_dreamboothing.data import text_states, tokens
 from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, refresh
@@ -97,21 +97,24 @@ def assert_same_result(folder: Path, other: Path) -> None:
         assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
 
 
+LOADERS = {"load_codec": tokens, "load_text_encoder": text_states}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def kept_encoders() -> Iterator[None]:
     """Loads each encoder of each checkpoint once: a hundred times would take half a minute."""
     loaded: dict[tuple[str, str], Any] = {}
 
     def keep(name: str) -> Callable[..., Any]:
-        load = getattr(tokens, name)
+        load = getattr(LOADERS[name], name)
         return lambda base, device: (
             loaded.get((name, base.name)) or loaded.setdefault((name, base.name), load(base, device))
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("load_codec", "load_text_encoder"):
-            patch.setattr(tokens, name, keep(name))
-        patch.setattr(tokens, "release_memory", lambda: None)
+        for name, module in LOADERS.items():
+            patch.setattr(module, name, keep(name))
+            patch.setattr(module, "release_memory", lambda: None)
         yield
 
 
@@ -544,7 +547,7 @@ def no_encoders(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def refuse(*_: object) -> None:
         raise AssertionError("an encoder was loaded")
 
-    return lambda name: monkeypatch.setattr(tokens, f"load_{name}", refuse)
+    return lambda name: monkeypatch.setattr(LOADERS[f"load_{name}"], f"load_{name}", refuse)
 
 
 def test_a_second_run_has_nothing_to_do(
@@ -968,13 +971,13 @@ def test_a_batch_is_read_while_the_codec_encodes_the_one_before(tiny: Path, monk
 
         def shutdown(self, **options: bool) -> None: ...
 
-    def wave(path: Path, checkpoint: Any) -> np.ndarray:
+    def read_clip(clips: Path, row: dict[str, Any], checkpoint: Any) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         nonlocal read
         read += 1
-        return np.zeros((1, 320), np.float32)
+        return row, np.zeros((1, 320), np.float32), np.zeros(0, np.uint32)
 
     monkeypatch.setattr(tokens, "ThreadPoolExecutor", AtOnce)
-    monkeypatch.setattr(tokens, "_wave", wave)
+    monkeypatch.setattr(tokens, "_read_clip", read_clip)
     rows = [{"file_name": f"{number}.flac", "seconds": 30.0} for number in range(60)]
     batches = tokens._equal_length_batches(Path("clips"), rows, read_checkpoint(tiny), 16, workers=2)
     assert len(next(batches)) == 16
@@ -984,7 +987,8 @@ def test_a_batch_is_read_while_the_codec_encodes_the_one_before(tiny: Path, monk
 def test_a_table_of_many_clips_is_written_a_few_at_a_time(tmp_path: Path) -> None:
     """A code as Python's own integer takes 33 bytes: clips of 30 s took 0.2 MB each, and a thousand were held."""
     codes = np.arange(6000, dtype=np.uint16).reshape(4, 1500)
-    tokens._save(iter([{"digest": "one", "codes": codes}]), tokens.CODE_FEATURES, tmp_path / tokens.CODES)
+    stored = {"digest": "one", "codes": codes, "fingerprint": np.arange(1, 751, dtype=np.uint32)}
+    tokens.save_table(iter([stored]), tokens.CODE_FEATURES, tmp_path / tokens.CODES)
     names = [f"{number}.flac" for number in range(400)]
     texts = dict.fromkeys(("source", "split", "text"), "")
     rows = [{**texts, "file_name": name, "start": 0.0, "variants": [], "digest": "one"} for name in names]
@@ -1009,13 +1013,13 @@ def test_however_many_clips_there_are_few_are_in_memory(tiny: Path, monkeypatch:
             nonlocal alive
             alive -= 1
 
-    def read(path: Path, checkpoint: Any) -> np.ndarray:
+    def read(clips: Path, row: dict[str, Any], checkpoint: Any) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         nonlocal alive, most
         alive += 1
         most = max(most, alive)
-        return np.zeros((1, 320), np.float32).view(Wave)
+        return row, np.zeros((1, 320), np.float32).view(Wave), np.zeros(0, np.uint32)
 
-    monkeypatch.setattr(tokens, "_wave", read)
+    monkeypatch.setattr(tokens, "_read_clip", read)
     rows = [{"file_name": f"{number}.flac", "seconds": 30.0} for number in range(1200)]
     batches = tokens._equal_length_batches(Path("clips"), rows, read_checkpoint(tiny), 4, workers=2)
     assert sum(len(batch) for batch in batches) == 1200
