@@ -36,11 +36,17 @@ class Piece(NamedTuple):
     rate: int  # Hz
 
 
+def _binary(source: Path | str | bytes) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return open(source, "rb")
+
+
 @contextmanager
 def opened(source: Path | str | bytes, label: str) -> Iterator[Reader]:
     """A reader of a path or of the bytes of a file. Raises `AudioError` where the file cannot be opened."""
     try:
-        file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+        file = _binary(source)
     except (OSError, ValueError) as error:
         raise AudioError(f"{label}: {reason_of(error)}") from error
     with file:

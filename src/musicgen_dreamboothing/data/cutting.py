@@ -23,7 +23,7 @@ from musicgen_dreamboothing.listening.levels import Levels
 from musicgen_dreamboothing.listening.loudness import gain_to
 from musicgen_dreamboothing.listening.rhythm import Rhythm, find_rhythm
 
-SECTION_SECONDS = 360.0  # of a song that are analysed at once; a longer song is divided into equal sections
+SECTION_SECONDS = 300.0  # of a song that are analysed at once; a longer song is divided into equal sections
 VERSION = 2  # of the rules in this file: another number has all songs cut again
 NEARLY = 0.02  # of a bar that may be missing at the end of a song
 

@@ -7,7 +7,6 @@ grow with its length.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -82,16 +81,23 @@ class SongAudio:
 
 
 def slices(waves: Iterable[Wave], spans: Sequence[Span]) -> Iterator[Wave]:
-    """The spans of a song that comes in blocks `[C, n]`, in the order of their starts; they may overlap."""
-    blocks, held, decoded = iter(waves), deque[tuple[int, Wave]](), 0
+    """The spans of a song that comes in blocks `[C, n]`, in the order of their starts; they may overlap.
+
+    Holds one span and one block.
+    """
+    blocks, block, first = iter(waves), np.empty((1, 0), np.float32), 0  # the first sample of the block
     starts_next = [*(start for start, _ in spans[1:]), spans[-1][1]] if spans else []
     for (start, end), start_next in zip(spans, starts_next, strict=True):
-        while decoded < end:
-            wave = next(blocks)
-            if decoded + wave.shape[1] > start:
-                held.append((decoded, wave))
-            decoded += wave.shape[1]
-        parts = [wave[:, max(start - first, 0) : max(end - first, 0)] for first, wave in held]
-        while held and held[0][0] + held[0][1].shape[1] <= start_next:
-            held.popleft()
-        yield np.concatenate(parts, axis=1)
+        place, wave = start, np.empty((0, 0), np.float32)
+        while place < end:
+            if place >= first + block.shape[1]:
+                first, block = first + block.shape[1], next(blocks)
+                continue
+            part = block[:, place - first : end - first]
+            if place == start:
+                wave = np.empty((len(block), end - start), np.float32)
+            wave[:, place - start : place - start + part.shape[1]] = part
+            place += part.shape[1]
+        if start_next < first:
+            block, first = np.concatenate([wave[:, start_next - start : first - start], block], axis=1), start_next
+        yield wave
