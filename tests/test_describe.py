@@ -16,6 +16,7 @@ from typing import Any
 import mutagen.flac
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
 from made_music import music
@@ -27,6 +28,9 @@ from musicgen_dreamboothing import PrepareArguments, audio, prepare
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import cutting as cuttings
 from musicgen_dreamboothing.data import describe as describing
+from musicgen_dreamboothing.data.song_audio import INVALID
+from musicgen_dreamboothing.data.songs.song import TRAIN, Song
+from musicgen_dreamboothing.data.stems import keep_stems
 from musicgen_dreamboothing.data.tables import load_tables
 from musicgen_dreamboothing.model import separator as separating
 from musicgen_dreamboothing.model.captioner import Captioner
@@ -287,6 +291,27 @@ def test_stems_are_dropped_once_and_kept(
     monkeypatch.setattr(Separator, "__init__", lambda *rest, **options: pytest.fail("loaded a model"))
     for kept in (["drums", "bass", "other"], ["other", "bass", "drums"]):
         assert np.array_equal(separated(short_songs, tmp_path / "some", tiny, model, keep_stems=kept), without)
+
+
+def test_tracks_of_a_file_have_stems_of_their_own(tmp_path: Path, model: Path) -> None:
+    """In a float file of any scale, with a sample that is none."""
+    stems: list[list[np.ndarray]] = []
+    for scale in (40, 80):
+        path = tmp_path / f"{scale}.wav"
+        wave = scale * tone_song(3.0, 1, 2, 44_100)
+        wave[0, 70_000] = np.nan
+        soundfile.write(path, wave.T, 44_100, subtype="FLOAT")
+        tracks = [
+            Song(f"album {start}", lambda path=path: path, None, TRAIN, str(scale), start=start, end=end)
+            for start, end in ((0.0, 1.0), (1.0, 2.5), (2.5, None))
+        ]
+        kept = keep_stems(tmp_path / f"data {scale}", tracks, ["drums", "bass"], model=str(model))
+        assert [(song.start, song.end) for song in kept] == [(0.0, None)] * 3
+        assert [song.damage for song in kept] == [None, f"album 1.0: silence at 1 place with {INVALID}", None]
+        assert len({song.fingerprint for song in kept}) == 3
+        stems.append([audio.decode(song.read(), 44_100) for song in kept])
+    assert [stem.shape[1] for stem in stems[0]] == [44_100, 66_150, 22_050]
+    assert all(np.abs(one - other).max() < 1e-3 for one, other in zip(*stems, strict=True))
 
 
 def test_what_is_written_is_what_the_separator_gives(

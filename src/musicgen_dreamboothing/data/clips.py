@@ -253,7 +253,7 @@ def account_of(records: list[SongRecord]) -> list[str]:
 def _levels_account(records: list[SongRecord]) -> list[str]:
     """One line each on samples that are no sound, on DC offsets and on songs whose peaks forbid more gain."""
     lines = []
-    broken = [record for record in records if record.invalid]
+    broken = [record for record in records if record.invalid and record.clips]
     if clips := sum(record.invalid for record in broken):
         lines.append(f"{plural(clips, 'clip')} left out: {INVALID} ({_names(broken)})")
     if moved := [record for record in records if record.offset and record.clips]:

@@ -158,7 +158,7 @@ def _write_clips(song: Song, stem: str, folder: Path, cutting: Cutting, record: 
     record.damage = sound.damage or song.damage
     record.offset = round(sound.levels.offset_share, 4)
     if not record.clips:
-        record.skipped = f"{song.name}: {_why_nothing(record, cutting)}"
+        record.skipped = f"{song.name}: {_why_nothing(record, cutting, bool(sound.invalid))}"
 
 
 def _written(
@@ -171,9 +171,11 @@ def _written(
     return {"file_name": f"{stem}.flac", "start": start, "seconds": seconds} | facts
 
 
-def _why_nothing(record: SongRecord, cutting: Cutting) -> str:
+def _why_nothing(record: SongRecord, cutting: Cutting, is_invalid: bool) -> str:
     if record.invalid:
         return f"every clip that is not silent holds {INVALID}"
+    if is_invalid and not record.rest:
+        return f"is silent but for {INVALID}"
     if record.silent or not record.rest:
         return "is silent"
     return f"lasts {record.rest:.1f} s, less than the {cutting.min_seconds:g} s of a clip"

@@ -108,7 +108,8 @@ class Levels:
         offset = np.array([_smooth(side, window) / weights for side in self._sum])
         highest = max(float(self._high.max()), -float(self._low.min()))
         rms = math.sqrt(np.square(offset).mean(axis=1).max())
-        return offset if rms > OFFSET_SHARE * highest else np.zeros_like(offset)
+        is_offset = rms > OFFSET_SHARE * highest and self.samples > OFFSET_SECONDS * self.rate
+        return offset if is_offset else np.zeros_like(offset)
 
 
 class _Weighting:
