@@ -28,6 +28,7 @@ from musicgen_dreamboothing.data import text_states, tokens
 from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, refresh
+from musicgen_dreamboothing.data.song_audio import INVALID
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec, load_tokenizer
 
@@ -396,7 +397,7 @@ def test_what_cannot_be_used_is_skipped_named_and_counted(cli: Cli, tmp_path: Pa
         assert lines[1:7] == [
             "4 songs skipped:",
             "  empty.wav: not a readable audio file (Invalid data found when processing input)",
-            "  nan.wav: holds NaN or infinite samples",
+            f"  nan.wav: every clip that is not silent holds {INVALID}",
             "  silent.wav: is silent",
             "  text.wav: not a readable audio file (Invalid data found when processing input)",
             "1 song damaged, the rest of each is used:",

@@ -22,6 +22,7 @@ from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_named
 from musicgen_dreamboothing.data.describe import Description
 from musicgen_dreamboothing.data.files import write_json_lines, write_text
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
+from musicgen_dreamboothing.data.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.song import EVAL, Song
 from musicgen_dreamboothing.data.textfiles import numbered_json_lines
 from musicgen_dreamboothing.data.workers import in_processes, in_threads
@@ -29,6 +30,8 @@ from musicgen_dreamboothing.data.workers import in_processes, in_threads
 JOURNALS = "songs-*.jsonl"  # of the other processes, while they cut
 WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
 DESCRIBED = ("tempo", "key", "tags", "variants")  # columns of ours that stand only where clips are described
+NAMED = 3  # songs in a line of the account
+AUDIBLY_SOFT = 0.5  # LU
 STEM_BYTES = 120  # file systems take names of 255 bytes, encrypted ones of 143
 # The audiofolder loader takes these words in file names for splits, and would leave out all other files.
 SPLIT_WORD = re.compile(r"(?<![^-._ \d])(train(ing)?|validation|valid|val|dev|test(ing)?|eval(uation)?)(?=[-._ \d]|$)")
@@ -238,9 +241,33 @@ def account_of(records: list[SongRecord]) -> list[str]:
         lines += [f"  {reason}" for reason in skipped]
     if silent := sum(record.silent for record in records):
         lines.append(f"{plural(silent, 'clip')} left out: mostly silent")
+    lines += _levels_account(records)
     lines += [record.note for record in records if record.note and record.clips]
     damaged = [record.damage for record in records if record.damage and not record.skipped]
     if damaged:
         lines.append(f"{plural(len(damaged), 'song')} damaged, the rest of each is used:")
         lines += [f"  {reason}" for reason in damaged]
     return lines
+
+
+def _levels_account(records: list[SongRecord]) -> list[str]:
+    """One line each on samples that are no sound, on DC offsets and on songs whose peaks forbid more gain."""
+    lines = []
+    broken = [record for record in records if record.invalid and record.clips]
+    if clips := sum(record.invalid for record in broken):
+        lines.append(f"{plural(clips, 'clip')} left out: {INVALID} ({_names(broken)})")
+    if moved := [record for record in records if record.offset and record.clips]:
+        lines.append(f"DC offset removed from {plural(len(moved), 'song')}: {_names(moved)}")
+    soft = [record for record in records if record.soft_by > AUDIBLY_SOFT and record.loudness is not None]
+    if soft := sorted(soft, key=lambda record: -record.soft_by):
+        target = (soft[0].loudness or 0.0) + soft[0].soft_by
+        stay, whose = ("stays", "its") if len(soft) == 1 else ("stay", "their")
+        songs = plural(len(soft), "song")
+        lines.append(f"{songs} {stay} below {target:g} LUFS because of {whose} peaks: {_names(soft)}")
+    return lines
+
+
+def _names(records: list[SongRecord]) -> str:
+    """The first few songs by name."""
+    names = [record.source for record in records[:NAMED]]
+    return ", ".join(names) + (f" and {len(records) - NAMED} more" if len(records) > NAMED else "")
