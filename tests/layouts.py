@@ -84,7 +84,9 @@ def write_layout(layout: Layout, reference: Path, root: Path) -> tuple[str, Path
     _write_generation_config(layout, reference, folder)
     _write_weights(layout, reference, folder)
     _write_tokenizer(layout, reference, folder)
-    shutil.copy(reference / ("preprocessor_config.json" if "melody" in layout.kind else "processor_config.json"), folder)
+    shutil.copy(
+        reference / ("preprocessor_config.json" if "melody" in layout.kind else "processor_config.json"), folder
+    )
     if layout.others != "none":
         for name in ("state_dict.bin", "compression_state_dict.bin"):
             torch.save({"best_state": {"emb.0.weight": torch.ones(2, 2)}, "xp.cfg": "solver: musicgen"}, folder / name)
@@ -115,8 +117,8 @@ def _write_json(path: Path, content: Any) -> None:
 # What `PretrainedConfig.to_dict` of transformers 4 wrote into each part, settings of `generate` among it.
 _NONE = (
     "architectures bad_words_ids begin_suppress_tokens bos_token_id cross_attention_hidden_size decoder_start_token_id "
-    "eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id pad_token_id "
-    "prefix problem_type sep_token_id suppress_tokens task_specific_params tokenizer_class"
+    "eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id "
+    "pad_token_id prefix problem_type sep_token_id suppress_tokens task_specific_params tokenizer_class"
 )
 _FALSE = (
     "add_cross_attention do_sample early_stopping is_decoder is_encoder_decoder output_attentions output_hidden_states "
@@ -235,7 +237,12 @@ def write_shards(weights: dict[str, torch.Tensor], folder: Path, *, pickled: boo
 
 
 EXTRA_IDS = [f"<extra_id_{number}>" for number in range(100)]
-SPECIAL_TOKENS = {"additional_special_tokens": EXTRA_IDS, "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+SPECIAL_TOKENS = {
+    "additional_special_tokens": EXTRA_IDS,
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+}
 TOKENIZER_4 = {
     **SPECIAL_TOKENS,
     "clean_up_tokenization_spaces": True,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -176,7 +176,7 @@ def _read_config(source: Source) -> Any:
     try:
         with quiet_loading():  # transformers holds the pad id, which is one above the codes, for a mistake
             return AutoConfig.from_pretrained(source.name, **source.arguments())
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+    except (OSError, HfHubHTTPError, HFValidationError, StrictDataclassError, ValueError, TypeError) as error:
         raise _no_checkpoint(source, error) from error
 
 
@@ -189,10 +189,10 @@ def _no_checkpoint(source: Source, error: Exception) -> UserError:
         return UserError(
             f"{source.name} is an adapter, not a base checkpoint; its adapter_config.json names its base: give that one"
         )
-    return UserError(
-        f"no model at {source.name!r} ({first_line(error)}); give a folder with a config.json, "
-        f"or a Hub id such as {EXAMPLES[0]}{foreign_weights(source.name)}"
-    )
+    if (path / "config.json").is_file():
+        return UserError(f"{path / 'config.json'} is not the configuration of a MusicGen model ({first_line(error)})")
+    hint = foreign_weights(source.name) or f"give a folder with a config.json, or a Hub id such as {EXAMPLES[0]}"
+    return UserError(f"no model at {source.name!r} ({first_line(error)}); {hint}")
 
 
 def _commit(source: Source) -> str | None:
@@ -210,29 +210,37 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     Raises:
         UserError: its files are missing or damaged, or a package that reads them is missing.
     """
-    _check_tokenizer_files(checkpoint)
+    file = _tokenizer_file(checkpoint)
     try:
         with quiet_loading():
             return AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.source.arguments())
     except Exception as error:  # tokenizers raises nothing more special, and each format has its own errors
-        raise UserError(f"the tokenizer of {checkpoint.name} cannot be read: {first_line(error)}") from error
+        reason = f" ({first_line(error)})" if file == TOKENIZER else ""  # of spiece.model the last format tried
+        raise UserError(
+            f"the tokenizer of {checkpoint.name} cannot be read{reason}; "
+            f"download {file} and tokenizer_config.json again"
+        ) from error
 
 
-def _check_tokenizer_files(checkpoint: Checkpoint) -> None:
-    """Without files transformers makes up an empty vocabulary; without sentencepiece it names another package."""
+def _tokenizer_file(checkpoint: Checkpoint) -> str:
+    """The file that a tokenizer will be read from.
+
+    Without one transformers makes up a vocabulary, and without sentencepiece it asks for another package.
+    """
     name, hub = checkpoint.name, checkpoint.source.arguments()
     if find_file(name, TOKENIZER, hub) is not None:
-        return
+        return TOKENIZER
     if find_file(name, SENTENCEPIECE, hub) is None:
         raise UserError(
             f"{name} has no tokenizer: neither {TOKENIZER} nor {SENTENCEPIECE}; copy those of google-t5/t5-base there, "
             "which all published MusicGen checkpoints use"
         )
-    if not all(importlib.util.find_spec(package) for package in ("sentencepiece", "google.protobuf")):
+    if not (importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf")):
         raise UserError(
             f"{name} has its tokenizer as {SENTENCEPIECE} only, without {TOKENIZER}; "
             "to read it: pip install 'musicgen-dreamboothing[sentencepiece]'"
         )
+    return SENTENCEPIECE
 
 
 def load_text_encoder(checkpoint: Checkpoint, device: torch.device) -> T5EncoderModel:

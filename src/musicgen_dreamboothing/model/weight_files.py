@@ -7,6 +7,7 @@ safetensors come first. Where a repository has none, `pytorch_model*.bin` is rea
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -46,8 +47,9 @@ def find_file(name: str, file: str, hub: Hub) -> Path | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, without the full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The first line of an exception's message, without the full stop; two lines where the first ends in a colon."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
 
 
 def find_weight_files(name: str, hub: Hub) -> list[Path]:
@@ -60,28 +62,26 @@ def find_weight_files(name: str, hub: Hub) -> list[Path]:
         path = find_file(name, layout, hub)
         if path is not None:
             return _shards(name, path, hub) if layout.endswith(INDEX) else [path]
+    hint = foreign_weights(name) or "download them as well, or take a complete checkpoint"
     raise UserError(
         f"{name} has no weights that can be loaded: neither {LAYOUTS[0]} nor {LAYOUTS[2]}, in one file or in shards "
-        f"with an index{foreign_weights(name)}"
+        f"with an index; {hint}"
     )
 
 
 def foreign_weights(name: str) -> str:
-    """What a folder without a transformers checkpoint has instead, as the end of an error message; often empty."""
+    """What a folder has instead of weights that transformers loads, as a part of an error message; often empty."""
     folder = Path(name)
     if not folder.is_dir():
         return ""
     files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in WEIGHT_SUFFIXES)
     if audiocraft := [file for file in files if file in AUDIOCRAFT]:
-        return (
-            f"; {audiocraft[-1]} is in audiocraft's own format, and this needs a checkpoint in the format of "
-            "transformers, such as facebook/musicgen-small"
-        )
+        return f"{audiocraft[-1]} is in audiocraft's own format; take the checkpoint in the format of transformers"
     if any(file.lower().endswith(".gguf") for file in files):
-        return "; GGUF files cannot be trained on: give the checkpoint that they were made from"
+        return "GGUF files cannot be trained on; take the checkpoint that they were made from"
     if any(re.search(r"-\d{5}-of-\d{5}\.", file) for file in files):
-        return f"; it has shards without their index: download *{INDEX} of the repository as well"
-    return f"; it has {', '.join(files[:3])}, under names that transformers does not load" if files else ""
+        return f"it has shards without their index; download *{INDEX} of the repository as well"
+    return f"it has {', '.join(files[:3])}, under names that transformers does not load" if files else ""
 
 
 def _shards(name: str, index: Path, hub: Hub) -> list[Path]:
@@ -154,20 +154,24 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
 
 def _refused(path: Path, error: UnpicklingError) -> UserError:
     """Names what a file wanted to call, if that is why it was refused."""
-    wanted = re.search(r"GLOBAL ([\w.]+)|(?:global|class|type)\W+([\w.]+)\W+was not", str(error))
+    reason = str(error).rpartition("WeightsUnpickler error: ")[2]
+    wanted = re.search(r"GLOBAL ([\w.]+)", reason)
     if wanted is None:
-        return _damaged(path, error)
+        return _damaged(path, UnpicklingError(reason))
     return UserError(
-        f"{path} is refused: besides tensors it asks for {wanted[1] or wanted[2]}, which could run any program; "
+        f"{path} is refused: besides tensors it asks for {wanted[1]}, which could run any program; "
         "nothing of it was executed. Take the checkpoint in safetensors, from a source you trust"
     )
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:
+    reason = re.split(r"\.\s", first_line(error))[0]
+    if not os.access(path, os.R_OK):
+        return UserError(f"{path} cannot be read ({reason}); allow yourself to read it")
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             return UserError(f"{path} is a Git LFS pointer and not the file itself; run `git lfs pull` in its folder")
-    return UserError(f"{path} is damaged or incomplete ({first_line(error)}); delete it and download it again")
+    return UserError(f"{path} is damaged or incomplete ({reason}); delete it and download it again")
 
 
 class _RemappedFile:
