@@ -404,8 +404,9 @@ def test_an_adapter_is_trained_heard_and_compared(
     run, found_by, cache = prepared_run(layout, QUICK, cli, songs, checkpoints(layout.kind), tmp_path)
     generated = cli("generate", run, "punk", "--output_dir", tmp_path / "made", *SHORT, *found_by)
     assert (generated.code, len(list((tmp_path / "made").glob("*.wav")))) == (0, 1), generated.err
-    evaluated = cli("evaluate", run, *SHORT, *EVALUATION, *found_by)
-    assert evaluated.code == 0, evaluated.err
+    if layout.kind in ("text", "melody"):  # it takes as long as all the rest
+        evaluated = cli("evaluate", run, *SHORT, *EVALUATION, *found_by)
+        assert evaluated.code == 0, evaluated.err
     config = PeftConfig.from_pretrained(run)
     base = AutoModelForTextToWaveform.from_pretrained(
         config.base_model_name_or_path, revision=config.revision, cache_dir=cache, dtype=torch.float32

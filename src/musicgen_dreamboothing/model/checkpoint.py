@@ -232,8 +232,8 @@ def _tokenizer_file(checkpoint: Checkpoint) -> str:
         return TOKENIZER
     if find_file(name, SENTENCEPIECE, hub) is None:
         raise UserError(
-            f"{name} has no tokenizer: neither {TOKENIZER} nor {SENTENCEPIECE}; copy those of google-t5/t5-base there, "
-            "which all published MusicGen checkpoints use"
+            f"{name} has no tokenizer: neither {TOKENIZER} nor {SENTENCEPIECE}; copy {TOKENIZER} and "
+            "tokenizer_config.json of facebook/musicgen-small there; without a network they have to be in the cache"
         )
     if not (importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf")):
         raise UserError(

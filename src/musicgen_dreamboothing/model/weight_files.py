@@ -63,6 +63,8 @@ def find_weight_files(name: str, hub: Hub) -> list[Path]:
         if path is not None:
             return _shards(name, path, hub) if layout.endswith(INDEX) else [path]
     hint = foreign_weights(name) or "download them as well, or take a complete checkpoint"
+    if not Path(name).is_dir():
+        hint = f"without a network it has to be in the cache: hf download {name}"
     raise UserError(
         f"{name} has no weights that can be loaded: neither {LAYOUTS[0]} nor {LAYOUTS[2]}, in one file or in shards "
         f"with an index; {hint}"
