@@ -27,7 +27,7 @@ INDEX = ".index.json"
 LAYOUTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))
 AUDIOCRAFT = ("state_dict.bin", "compression_state_dict.bin")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".th", ".ckpt", ".h5", ".msgpack", ".onnx")
-REMAP_BYTES = 1 << 28  # pages of a mapped file that may stay in memory while its weights are converted
+REMAP_BYTES = 1 << 26  # pages of a mapped file that may stay in memory while its weights are converted
 LFS_POINTER = b"version https://git-lfs"
 
 Hub = dict[str, Any]  # keyword arguments for the loaders of transformers: revision, cache_dir, token
@@ -187,6 +187,7 @@ class _RemappedFile:
     def read(self, name: str) -> torch.Tensor:
         with self._lock:
             if self._read > REMAP_BYTES:
+                self._tensors.clear()  # before the new mapping is there
                 self._tensors, self._read = _unpickle(self._path), 0
             self._read += self._tensors[name].nbytes
             return self._tensors[name].clone()
