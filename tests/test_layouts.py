@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,20 @@ UNUSABLE = {
         lambda folder: torch.save([Program(folder / "executed")], folder / SHARD_BIN),
         rf"{SHARD_BIN} is refused: .*system",
     ),
+    "a program in a plain pickle": Unusable(
+        BIN, lambda folder: (folder / PICKLED).write_bytes(pickle.dumps([Program(folder / "executed")])), SYSTEM
+    ),
+    "a program in a newer protocol": Unusable(
+        BIN, lambda folder: torch.save([Program(folder / "executed")], folder / PICKLED, pickle_protocol=4), SYSTEM
+    ),
+    "a class in an old protocol": Unusable(
+        BIN,
+        lambda folder: (folder / PICKLED).write_bytes(b"(S'true'\nios\nsystem\n."),
+        rf"{PICKLED} is refused: it asks for os.system",
+    ),
+    "a web page": Unusable(
+        BIN, lambda folder: (folder / PICKLED).write_bytes(b"<!doctype html>"), f"{PICKLED} is damaged"
+    ),
     "no dictionary": Unusable(
         BIN,
         lambda folder: torch.save([torch.ones(2)], folder / "pytorch_model.bin"),
@@ -184,6 +199,14 @@ UNUSABLE = {
         SHARDED,
         lambda folder: (folder / INDEX).write_text('{"weight_map": {"a": "../a.bin"}}'),
         "not the index",
+    ),
+    "dangling link": Unusable(
+        Layout(place="snapshot"),
+        lambda folder: (folder / "model.safetensors").resolve().unlink(),
+        "has no weights .*model.safetensors is a link to a file that is not there; download it again",
+    ),
+    "no configuration": Unusable(
+        Layout(), lambda folder: (folder / "config.json").unlink(), "no model at .*; give a folder with a config.json"
     ),
     "no weights": Unusable(Layout(), lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
     "variant": Unusable(

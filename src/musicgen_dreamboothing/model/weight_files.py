@@ -6,15 +6,18 @@ safetensors come first. Where a repository has none, `pytorch_model*.bin` is rea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickletools
 import re
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
-from zipfile import is_zipfile
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -28,6 +31,8 @@ LAYOUTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin"
 AUDIOCRAFT = ("state_dict.bin", "compression_state_dict.bin")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".th", ".ckpt", ".h5", ".msgpack", ".onnx")
 REMAP_BYTES = 1 << 26  # pages of a mapped file that may stay in memory while its weights are converted
+TENSOR_IMPORTS = re.compile(r"torch\._utils\._rebuild_|torch\.\w+Storage$|collections\.OrderedDict$")
+LEGACY_PICKLES = 5  # in a file that is no zip archive: magic number, version, system, tensors, names of their storages
 LFS_POINTER = b"version https://git-lfs"
 
 Hub = dict[str, Any]  # keyword arguments for the loaders of transformers: revision, cache_dir, token
@@ -77,13 +82,16 @@ def foreign_weights(name: str) -> str:
     if not folder.is_dir():
         return ""
     files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in WEIGHT_SUFFIXES)
+    if broken := [file for file in files if not (folder / file).exists()]:
+        return f"{broken[0]} is a link to a file that is not there; download it again"
     if audiocraft := [file for file in files if file in AUDIOCRAFT]:
         return f"{audiocraft[-1]} is in audiocraft's own format; take the checkpoint in the format of transformers"
     if any(file.lower().endswith(".gguf") for file in files):
         return "GGUF files cannot be trained on; take the checkpoint that they were made from"
     if any(re.search(r"-\d{5}-of-\d{5}\.", file) for file in files):
         return f"it has shards without their index; download *{INDEX} of the repository as well"
-    return f"it has {', '.join(files[:3])}, under names that transformers does not load" if files else ""
+    unknown = [file for file in files if file not in LAYOUTS]
+    return f"it has {', '.join(unknown[:3])}, under names that transformers does not load" if unknown else ""
 
 
 def _shards(name: str, index: Path, hub: Hub) -> list[Path]:
@@ -135,9 +143,11 @@ def _open_safetensors(path: Path, convert: bool) -> dict[str, Any]:
 
 
 def _open_pickled(path: Path, convert: bool) -> dict[str, Any]:
-    if not (convert and is_zipfile(path)):
-        return _unpickle(path)
-    file = _RemappedFile(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice on files that will be refused
+        if not (convert and is_zipfile(path)):
+            return _unpickle(path)
+        file = _RemappedFile(path)
     return {name: _Entry(file, name) for name in file.names}
 
 
@@ -155,15 +165,44 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _refused(path: Path, error: UnpicklingError) -> UserError:
-    """Names what a file wanted to call, if that is why it was refused."""
+    """Names what a file wanted to import, if that is why it was refused."""
     reason = str(error).rpartition("WeightsUnpickler error: ")[2]
-    wanted = re.search(r"GLOBAL ([\w.]+)", reason)
-    if wanted is None:
+    named = re.search(r"GLOBAL ([\w.]+)", reason)
+    imports = [named[1]] if named else [name for name in _imports(path) if not TENSOR_IMPORTS.match(name)]
+    if not imports:
         return _damaged(path, UnpicklingError(reason))
     return UserError(
-        f"{path} is refused: besides tensors it asks for {wanted[1]}, which could run any program; "
-        "nothing of it was executed. Take the checkpoint in safetensors, from a source you trust"
+        f"{path} is refused: it asks for {imports[0]}, and nothing but tensors is taken from a pickle, which could run "
+        "any program; nothing of it was executed. Take the checkpoint in safetensors"
     )
+
+
+def _imports(path: Path) -> list[str]:
+    """What a pickle would import, from its opcodes alone: nothing of it runs."""
+    names: list[str] = []
+    strings: list[str] = []
+    with contextlib.suppress(ValueError, KeyError, IndexError, OSError, BadZipFile), _pickle_stream(path) as stream:
+        for _ in range(LEGACY_PICKLES):
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    names.append(str(argument).replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.append(".".join(strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    return names
+
+
+@contextlib.contextmanager
+def _pickle_stream(path: Path) -> Iterator[IO[bytes]]:
+    if not is_zipfile(path):
+        with path.open("rb") as file:
+            yield file
+        return
+    with ZipFile(path) as archive:
+        name = next((name for name in archive.namelist() if name.endswith("data.pkl")), "data.pkl")
+        with archive.open(name) as file:
+            yield file
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:
