@@ -75,5 +75,7 @@ def load_tables(folder: Path, *, eval_fraction: float, seed: int, text_states: b
 def _held_out_songs(songs: set[str], fraction: float, seed: int) -> set[str]:
     if fraction <= 0 or len(songs) < MIN_SONGS_TO_SPLIT:
         return set()
-    ordered = sorted(songs, key=lambda song: hashlib.sha256(f"{seed} {song}".encode()).hexdigest())
+    ordered = sorted(
+        songs, key=lambda song: hashlib.sha256(f"{seed} {song}".encode(errors="backslashreplace")).hexdigest()
+    )
     return set(ordered[: max(1, round(fraction * len(songs)))])
