@@ -26,7 +26,7 @@ UNREAD = {
     ),
     "unfinished download": _suffixes("part partial crdownload download opdownload filepart !qb !ut bc!"),
     "not downloaded yet (iCloud)": _suffixes("icloud"),
-    "archive (unpack it)": _suffixes("rar 7z tar tgz tbz2 txz cab iso nrg bin dmg"),
+    "archive (unpack it)": _suffixes("rar 7z tar tgz tbz2 txz cab iso nrg"),
 }
 _REASONS = {suffix: reason for reason, suffixes in UNREAD.items() for suffix in suffixes}
 ARCHIVE, NOT_FETCHED, NO_FILE = "archive (unpack it)", "not downloaded yet (git lfs pull)", "pipe, socket or device"
@@ -54,6 +54,8 @@ def may_be_music(name: str) -> bool:
 def why_not_read(path: Path, mode: int, *, is_hidden: bool) -> str | None:
     """The reason why a file that may be music is not read; None for songs and for what is no music."""
     suffix = path.suffix.lower()
+    if not stat.S_ISREG(mode):  # a pipe must not be opened: nobody may ever write to it
+        return NO_FILE if suffix in AUDIO_SUFFIXES else None
     if is_hidden:
         is_noise = path.name.startswith("._")  # what macOS writes beside songs on other disks
         return _REASONS.get(suffix) or (HIDDEN if suffix in AUDIO_SUFFIXES and not is_noise else None)
@@ -65,8 +67,6 @@ def why_not_read(path: Path, mode: int, *, is_hidden: bool) -> str | None:
         return ARCHIVE
     if suffix not in AUDIO_SUFFIXES:
         return None
-    if not stat.S_ISREG(mode):
-        return NO_FILE
     if not os.access(path, os.R_OK):
         return LOCKED
     return NOT_FETCHED if _head(path).startswith(_LFS_POINTER) else None
@@ -78,10 +78,10 @@ def _says_nothing(suffix: str) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a regular file; none where it can't be opened."""
+    """The first bytes of a file; none where it can't be opened."""
     try:
         with path.open("rb", buffering=0) as file:
-            return file.read(24) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+            return file.read(24)
     except OSError:
         return b""
 

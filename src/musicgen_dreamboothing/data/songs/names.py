@@ -76,19 +76,20 @@ class NameIndex:
                 for tail in _tails(form):
                     self._tails[level][tail].add(name)
 
-    def find(self, wanted: str) -> str | None:
-        """The one name that is meant, or None."""
+    def find(self, wanted: str) -> tuple[str, int] | None:
+        """The one name that is meant and how far it was looked for (0: it stands there as it is); None without one."""
         path = _normal_path(wanted)
-        if path in self.names:
-            return path
+        for name in (wanted, path):
+            if name in self.names:
+                return name, 0
         if ".." in path.split("/"):
             return None
         for level, form in enumerate(_forms(path)):
             candidates = [self._whole[level].get(tail, set()) for tail in _tails(form)]
             candidates.append(self._tails[level].get(form, set()))
-            for names in candidates:
+            for distance, names in enumerate(candidates, start=1):
                 if len(names) == 1:
-                    return next(iter(names))
+                    return next(iter(names)), distance + 1000 * level
         return None
 
 

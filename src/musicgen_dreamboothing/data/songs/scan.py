@@ -33,7 +33,7 @@ class Listing:
         products: folders and files that this program made.
         hidden: hidden folders and those that systems make.
         linked: links to what is read anyway.
-        locked: folders that could not be opened, each with the reason.
+        locked: folders that are not read, each with the reason.
         unread: files that may be music, by the reason why they are not read.
     """
 
@@ -114,8 +114,11 @@ class _Scan:
         try:
             status = folder.stat()
             identity = status.st_dev, status.st_ino
-            if identity in self.seen or self._leads_back(folder):
+            if identity in self.seen:
                 self.listing.linked.append(self.listing.name(folder))
+                return
+            if self._leads_back(folder):
+                self.listing.locked.append(f"{self.listing.name(folder)} (a link to a folder around this one)")
                 return
             self.seen.add(identity)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -172,7 +175,7 @@ class _Scan:
             self.listing.unread[reason].append(name)
         elif path.suffix.lower() in PLAYLISTS:
             self.playlists.append(path)
-        elif is_song(path) and not is_hidden(entry.name):
+        elif stat.S_ISREG(mode) and not is_hidden(entry.name) and is_song(path):
             status = entry.stat()
             identity = status.st_dev, status.st_ino
             if entry.is_symlink():

@@ -85,25 +85,21 @@ def _tables(listing: Listing) -> list[Path]:
 
 
 def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captions: Captions) -> None:
-    """Gives each song the caption of its row: exact names first, so that a similar one takes nothing away from them."""
-    place = path.parent.relative_to(listing.root).as_posix()
+    """Gives each song the caption of its row; of several rows that fit a song, those with the nearest name count."""
+    place, label = path.parent.relative_to(listing.root).as_posix(), listing.name(path)
     prefix = "" if place == "." else f"{printable(place)}/"
     index = NameIndex(name.removeprefix(prefix) for name in known if name.startswith(prefix))
+    fits = [(row, index.find(row.file)) for row in rows]
+    nearest: dict[str, int] = {}
+    for _, fit in fits:
+        if fit is not None:
+            nearest[fit[0]] = min(fit[1], nearest.get(*fit))
     rows_of, lost = defaultdict[str, list[Row]](list), list[str]()
-    inexact: list[tuple[str | None, Row]] = []
-    for row in rows:
-        name = index.find(row.file)
-        if name == row.file:
-            rows_of[name].append(row)
-        else:
-            inexact.append((name, row))
-    exact = set(rows_of)
-    for name, row in inexact:
-        if name is None or name in exact:
+    for row, fit in fits:
+        if fit is None or fit[1] > nearest[fit[0]]:
             lost.append(printable(row.file))
         else:
-            rows_of[name].append(row)
-    label = listing.name(path)
+            rows_of[fit[0]].append(row)
     for name, own in rows_of.items():
         caption = next((row.caption for row in reversed(own) if row.caption), None)
         if caption is not None:
@@ -124,6 +120,9 @@ def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captio
 # --- reading
 
 
+Faults = list[tuple[int, str]]  # numbers of lines, and what is wrong with each
+
+
 def read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
     """The rows of a table, and one line for each row that is broken.
 
@@ -131,7 +130,7 @@ def read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
         ForeignTableError: it has no column with files, or is broken as a whole.
         UserError: it is no text, or lacks the column that was asked for.
     """
-    suffix, faults = path.suffix.lower(), list[str]()
+    suffix, faults = path.suffix.lower(), Faults()
     if suffix == ".parquet":
         cells = _parquet_rows(path, column)
     elif suffix == ".jsonl":
@@ -142,16 +141,17 @@ def read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
     columns = list(dict.fromkeys(str(name) for _, row in rows for name in row))
     if not rows:
         if faults:
-            raise ForeignTableError(f"no usable line; {faults[0]}")
+            raise ForeignTableError(f"no usable line; line {faults[0][0]}: {faults[0][1]}")
         return [], []
     file = _column(columns, FILE_NAMES)
     if file is None:
         raise ForeignTableError(f"no column file_name; it has {', '.join(map(printable, columns[:8]))}")
     text = _text_column(columns, column, path)
-    return list(_read_rows(rows, file, text, faults)), faults
+    found = list(_read_rows(rows, file, text, faults))
+    return found, [f"line {line}: {fault}" for line, fault in sorted(faults)]
 
 
-def _read_rows(rows: list[tuple[int, dict[str, Any]]], file: str, text: str | None, faults: list[str]) -> Iterator[Row]:
+def _read_rows(rows: list[tuple[int, dict[str, Any]]], file: str, text: str | None, faults: Faults) -> Iterator[Row]:
     for line, row in rows:
         name = row.get(file)
         try:
@@ -163,7 +163,7 @@ def _read_rows(rows: list[tuple[int, dict[str, Any]]], file: str, text: str | No
             elif caption:
                 raise ValueError(f"{file} is empty")
         except ValueError as error:
-            faults.append(f"line {line}: {error}")
+            faults.append((line, str(error)))
 
 
 def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
@@ -187,12 +187,12 @@ def _text_column(columns: list[str], wanted: str | None, path: Path) -> str | No
     return found
 
 
-def _json_rows(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in numbered_lines(path):
         try:
             yield number, json_object(line)
         except ValueError as error:
-            faults.append(f"line {number} {error}")
+            faults.append((number, str(error)))
 
 
 def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -208,7 +208,7 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[int, dict[st
     yield from enumerate(rows, start=1)
 
 
-def _csv_rows(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a text table whose first line names the columns, each with the number of its line."""
     lines = read_text(path).split("\n")
     first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
@@ -221,7 +221,7 @@ def _csv_rows(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, An
     for line, cells in records:
         if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
             hint = " (a caption with commas needs quotation marks)" if delimiter is None else ""
-            faults.append(f"line {line}: {len(cells)} values for {plural(len(header), 'column')}{hint}")
+            faults.append((line, f"{len(cells)} values for {plural(len(header), 'column')}{hint}"))
         elif any(cell.strip() for cell in cells):
             yield line, dict(zip_longest(header, cells[: len(header)]))
 
@@ -237,7 +237,7 @@ def _delimiter(header: list[str]) -> str:
     return max(DELIMITERS, key=score)
 
 
-def _records(lines: list[str], start: int, delimiter: str, faults: list[str]) -> Iterator[tuple[int, list[str]]]:
+def _records(lines: list[str], start: int, delimiter: str, faults: Faults) -> Iterator[tuple[int, list[str]]]:
     """The records from a line on, each with the number of its first line; a quoted cell may hold several lines.
 
     After a fault reading goes on with the next line: a lost quotation mark costs its own line, not the rest.
@@ -247,7 +247,7 @@ def _records(lines: list[str], start: int, delimiter: str, faults: list[str]) ->
         try:
             record = next(reader)
         except csv.Error as error:
-            faults.append(f"line {start + 1}: {error}")
+            faults.append((start + 1, f"the quotation marks don't match ({error})"))
             start += 1
             continue
         if record:

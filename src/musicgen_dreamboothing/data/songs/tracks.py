@@ -86,7 +86,7 @@ def _take_cue_sheet(path: Path, listing: Listing, tracks: Tracks) -> None:
             found = names.find(name) if names else None
             if found is None:
                 raise ValueError(f"names {name!r}, which is not among the songs")
-            _add_album(songs[found], indexes, tracks)
+            _add_album(songs[found[0]], indexes, tracks)
     except (ValueError, UserError, OSError) as error:
         tracks.faults.append(f"{listing.name(path)}: {error}")
 
@@ -100,7 +100,7 @@ def _add_album(song: Path, indexes: list[_Index], tracks: Tracks) -> None:
     for (before, after), index in zip(pairwise(starts), indexes[1:], strict=False):
         if after <= before:
             raise ValueError(f"track {index.number} begins at {after:.1f} s, not behind the track before it")
-    seconds = _seconds(song)
+    seconds = _seconds(song, starts[-1])
     if seconds is not None and starts[-1] >= seconds:
         raise ValueError(
             f"track {indexes[-1].number} begins at {starts[-1]:.1f} s, but {printable(song.name)} lasts {seconds:.1f} s"
@@ -260,6 +260,17 @@ def _opened(song: Path) -> tuple[list[Any], float | None] | None:
         return None
 
 
-def _seconds(song: Path) -> float | None:
+def _seconds(song: Path, at_least: float) -> float | None:
+    """The length of a file, None where it can't be opened; the packets are counted where its header says too little.
+
+    The header of an mp3 without a stated length gives but an estimate.
+    """
     opened = _opened(song)
-    return opened[1] if opened else None
+    if opened is None or opened[1] is None or opened[1] > at_least:
+        return opened[1] if opened else None
+    try:
+        with song.open("rb") as file, av.open(file, "r", container_options={"protocol_whitelist": "none"}) as container:
+            track = container.streams.audio[0]
+            return float(sum(packet.duration or 0 for packet in container.demux(track)) * (track.time_base or 0))
+    except (av.FFmpegError, OSError, ValueError, IndexError):
+        return None
