@@ -44,21 +44,26 @@ INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 for an error told in one line, 130 after Ctrl-C.
 
-    Where nobody reads the output any more (`| head`), that is no error.
+    Where nobody reads the output any more (`| head`), the work goes on in silence. Where its progress bars have no
+    reader either, it stops with 1 and without a traceback: what is done is kept.
     """
     words = list(sys.argv[1:] if words is None else words)
     print_any_text()
     try:
         return _main(words)
+    except BrokenPipeError:
+        return 1
     finally:
         _flush()
 
 
 def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_output()
+    """Empties the streams now: what can't be written any more would be a traceback at the interpreter's end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            discard_output(stream)
 
 
 def _main(words: list[str]) -> int:

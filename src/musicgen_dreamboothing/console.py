@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import TextIO
 
 
 class UserError(Exception):
@@ -23,13 +24,13 @@ def say(text: str) -> None:
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            discard_output()
+            discard_output(sys.stdout)
 
 
-def discard_output() -> None:
+def discard_output(stream: TextIO) -> None:
     """Sends what is still printed nowhere, so that neither the next line nor the interpreter's end fails."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 

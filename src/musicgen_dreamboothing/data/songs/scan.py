@@ -164,7 +164,9 @@ class _Scan:
         if is_hidden(entry.name) or entry.name.lower() in SYSTEM_FOLDERS:
             self.listing.hidden.append(self.listing.name(path))
         elif is_product_of_parent(path, siblings):
-            self.listing.products.append(self.listing.name(path))
+            made = path if path.parent == self.listing.root else path.parent  # one name for all of a prepared folder
+            if (name := self.listing.name(made)) not in self.listing.products:
+                self.listing.products.append(name)
         else:
             (self.links if entry.is_symlink() else self.folders).append(path)
 
