@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -249,14 +250,16 @@ def test_a_caption_may_stand_in_json(text: str, expected: str | None, tmp_path: 
     assert find_songs(str(tmp_path), Columns()).songs[0].caption == "from the text file"
 
 
-def test_json_that_is_none_is_named(tmp_path: Path) -> None:
+def test_json_that_is_none_is_named_and_passed_over(tmp_path: Path) -> None:
     from musicgen_dreamboothing.data.songs.song import Columns
     from musicgen_dreamboothing.data.songs.sources import find_songs
 
     audio.write(tmp_path / "a.wav", tone_song(1.0, 0), RATE)
     (tmp_path / "a.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"a\.json is not JSON .*line 1\); mend it and run again"):
-        find_songs(str(tmp_path), Columns())
+    found = find_songs(str(tmp_path), Columns())
+    assert [song.caption for song in found.songs] == [None]
+    assert found.notes[0] == "1 caption file not used:"
+    assert re.search(r"a\.json is not JSON \(.*line 1\)", found.notes[1])
 
 
 # Stems

@@ -231,15 +231,15 @@ def test_a_new_song_never_takes_the_clips_of_an_old_one(tmp_path: Path, tiny: Pa
 
 
 def test_names_that_file_systems_refuse_are_made_legal(tmp_path: Path, tiny: Path) -> None:
-    names = ["夜" * 80 + ".wav", "夜" * 80 + "に.wav", ".hidden.wav", 'a: "b" <c>|?*.wav', "tab\tnew\nline.wav"]
+    names = ["夜" * 80 + ".wav", "夜" * 80 + "に.wav", "...And.wav", 'a: "b" <c>|?*.wav', "-tab\tnew\nline.wav"]
     for number, name in enumerate(names):
         write_song(tmp_path / "songs" / name, 1.0, number)
     run(tmp_path / "songs", tmp_path / "data", tiny)
-    assert sorted(captions(tmp_path / "data")) == sorted(names)
+    assert sorted(captions(tmp_path / "data")) == sorted([*names[:-1], "-tab\\tnew\\nline.wav"])
     for row in metadata(tmp_path / "data"):
         assert len(row["file_name"].encode()) < 143
         assert not set(row["file_name"]) & set('<>:"|?*\\/ \t\n')
-        assert not row["file_name"].startswith(".")
+        assert not row["file_name"].startswith((".", "-"))
 
 
 def test_what_macos_writes_beside_songs_is_no_song(tmp_path: Path, tiny: Path) -> None:
@@ -313,23 +313,13 @@ def test_captions_from_a_column_of_ones_own(cli: Cli, tmp_path: Path, tiny: Path
     assert captions(tmp_path / "data")["a.wav"].split() == ["punk,", "dark,", "and", "slow"]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        ("metadata.csv", b"file_name;text\na.wav;slow\n", "no column 'file_name' in {}; it has file_name;text"),
-        ("metadata.csv", b"file_name,text\na.wav,f\xfcr\n", "{} is not UTF-8 text (byte 22); save it as UTF-8"),
-        ("metadata.jsonl", b'{"file_name": "a.wav"}\n{"file_name": "a', "{} line 2 is not JSON (Unterminated string"),
-        ("metadata.jsonl", b'["a.wav"]\n', '{} line 1 must be an object such as {{"file_name": ..., "text": ...}}'),
-    ],
-)
-def test_metadata_that_cannot_be_read_is_named(
-    cli: Cli, tmp_path: Path, tiny: Path, name: str, content: bytes, told: str
-) -> None:
+@pytest.mark.parametrize("content", [b"file_name,text\na.wav,f\xfcr\n", "file_name,text\n".encode("utf-16-le")])
+def test_a_table_that_is_no_text_is_named(cli: Cli, tmp_path: Path, tiny: Path, content: bytes) -> None:
     write_song(tmp_path / "songs" / "a.wav", 1.0)
-    (tmp_path / "songs" / name).write_bytes(content)
+    (tmp_path / "songs" / "metadata.csv").write_bytes(content)
     ran = cli(*prepare_words(tmp_path / "songs", tmp_path / "data", tiny))
     assert ran.code == 1
-    assert told.format(tmp_path / "songs" / name) in ran.err
+    assert f"{tmp_path / 'songs' / 'metadata.csv'} is not UTF-8 text (" in ran.err
     assert ran.err.count("\n") == 1
 
 

@@ -101,5 +101,7 @@ def _copies(sources: list[str], recordings: list[str]) -> tuple[tuple[str, ...],
 def _held_out_songs(songs: set[str], fraction: float, seed: int) -> set[str]:
     if fraction <= 0 or len(songs) < MIN_SONGS_TO_SPLIT:
         return set()
-    ordered = sorted(songs, key=lambda song: hashlib.sha256(f"{seed} {song}".encode()).hexdigest())
+    ordered = sorted(
+        songs, key=lambda song: hashlib.sha256(f"{seed} {song}".encode(errors="backslashreplace")).hexdigest()
+    )
     return set(ordered[: max(1, round(fraction * len(songs)))])

@@ -12,9 +12,9 @@ from musicgen_dreamboothing.data.songs.dataset import (
     songs_of_parquet,
     songs_of_saved_dataset,
 )
-from musicgen_dreamboothing.data.songs.folder import holds_songs, song_of_file, songs_of_folder
-from musicgen_dreamboothing.data.songs.sidecars import caption_beside
-from musicgen_dreamboothing.data.songs.song import TRAIN, Collection, Columns
+from musicgen_dreamboothing.data.songs.folder import songs_of_file, songs_of_listing
+from musicgen_dreamboothing.data.songs.scan import scan
+from musicgen_dreamboothing.data.songs.song import Collection, Columns
 
 
 def find_songs(where: str, columns: Columns, *, token: str | None = None, cache_dir: str | None = None) -> Collection:
@@ -25,7 +25,7 @@ def find_songs(where: str, columns: Columns, *, token: str | None = None, cache_
     """
     path = Path(where).expanduser()
     if path.is_file():
-        return Collection([song_of_file(path, path.name, caption_beside(path), TRAIN)])
+        return songs_of_file(path, columns)
     if path.is_dir():
         return _songs_of_folder(path, columns, cache_dir)
     if _looks_like_path(where):
@@ -40,6 +40,7 @@ def _looks_like_path(where: str) -> bool:
 def _songs_of_folder(folder: Path, columns: Columns, cache_dir: str | None) -> Collection:
     if is_saved_dataset(folder):
         return songs_of_saved_dataset(folder, columns)
-    if not holds_songs(folder) and holds_parquet(folder):
+    listing = scan(folder)
+    if not listing.songs and holds_parquet(folder):
         return songs_of_parquet(folder, columns, cache_dir)
-    return songs_of_folder(folder, columns)
+    return songs_of_listing(listing, columns)
