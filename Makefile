@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint-fix format bench wheel-test clean
+.PHONY: help demo test check check-hub lint-fix format bench wheel-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ check: .venv/installed-dev ## format, lint, types and the direction of imports; 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-hub: .venv/installed-dev ## which published checkpoints would load: reads metadata from the Hub, no weights
+	$(BIN)/python tools/check_hub.py $(ARGS)
 
 lint-fix: .venv/installed-dev ## mend what ruff can mend, then format
 	$(BIN)/ruff check --fix .

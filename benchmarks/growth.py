@@ -1,13 +1,15 @@
-"""Whether time per clip and memory stay flat as a folder grows: `prepare` and `train` on 100 and 1,000 clips.
+"""Whether time per clip and memory stay flat as a folder or a song grows: `prepare` and `train` on 100 and 1,000 clips.
 
     python benchmarks/growth.py
     python benchmarks/growth.py --clips 10 50 250
     python benchmarks/growth.py --clips 200 2000 --add_metadata   # 20 and 200 songs: measured, described, examined
+    python benchmarks/growth.py --song_minutes 2 10 40   # one stereo song each, cut by a worker of `prepare`
 
 Songs of two-second clips and the built-in tiny checkpoint. What a command takes for two clips is taken off, so that
 the start of a process is not what is compared; one epoch is trained, with four clips at once.
 
-One should see milliseconds a clip and peak memory of each command, with their ratios to those of the fewest clips.
+One should see milliseconds a clip and peak memory of each command, with their ratios to those of the fewest clips; of
+long songs seconds a minute and peak memory of the worker, by the clock and with `--cut bars --add_metadata true`.
 """
 
 from __future__ import annotations
@@ -24,11 +26,21 @@ from typing import Any
 import _common
 
 WRITE = "songs"
+WRITE_LONG, CLOCK, BARS = "long song", "clock", "bars, described"
+LONG_RATE, PIECE_SECONDS = 44_100, 30
 CLIP_SECONDS, CLIPS_A_SONG, FEWEST = 2, 10, 2
 
 
 def main() -> None:
-    _common.play(_options(), _measure, lambda options: _write(Path(options.folder), options.number))
+    options = _options()
+    _common.play(options, _measure_songs if options.song_minutes else _measure, _work)
+
+
+def _work(options: argparse.Namespace) -> dict[str, float] | None:
+    if options.variant in (CLOCK, BARS):
+        return _cut_long(Path(options.folder), options.variant)
+    write = _write_long if options.variant == WRITE_LONG else _write
+    return write(Path(options.folder), options.number)
 
 
 def _options() -> argparse.Namespace:
@@ -37,8 +49,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--add_metadata", action="store_true", help="measure, describe (without a CLAP) and examine; without a training"
     )
+    parser.add_argument("--song_minutes", type=float, nargs="+", help="cut one song of each length, and nothing else")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--number", type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -101,7 +114,61 @@ def _timed(verb: str, words: list[str]) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def _write(folder: Path, clips: int) -> None:
+def _measure_songs(options: argparse.Namespace) -> None:
+    about = _common.run_variant(__file__, _common.PROBE, *_common.ON_THE_CPU)
+    rows: list[dict[str, Any]] = []
+    for variant in (CLOCK, BARS):
+        for minutes in options.song_minutes:
+            with tempfile.TemporaryDirectory() as name:
+                _common.run_variant(__file__, WRITE_LONG, "--folder", name, "--number", str(minutes))
+                rows.append(
+                    {"cut": variant, "minutes": minutes, **_common.run_variant(__file__, variant, "--folder", name)}
+                )
+    _common.show(f"one song on {about['device']}", rows)
+    path = _common.keep(about, "growth", f"songs of {_texts(options.song_minutes)} minutes", {"rows": rows})
+    print(f"kept in {path.parent.name}/{path.name}")
+
+
+def _texts(numbers: list[float]) -> str:
+    return " ".join(f"{number:g}" for number in numbers)
+
+
+def _cut_long(folder: Path, variant: str) -> dict[str, float]:
+    """What a worker takes for the song in a folder: its process imports what cutting needs, and no torch."""
+    import resource
+
+    import soundfile
+
+    from musicgen_dreamboothing.data.cutting import Cutting, cut_song
+    from musicgen_dreamboothing.data.songs.song import TRAIN, Song
+
+    path, described = folder / "song.flac", variant == BARS
+    song = Song(path.name, lambda: path, None, TRAIN, "1")
+    started = time.perf_counter()
+    record = cut_song(song, "song", folder, Cutting(32_000, 640, 30, 2, 8 * described, -14.0, described))
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    minutes = soundfile.info(path).duration / 60
+    return {"clips": len(record.clips), "s/minute": seconds / minutes, "peak GB": peak}
+
+
+def _write_long(folder: Path, minutes: float) -> None:
+    """A stereo song of one piece over and over, with a beat and a slow swell."""
+    import numpy as np
+    import soundfile
+
+    rng, times = np.random.default_rng(0), np.arange(PIECE_SECONDS * LONG_RATE) / LONG_RATE
+    beat = np.exp(-12 * (times % 0.5)) * rng.standard_normal((2, len(times)))
+    tones = sum(np.sin(2 * np.pi * hertz * times) for hertz in (220.0, 277.2, 329.6))
+    piece = (0.2 * beat + 0.05 * tones).T.astype(np.float32)
+    with soundfile.SoundFile(folder / "song.flac", "w", LONG_RATE, 2, "PCM_16") as file:
+        left = round(minutes * 60 * LONG_RATE)
+        while left > 0:
+            file.write(piece[:left] * (0.5 + 0.5 * np.sin(left)))
+            left -= len(piece)
+
+
+def _write(folder: Path, clips: float) -> None:
     """Songs of ten clips; the last one has what is left."""
     import numpy as np
 
@@ -110,7 +177,7 @@ def _write(folder: Path, clips: int) -> None:
 
     (folder / "base").symlink_to(ASSETS / "musicgen-tiny")
     (folder / "songs").mkdir()
-    rng, rate = np.random.default_rng(0), 16_000
+    rng, rate, clips = np.random.default_rng(0), 16_000, int(clips)
     for number, first in enumerate(range(0, clips, CLIPS_A_SONG)):
         seconds = min(CLIPS_A_SONG, clips - first) * CLIP_SECONDS
         wave: Any = 0.1 * rng.standard_normal((1, seconds * rate))

@@ -6,7 +6,8 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,38 @@ KINDS = {
 
 # `make test` hands out whole files, in order: long ones first, so that no core is left with one of them at the end.
 LONG_FILES = ("demo", "memory", "describe", "train", "proof", "adapter", "evaluate", "readme", "keyword", "push")
+
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--precision", choices=PRECISIONS, default=PRECISIONS[0], help="what --dtype auto means on the CPU"
+    )
+
+
+@contextmanager
+def precision_of_cpu(name: str) -> Iterator[None]:
+    """Lets `--dtype auto` choose one of `PRECISIONS`, whatever this CPU has: without bf16 units bf16 is emulated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("musicgen_dreamboothing.model.device.cpu_has_bf16_units", lambda: name == "bfloat16")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def usual_precision(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The precision of all tests that do not choose one: the same on every CPU."""
+    name = pytestconfig.getoption("--precision")
+    with precision_of_cpu(name):
+        yield name
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test, and the fixtures of its module that ask for it, in fp32 and in bf16."""
+    with precision_of_cpu(request.param):
+        yield request.param
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

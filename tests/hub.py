@@ -8,9 +8,9 @@ of its own that starts with the variables of :meth:`LocalHub.environment`::
         assert "adapter_config.json" in hub.files("someone/lora")
 
 Model and dataset repositories live in memory, each with one branch (``main``) and all its commits.
-Every file is a regular one: there is no LFS (which ``Dataset.push_to_hub`` counts on) and no Xet. Nor are there byte
-ranges, further branches or tags, or spaces. Each pull request (``refs/pr/1``) is the same as ``main``. A gated repo
-lists its files and gives none: nobody has been granted access.
+Every file is a regular one: there is no LFS (which ``Dataset.push_to_hub`` counts on) and no Xet. Nor are there further
+branches or tags, or spaces. Each pull request (``refs/pr/1``) is the same as ``main``. A gated repo lists its files and
+gives none: nobody has been granted access.
 """
 
 from __future__ import annotations
@@ -339,7 +339,13 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(403 if self.token else 401, "Access to this repository is restricted.", "GatedRepo")
         if path not in files:
             raise HubError(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": sha})
-        self._answer(files[path], headers={"X-Repo-Commit": sha, "ETag": f'"{blob_id(files[path])}"'})
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{blob_id(files[path])}"'}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None:
+            return self._answer(files[path], headers=headers)
+        first, last = int(asked[1]), min(int(asked[2]), len(files[path]) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(files[path])}"
+        return self._answer(files[path][first : last + 1], 206, headers)
 
 
 _ID, _REVISION = "(?P<repo>[^/]+(?:/[^/]+)?)", "(?P<revision>[^/]+)"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import resource
 import tracemalloc
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.audio import AudioError, Wave
+from musicgen_dreamboothing.audio import AudioError, Wave, readers
 
 RATE = 32_000
 PITCH = 440.0
@@ -289,6 +291,147 @@ def test_half_an_mp3_gives_its_first_half(capfd):
     assert "half.mp3" in damage[0]
     assert "of the 6.0 s in its header" in damage[0]
     assert capfd.readouterr() == ("", "")
+
+
+# Lengths that are stated, and lengths that libav guesses
+
+
+def soft_then_loud(rate: int, channels: int = 2, seconds: float = 6.0) -> Wave:
+    """At a variable bit rate its first frames are much smaller than the others."""
+    noise = 0.3 * np.random.default_rng(0).standard_normal((channels, round(seconds * rate)))
+    noise[:, : 2 * rate] *= 1e-5
+    return noise.astype(np.float32)
+
+
+def variable(container: str = "mp3", rate: int = 44_100, channels: int = 2, **options: str) -> bytes:
+    """An MP3 track at a variable bit rate."""
+    wave, memory = soft_then_loud(rate, channels), io.BytesIO()
+    layout = ("mono", "stereo")[channels - 1]
+    with av.open(memory, "w", format=container, options=options) as file:
+        quality = {"flags": "+qscale", "global_quality": "300"}
+        track = file.add_stream("libmp3lame", rate=rate, layout=layout, options=quality)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave.T).reshape(1, -1), format="flt", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        file.mux(track.encode(frame))
+        file.mux(track.encode(None))
+    return memory.getvalue()
+
+
+def changed(content: bytes, place: int, new: bytes) -> bytes:
+    """An MP3 file with other bytes at a place behind the beginning of its Xing header."""
+    place += content.index(b"Xing")
+    return content[:place] + new + content[place + len(new) :]
+
+
+TAG = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048)
+UNSTATED: dict[str, Callable[[], bytes]] = {
+    "no Xing header": lambda: variable(write_xing="0"),
+    "no frames in it": lambda: changed(variable(), 8, bytes(4)),
+    "an unknown number": lambda: changed(variable(), 8, b"\xff" * 4),
+    "no number": lambda: changed(variable(), 7, b"\0"),
+    "its name is gone": lambda: changed(variable(), 0, bytes(4)),
+    "low rate": lambda: variable(rate=22_050, channels=1, write_xing="0"),
+    "tags in front": lambda: TAG + TAG + variable(write_xing="0"),
+    "two files": lambda: variable() + variable(),
+    "two files with tags between": lambda: variable() + b"TAG" + bytes(125) + TAG + variable(write_xing="0"),
+    "matroska, live": lambda: variable("matroska", live="1"),
+    "transport stream": lambda: variable("mpegts"),
+    "in WAV": lambda: variable("wav"),
+    "AC-3": lambda: encode("ac3", "ac3", soft_then_loud(48_000), 48_000),
+    "MP2": lambda: encode("mp2", "mp2", soft_then_loud(48_000), 48_000),
+    "AAC": lambda: encode("aac", "adts", soft_then_loud(44_100), 44_100),
+}
+
+
+@pytest.mark.parametrize("name", list(UNSTATED))
+def test_a_file_that_states_no_length_is_not_damaged(name: str):
+    damage: list[str] = []
+    wave = audio.decode(UNSTATED[name](), RATE, on_damage=damage.append)
+    assert damage == []
+    assert wave.shape[1] / RATE == pytest.approx(12 if "two" in name else 6, abs=0.2)
+
+
+@pytest.mark.parametrize("tags", [b"", TAG, TAG + TAG])
+@pytest.mark.parametrize(("rate", "channels"), [(44_100, 2), (44_100, 1), (22_050, 2), (22_050, 1), (8_000, 1)])
+def test_a_cut_off_mp3_that_states_its_frames_is_damaged(tags: bytes, rate: int, channels: int):
+    content = variable(rate=rate, channels=channels)
+    damage: list[str] = []
+    audio.decode(tags + content[: len(content) * 2 // 3], RATE, on_damage=damage.append)
+    assert re.search(r"s decoded of the 6\.[0-2] s in its header", damage[0])
+
+
+# Where FFmpeg fails, libsndfile reads
+
+REPEATED = Path(__file__).parent / "data" / "ogg_headers_repeated.ogg"
+
+
+@pytest.mark.parametrize("source", [REPEATED, str(REPEATED), REPEATED.read_bytes()])
+def test_what_ffmpeg_refuses_is_read_by_libsndfile(source, capfd):
+    damage: list[str] = []
+    wave = audio.decode(source, RATE, on_damage=damage.append)
+    assert (wave.shape, damage) == ((2, 96_000), [])
+    assert len(list(audio.stream(source, 44_100, block_seconds=0.5))) > 5
+    assert capfd.readouterr() == ("", "")
+
+
+def test_libsndfile_goes_on_where_ffmpeg_gives_up(monkeypatch):
+    """What both read is there once, whole, and without a word of damage."""
+    whole = sine(3.0, RATE, 2)
+    content = sound_file(whole, RATE, "FLAC")
+
+    class Failing:
+        def __init__(self, track):
+            self.track, self.packets = track, 0
+
+        def __getattr__(self, name):
+            return getattr(self.track, name)
+
+        def decode(self, packet):
+            self.packets += 1
+            if self.packets > 5:
+                raise ValueError("gives up")
+            return self.track.decode(packet)
+
+    decoded = readers.Reader._decoded
+    kept: dict[int, Failing] = {}
+    monkeypatch.setattr(
+        readers.Reader,
+        "_decoded",
+        lambda reader, track, packet: decoded(reader, kept.setdefault(id(reader), Failing(track)), packet),
+    )
+    damage: list[str] = []
+    np.testing.assert_allclose(audio.decode(content, RATE, on_damage=damage.append), whole, atol=2**-14)
+    assert damage == []
+
+
+@pytest.mark.parametrize("span", [(0.0, 0.7), (0.25, 1.75), (1.3, None), (2.99, 9.0)])
+def test_a_part_of_a_file(span):
+    whole = sine(3.0, RATE, 2)
+    start, end = span
+    pieces = audio.stream(sound_file(whole, RATE, "FLAC"), RATE, start=start, end=end)
+    expected = whole[:, round(start * RATE) : None if end is None else round(end * RATE)]
+    np.testing.assert_allclose(np.concatenate(list(pieces), axis=1), expected, atol=2**-14)
+
+
+def test_nothing_is_decoded_behind_the_end(monkeypatch):
+    decoded = readers.Reader._counted
+    seconds: list[float] = []
+    monkeypatch.setattr(
+        readers.Reader, "_counted", lambda reader, piece: seconds.append(reader.seconds) or decoded(reader, piece)
+    )
+    list(audio.stream(sound_file(sine(9.0, RATE), RATE), RATE, end=2.0))
+    assert max(seconds) <= 2.0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, 1e29])
+def test_invalid_samples_are_told_and_left_out(value):
+    wave = np.float64(sine(3.0, 44_100, 2))
+    wave[0, 66_150:66_155] = value
+    spans: list[tuple[float, float]] = []
+    content = sound_file(wave, 44_100, subtype="DOUBLE")
+    decoded = np.concatenate(list(audio.stream(content, RATE, on_invalid=lambda *span: spans.append(span))), axis=1)
+    assert spans == [pytest.approx((1.5, 1.5 + 5 / 44_100))]
+    assert np.abs(decoded).max() < 0.6
 
 
 @pytest.mark.parametrize(("codec", "container"), [("flac", "flac"), ("libmp3lame", "mp3"), ("libopus", "webm")])

@@ -270,6 +270,15 @@ def test_growth_times_the_training_alone(bench: Bench, monkeypatch: pytest.Monke
     assert_trains_only(parse(TrainArguments, "train", "", commands["train"]))
 
 
+def test_growth_cuts_songs_of_several_lengths(bench: Bench) -> None:
+    found = bench.run("growth", "--song_minutes", "0.1", "0.2")
+    rows = found["songs of 0.1 0.2 minutes"]["rows"]
+    assert [(row["cut"], row["minutes"]) for row in rows] == list(
+        itertools.product(("clock", "bars, described"), (0.1, 0.2))
+    )
+    assert all(row["clips"] > 0 and row["peak GB"] > 0 for row in rows)
+
+
 def test_quantization_compares_trainings_without_their_reports(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[TrainArguments] = []
 

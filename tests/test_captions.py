@@ -18,7 +18,7 @@ from random_checkpoint import SAMPLING_RATE
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import PrepareArguments
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data import tokens
+from musicgen_dreamboothing.data import text_states, tokens
 from musicgen_dreamboothing.data.captions import THINNED, key_phrase, thinned, thinned_copies, with_instance_prompt
 from musicgen_dreamboothing.data.cutting import SongRecord
 from musicgen_dreamboothing.data.describe import Describing, describe_clips
@@ -155,13 +155,15 @@ def kept_encoders() -> Iterator[None]:
     """Loads each encoder once."""
     loaded: dict[str, Any] = {}
 
+    modules = {"load_codec": tokens, "load_text_encoder": text_states}  # of the one checkpoint that is used here
+
     def keep(name: str) -> Callable[..., Any]:
-        load = getattr(tokens, name)
+        load = getattr(modules[name], name)
         return lambda base, device: loaded.get(name) or loaded.setdefault(name, load(base, device))
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("load_codec", "load_text_encoder"):  # of the one checkpoint that is used here
-            patch.setattr(tokens, name, keep(name))
+        for name, module in modules.items():
+            patch.setattr(module, name, keep(name))
         yield
 
 
@@ -237,12 +239,12 @@ def test_what_prepare_says_next_has_the_same_captions(cli: Callable[..., Ran], r
 
 def test_the_key_word_is_encoded_beside_its_yardstick(root: Path, tiny: Path) -> None:
     run(root, tiny, instance_prompt=None)
-    assert tokens.word_states(root / "data") == {}
+    assert text_states.word_states(root / "data") == {}
     checkpoint = read_checkpoint(tiny)
     encoder = load_text_encoder(checkpoint, torch.device("cpu"))
     for word in ("zxpunk", "metal"):
         run(root, tiny, instance_prompt=word)
-        found = tokens.word_states(root / "data")
+        found = text_states.word_states(root / "data")
         assert set(found) == set(texts_of(word))
         for text, states in encode_captions(load_tokenizer(checkpoint), encoder, texts_of(word)):
             assert np.array_equal(found[text], states.astype(np.float16))
@@ -254,7 +256,7 @@ def test_an_unchanged_key_word_costs_no_encoder(root: Path, tiny: Path, monkeypa
     def refuse(*_: object) -> None:
         raise AssertionError("an encoder was loaded")
 
-    monkeypatch.setattr(tokens, "load_text_encoder", refuse)
+    monkeypatch.setattr(text_states, "load_text_encoder", refuse)
     run(root, tiny, word_dropout=0.3)
     with pytest.raises(AssertionError, match="an encoder was loaded"):
         run(root, tiny, word_dropout=0.3, instance_prompt="metal")

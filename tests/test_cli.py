@@ -102,6 +102,10 @@ def test_the_version(run: Cli) -> None:
         ),
         (["demo", "--seed"], "argument --seed: expected one argument; see musicgen-dreamboothing demo --help"),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'; see musicgen-dreamboothing demo --help"),
+        (
+            ["train", "--no_doctor"],
+            "--no_doctor is an option of prepare only; see musicgen-dreamboothing train --help",
+        ),
         (["demo", "songs"], "'songs' is neither an option nor a .json, .yaml or .yml file of options"),
         (["prepare"], "the following arguments are required: songs; see musicgen-dreamboothing prepare --help"),
         (["prepare", "songs"], "say where the clips go: prepare SONGS --output_dir DIR"),
@@ -194,3 +198,59 @@ def test_torch_is_told_of_huge_pages_before_it_makes_a_tensor(tmp_path: Path) ->
         env |= {"THP_MEM_ALLOC_ENABLE": given} if given else {}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert done.stdout == told + "\n"
+
+
+SAYS_MUCH = """
+import sys, time
+from musicgen_dreamboothing import cli
+from musicgen_dreamboothing.console import say
+def work(verb, words):
+    for line in range(3):
+        say(f"line {line}")
+        sys.stdin.readline()
+    open(sys.argv[1], "w").write("done")
+cli._run = work
+sys.exit(cli.main(["prepare"]))
+"""
+
+
+def test_the_work_goes_on_where_nobody_reads_the_output(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", SAYS_MUCH, str(tmp_path / "file")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"line 0\n"
+        process.stdout.close()
+        process.stdin.write(b"\n\n\n")
+        process.stdin.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+    assert (tmp_path / "file").read_text() == "done"
+
+
+def test_an_output_that_is_closed_before_the_help_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "musicgen_dreamboothing", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_shows_letters_that_it_does_not_know_as_numbers(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "musicgen_dreamboothing", "\u043f"],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.stderr.startswith(b"musicgen-dreamboothing: unknown command '\\u043f'")
+
+
+def test_a_path_in_json_has_a_hint(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(r'{"dataset_name": "C:\Users\me"}')
+    ran = run("train", tmp_path / "c.json")
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert ran.err.endswith("in JSON a path takes / or \\\\ for each \\\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import mutagen.flac
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
 from made_music import music
@@ -27,12 +29,10 @@ from musicgen_dreamboothing import PrepareArguments, audio, prepare
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import cutting as cuttings
 from musicgen_dreamboothing.data import describe as describing
-from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_song
+from musicgen_dreamboothing.data.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.song import TRAIN, Song
+from musicgen_dreamboothing.data.stems import keep_stems
 from musicgen_dreamboothing.data.tables import load_tables
-from musicgen_dreamboothing.listening.key import Key
-from musicgen_dreamboothing.listening.loudness import loudness, peak
-from musicgen_dreamboothing.listening.rhythm import Rhythm
 from musicgen_dreamboothing.model import separator as separating
 from musicgen_dreamboothing.model.captioner import Captioner
 from musicgen_dreamboothing.model.clap import Tagger
@@ -43,131 +43,9 @@ RATE, HOP = SAMPLING_RATE, 320
 WIDE = {"max_duration_in_seconds": 8, "min_duration_in_seconds": 2, "normalize_loudness": False, "doctor": False}
 
 
-def song_of(wave: np.ndarray, folder: Path, name: str = "song") -> Song:
-    path = folder / f"{name}.flac"
-    audio.write(path, wave, RATE)
-    return Song(path.name, lambda: path, None, TRAIN, "1")
-
-
-def cut(wave: np.ndarray, folder: Path, **options: Any) -> tuple[SongRecord, list[np.ndarray]]:
-    """The record of a song, and its clips."""
-    usual: dict[str, Any] = {"max_seconds": 2, "min_seconds": 1}
-    record = cut_song(song_of(wave, folder), "song", folder, Cutting(RATE, HOP, **usual | options))
-    return record, [audio.decode(folder / clip["file_name"], RATE) for clip in record.clips]
-
-
-def silent(seconds: float) -> np.ndarray:
-    return np.zeros((1, int(seconds * RATE)), np.float32)
-
-
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     text = (folder / "clips" / "metadata.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
-
-
-# Cutting
-
-
-@pytest.mark.parametrize("before", [0.0, 0.5, 3.0])
-@pytest.mark.parametrize("behind", [0.0, 2.5])
-def test_silence_at_both_ends_goes(before: float, behind: float, tmp_path: Path) -> None:
-    tone = tone_song(5.0, 1)
-    record, waves = cut(np.concatenate([silent(before), tone, silent(behind)], axis=1), tmp_path)
-    assert [clip["start"] for clip in record.clips] == pytest.approx([before, before + 2, before + 4], abs=0.021)
-    joined = np.concatenate(waves, axis=1)
-    assert abs(joined.shape[1] - tone.shape[1]) <= 0.021 * RATE
-    assert not audio.is_silent(joined[:, : RATE // 50])
-
-
-def test_clips_without_much_to_hear_are_left_out_and_counted(tmp_path: Path) -> None:
-    wave = np.concatenate([tone_song(2.0, 1), silent(4.0), tone_song(0.5, 2), silent(1.5), tone_song(2.0, 3)], axis=1)
-    record, waves = cut(wave, tmp_path)
-    assert [clip["start"] for clip in record.clips] == [0.0, 8.0]
-    assert [clip["file_name"] for clip in record.clips] == ["song-000.flac", "song-001.flac"]
-    assert (record.silent, len(waves), record.skipped) == (3, 2, None)
-
-
-def test_a_song_of_silence_is_skipped(tmp_path: Path) -> None:
-    record, waves = cut(silent(5.0), tmp_path)
-    assert (record.skipped, waves) == ("song.flac: is silent", [])
-
-
-@pytest.mark.parametrize("gain", [0.05, 1.0])
-def test_songs_come_to_one_loudness(gain: float, tmp_path: Path) -> None:
-    song = music(8.0, RATE) * np.float32(gain)
-    _, waves = cut(song, tmp_path, max_seconds=8, loudness=-20.0)
-    assert loudness(waves[0], RATE) == pytest.approx(-20.0, abs=0.3)
-    _, untouched = cut(song, tmp_path, max_seconds=8)
-    assert np.abs(untouched[0] - song[:, : untouched[0].shape[1]]).max() < 2**-14
-
-
-def test_peaks_are_not_squeezed(tmp_path: Path) -> None:
-    """A quiet song with one loud hit stays quieter than wanted."""
-    song = 0.02 * music(8.0, RATE)
-    song[:, RATE] = 0.6
-    _, (wave,) = cut(song, tmp_path, max_seconds=8, loudness=-14.0)
-    assert peak(wave) == pytest.approx(10 ** (-1 / 20), abs=1e-3)
-    assert loudness(wave, RATE) < -20
-    heard = song[:, : wave.shape[1]]
-    assert np.abs(wave - heard * peak(wave) / 0.6).max() < 1e-4
-
-
-def test_a_long_song_is_cut_stretch_by_stretch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    song = tone_song(13.3, 4)
-    whole, waves = cut(song, tmp_path)
-    monkeypatch.setattr(cuttings, "STRETCH_SECONDS", 5.0)  # two clips
-    parts, others = cut(song, tmp_path)
-    assert parts == whole
-    assert all(np.array_equal(one, other) for one, other in zip(waves, others, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("bars", "most", "expected"),
-    [
-        (4, 30, [(0.3, 8), (8.3, 8), (16.3, 8), (24.3, 6)]),
-        (8, 9, [(0.3, 8), (8.3, 8), (16.3, 8), (24.3, 6)]),  # eight bars don't fit, four do
-        (1, 30, [(0.3 + 2 * bar, 2) for bar in range(15)]),
-    ],
-)
-def test_clips_begin_on_downbeats_and_last_whole_bars(
-    bars: int, most: float, expected: list[tuple[float, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """15 bars of 2 s behind a pickup; the last ones, too few for a clip, are a shorter one."""
-    beats = tuple(0.3 + beat / 2 for beat in range(60))
-    heard = Rhythm(120.0, 0.9, beats, beats[::4], 4)
-    monkeypatch.setattr(cuttings, "find_rhythm", lambda wave, rate: heard)
-    record, waves = cut(tone_song(31.0, 1), tmp_path, max_seconds=most, min_seconds=5, bars=bars)
-    found = [(clip["start"], wave.shape[1] / RATE) for clip, wave in zip(record.clips, waves, strict=True)]
-    assert found == [pytest.approx(span, abs=0.021) for span in expected]
-    assert (record.beats, record.downbeats) == (list(beats), list(beats[::4]))
-    assert record.rest == pytest.approx(1.0, abs=0.05)
-
-
-def test_bars_are_heard(tmp_path: Path) -> None:
-    """Of real sound: whole bars at the song's tempo, in whatever beat they begin."""
-    record, waves = cut(music(40.0, RATE, bpm=120), tmp_path, max_seconds=30, bars=4)
-    assert record.note is None
-    assert [wave.shape[1] / RATE for wave in waves[:-1]] == pytest.approx([8.0] * (len(waves) - 1), abs=0.1)
-    away = np.array([clip["start"] for clip in record.clips]) * 2
-    assert np.abs(away - away.round()).max() < 0.16
-
-
-def test_without_a_beat_the_clock_cuts_and_a_person_is_told(tmp_path: Path) -> None:
-    noise = 0.1 * np.random.default_rng(0).standard_normal((1, 12 * RATE)).astype(np.float32)
-    record, waves = cut(noise, tmp_path, bars=2)
-    assert [len(wave[0]) / RATE for wave in waves] == [2.0] * 6
-    assert record.note == "song.flac: has no bars that can be told apart, so it is cut by the clock"
-
-
-@pytest.mark.parametrize(("confidence", "tempo", "key"), [(0.9, 120.0, "A minor"), (0.5, None, None)])
-def test_what_is_unsure_is_not_said(
-    confidence: float, tempo: float | None, key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    beats = tuple(beat / 2 for beat in range(20))
-    monkeypatch.setattr(cuttings, "find_rhythm", lambda wave, rate: Rhythm(120.0, confidence, beats, beats[::4], 4))
-    monkeypatch.setattr(cuttings, "find_key", lambda wave, rate: Key("A", "minor", confidence, 0.0))
-    record, _ = cut(tone_song(8.0, 1), tmp_path, max_seconds=4, listen=True)
-    assert [(clip["tempo"], clip["key"]) for clip in record.clips] == [(tempo, key)] * 2
 
 
 # Describing
@@ -372,14 +250,16 @@ def test_a_caption_may_stand_in_json(text: str, expected: str | None, tmp_path: 
     assert find_songs(str(tmp_path), Columns()).songs[0].caption == "from the text file"
 
 
-def test_json_that_is_none_is_named(tmp_path: Path) -> None:
+def test_json_that_is_none_is_named_and_passed_over(tmp_path: Path) -> None:
     from musicgen_dreamboothing.data.songs.song import Columns
     from musicgen_dreamboothing.data.songs.sources import find_songs
 
     audio.write(tmp_path / "a.wav", tone_song(1.0, 0), RATE)
     (tmp_path / "a.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"a\.json is not JSON .*line 1\); mend it and run again"):
-        find_songs(str(tmp_path), Columns())
+    found = find_songs(str(tmp_path), Columns())
+    assert [song.caption for song in found.songs] == [None]
+    assert found.notes[0] == "1 caption file not used:"
+    assert re.search(r"a\.json is not JSON \(.*line 1\)", found.notes[1])
 
 
 # Stems
@@ -414,6 +294,27 @@ def test_stems_are_dropped_once_and_kept(
     monkeypatch.setattr(Separator, "__init__", lambda *rest, **options: pytest.fail("loaded a model"))
     for kept in (["drums", "bass", "other"], ["other", "bass", "drums"]):
         assert np.array_equal(separated(short_songs, tmp_path / "some", tiny, model, keep_stems=kept), without)
+
+
+def test_tracks_of_a_file_have_stems_of_their_own(tmp_path: Path, model: Path) -> None:
+    """In a float file of any scale, with a sample that is none."""
+    stems: list[list[np.ndarray]] = []
+    for scale in (40, 80):
+        path = tmp_path / f"{scale}.wav"
+        wave = scale * tone_song(3.0, 1, 2, 44_100)
+        wave[0, 70_000] = np.nan
+        soundfile.write(path, wave.T, 44_100, subtype="FLOAT")
+        tracks = [
+            Song(f"album {start}", lambda path=path: path, None, TRAIN, str(scale), start=start, end=end)
+            for start, end in ((0.0, 1.0), (1.0, 2.5), (2.5, None))
+        ]
+        kept = keep_stems(tmp_path / f"data {scale}", tracks, ["drums", "bass"], model=str(model))
+        assert [(song.start, song.end) for song in kept] == [(0.0, None)] * 3
+        assert [song.damage for song in kept] == [None, f"album 1.0: silence at 1 place with {INVALID}", None]
+        assert len({song.fingerprint for song in kept}) == 3
+        stems.append([audio.decode(song.read(), 44_100) for song in kept])
+    assert [stem.shape[1] for stem in stems[0]] == [44_100, 66_150, 22_050]
+    assert all(np.abs(one - other).max() < 1e-3 for one, other in zip(*stems, strict=True))
 
 
 def test_what_is_written_is_what_the_separator_gives(

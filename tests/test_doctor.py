@@ -426,6 +426,22 @@ def test_the_screen_names_songs_with_their_reasons() -> None:
     assert shown[shown.index("   1 song with a remark:") + 1] == "     a.mp3: has no bars"
 
 
+def test_the_screen_says_what_was_done_about_levels() -> None:
+    clips = [{"file_name": "a-000.flac"}]
+    changes = (
+        {"offset": 0.25},
+        {"invalid": 2},
+        {"soft_by": 3.0, "loudness": -17.0},
+        {"soft_by": 0.3, "loudness": -14.3},
+    )
+    seen = examination(clip(), songs=tuple(song(clips=clips, **change) for change in changes))
+    assert [(found.severity, found.title, found.where) for found in findings(seen)] == [
+        ("listen", "1 song with clips left out because of invalid samples", ("a.mp3: 2 clips",)),
+        ("know", "1 song below the target loudness because of single peaks", ("a.mp3: by 3.0 LU",)),
+        ("know", "1 song from which a DC offset was removed", ("a.mp3: up to 25.0% of its peak",)),
+    ]
+
+
 def test_the_screen_says_how_much_there_is() -> None:
     seen = examination(
         clip(tempo=120.0, key="A minor"),

@@ -116,6 +116,11 @@ def forced_logits(generator: Generator, conditioning: Any, codes: torch.Tensor, 
     return torch.stack([decoder.logits(codes[..., number], step) for number, step in enumerate(steps)])
 
 
+def buffers_of(stream: CodeStream) -> list[torch.Tensor]:
+    """Keys and values of a batch, layer by layer for each group of rows."""
+    return [buffer for cache in stream._decoder._caches for buffer in cache._filled]
+
+
 def our_logits(generator: Generator, codes: torch.Tensor, scale: float, *, whole: bool) -> torch.Tensor:
     """The same of the engine."""
     conditioning = _guided_conditioning(generator._model, *states_of(generator), Sampling(guidance_scale=scale))
@@ -159,6 +164,29 @@ def test_a_shorter_caption_is_heard_as_alone(kind: str, whole: bool, loaded: Cal
         expected = forced_logits(generator, alone, codes[one], whole)
         assert torch.allclose(together[:, row::2], expected, atol=2e-5)
     assert not torch.allclose(together[:, 0], together[:, 1], atol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [3.0, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_in_bf16_are_those_of_the_clip_alone(kind: str, scale: float, checkpoints: Folders) -> None:
+    """Bit for bit, in a batch of other captions and more rows than a tile has, and wherever in it the clip stands."""
+    generator = Generator(checkpoints(kind), device="cpu", dtype="bfloat16")
+    prompts = ["a quiet song", "punk", *(f"punk at {number} bpm in a minor" for number in range(90, 99))]
+    generator._encode(prompts)
+    codes = some_codes(generator)[:1]
+
+    def logits(batch: list[str]) -> torch.Tensor:
+        states = text.pad_states([generator._states[prompt] for prompt in batch])
+        conditioning = _guided_conditioning(generator._model, *states, Sampling(guidance_scale=scale))
+        return forced_logits(generator, conditioning, codes.expand(len(batch), -1, -1), whole=False)
+
+    together, rows = logits(prompts), 1 if scale == 1 else 2
+    for row, prompt in enumerate(prompts[:3]):
+        alone = logits([prompt])
+        assert torch.equal(together[:, row :: len(prompts)], alone), prompt
+        assert alone.shape[1] == rows
+        assert torch.equal(logits(prompts[::-1])[:, len(prompts) - 1 - row :: len(prompts)], alone), prompt
+    assert not torch.equal(together[:, 0], together[:, 1])
 
 
 SAMPLINGS = [
@@ -216,11 +244,11 @@ def test_a_step_allocates_nothing_that_grows(loaded: Callable[[str], Generator])
     stream = CodeStream(
         generator._stack, generator.checkpoint, *states_of(generator), frames=STEPS, seeds=[1, 2], sampling=Sampling()
     )
-    places = [buffer.data_ptr() for buffer in stream._decoder._filled]
+    places = [buffer.data_ptr() for buffer in buffers_of(stream)]
     for _ in range(stream.steps):
         stream.advance()
-    assert places == [buffer.data_ptr() for buffer in stream._decoder._filled]
-    assert all(buffer.abs().sum(-1).ne(0).all() for buffer in stream._decoder._filled)
+    assert places == [buffer.data_ptr() for buffer in buffers_of(stream)]
+    assert all(buffer.abs().sum(-1).ne(0).all() for buffer in buffers_of(stream))
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
@@ -298,7 +326,7 @@ def test_the_batch_fits_into_free_memory(
 ) -> None:
     generator = loaded(kind)
     stream = generator._code_stream(*states_of(generator), 50, [1, 2], Sampling())
-    a_clip = sum(buffer.nbytes for buffer in stream._decoder._filled) / 2
+    a_clip = sum(buffer.nbytes for buffer in buffers_of(stream)) / 2
     for clips in (0.5, 3, 1000):
         monkeypatch.setattr(generators, "free_memory", lambda device, clips=clips: int(a_clip * clips / 0.5) + 1)
         longest = max(len(generator._states[prompt]) for prompt in PROMPTS)

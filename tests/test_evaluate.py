@@ -30,6 +30,7 @@ Cli = Callable[..., Ran]
 SOON = ["--seconds", 1, "--variations", 2, "--song_excerpts", 8, "--clap_model_name_or_path", "none"]
 TWO_PROMPTS = ["--prompts", "punk at 120 bpm in a minor", "punk", "--neutral_prompts", "a quiet song"]
 QUICK = ["--learning_rate", 0.01, "--seed", 3]
+ROUNDING = {"float32": 1e-4, "bfloat16": 2**-8}  # of a loss that is computed in another order; bf16 has 8 bits
 
 
 def evaluate_words(run: Path, *more: object) -> list[object]:
@@ -37,7 +38,7 @@ def evaluate_words(run: Path, *more: object) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny: Path, precision: str) -> Path:
     """A folder with prepared songs and a run on them that was evaluated; what was said is in `said.txt`."""
     root = tmp_path_factory.mktemp("evaluated")
     shutil.copytree(prepared, root / "songs")
@@ -85,15 +86,19 @@ def test_a_run_is_compared_with_its_base(finished: Path) -> None:
     assert read_report(finished / "run" / "evaluation").verdict == report["verdict"]
 
 
-def test_the_loss_is_that_of_the_training(finished: Path) -> None:
-    """Base and adapter, over the songs that this run held out, to the last digit that is told."""
+def test_the_loss_is_that_of_the_training(finished: Path, precision: str) -> None:
+    """Base and adapter, over the songs that this run held out.
+
+    Training computes the adapter beside the base, `evaluate` merges it into the base: equal up to rounding.
+    """
+    tolerance = ROUNDING[precision]
     summary = json.loads((finished / "run" / "run.json").read_text())["summary"]
     loss = figures_of(finished / "run")["loss"]
-    assert loss["base"] == pytest.approx(summary["loss_before"], rel=1e-4)
-    assert loss["tuned"] == pytest.approx(summary["eval_loss"], rel=1e-4)
+    assert loss["base"] == pytest.approx(summary["loss_before"], rel=tolerance)
+    assert loss["tuned"] == pytest.approx(summary["eval_loss"], rel=tolerance)
     for number in range(1, 5):
         assert figures_of(finished / "run")[f"ce_q{number}"]["tuned"] == pytest.approx(
-            summary[f"eval_ce_q{number}"], rel=1e-4
+            summary[f"eval_ce_q{number}"], rel=tolerance
         )
     assert loss["change"] is None  # one song was held out: drawing it again would feign certainty
 
@@ -118,15 +123,6 @@ def test_every_figure_has_a_value_or_a_reason(finished: Path) -> None:
     }
 
 
-def assert_same_figures(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Up to rounding: captions that are encoded beside others give states that differ in the last digit."""
-    for found, wanted in zip(one["figures"], other["figures"], strict=True):
-        assert (found["tuned"] is None) == (wanted["tuned"] is None), found["key"]
-        if found["tuned"] is not None:
-            assert found["tuned"] == pytest.approx(wanted["tuned"], rel=1e-3, abs=1e-6), found["key"]
-    assert {**one, "figures": []} == {**other, "figures": []}
-
-
 def test_the_same_call_makes_nothing_twice(cli: Cli, finished: Path, tmp_path: Path) -> None:
     root = shutil.copytree(finished, tmp_path / "copy")
     words = evaluate_words(root / "run", "--data", root / "songs")
@@ -135,7 +131,7 @@ def test_the_same_call_makes_nothing_twice(cli: Cli, finished: Path, tmp_path: P
     ran = cli(*words)
     assert ran.code == 0, ran.err
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.wav")} == before
-    assert_same_figures(report_of(root / "run"), report)
+    assert report_of(root / "run") == report
     gone = next(iter(sorted((root / "run" / "evaluation" / "tuned").glob("*.npy"))))
     codes = np.load(gone)
     gone.unlink()  # as a kill leaves it
@@ -207,8 +203,9 @@ def test_without_held_out_songs_figures_say_what_they_lack(
 
 
 def test_a_full_fine_tune_is_compared_with_the_base_of_its_record(
-    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, precision: str
 ) -> None:
+    """All weights are trained in fp32; `evaluate` rounds them to the precision that it computes in."""
     data = shutil.copytree(prepared, tmp_path / "songs")
     quick = ["--max_steps", 2, "--use_lora", "false", "--save_strategy", "no"]
     assert cli(*train_words(data, tmp_path / "run", tiny), *quick).code == 0
@@ -216,7 +213,9 @@ def test_a_full_fine_tune_is_compared_with_the_base_of_its_record(
     assert ran.code == 0, ran.err
     summary = json.loads((tmp_path / "run" / "run.json").read_text())["summary"]
     loss = figures_of(tmp_path / "run")["loss"]
-    assert (loss["base"], loss["tuned"]) == pytest.approx((summary["loss_before"], summary["eval_loss"]), rel=1e-4)
+    assert (loss["base"], loss["tuned"]) == pytest.approx(
+        (summary["loss_before"], summary["eval_loss"]), rel=ROUNDING[precision]
+    )
 
 
 def test_captions_are_played_as_they_are(cli: Cli, songs: Path, tiny: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from random_checkpoint import SAMPLING_RATE
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import GenerateArguments
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.layout import GENERATED
 from musicgen_dreamboothing.generation import generate as generating
 from musicgen_dreamboothing.generation.decoding import CodeStream, Sampling, clip_seed, sample
 from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, Generator
@@ -244,7 +246,8 @@ def test_each_clip_and_codebook_is_drawn_by_its_own_noise() -> None:
 
 
 def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """The clips; `generated.jsonl` lists them with their prompts."""
+    return sorted(path.name for path in folder.iterdir() if path.name != GENERATED)
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("text", 1), ("melody-stereo", 2)])
@@ -286,6 +289,10 @@ def test_prompts_come_from_the_command_line_and_from_a_file(
     ran = cli("generate", tiny, "punk", "--prompts_file", listed, "--output_dir", out, *SHORT)
     assert ran.code == 0, ran.err
     assert names_in(out) == ["00_punk_seed0_0.wav", "01_dub_seed0_0.wav", "02_ska_seed0_0.wav", "03_prompt_seed0_0.wav"]
+    rows = [json.loads(line) for line in (out / GENERATED).read_text(encoding="utf-8").splitlines()]
+    assert {row["file_name"]: row["prompt"] for row in rows} == dict(
+        zip(names_in(out), ["punk", "dub", "ska", "日本"], strict=True)
+    )
 
 
 def test_files_stand_in_the_order_of_the_prompts(tiny: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.builtin.recipe import ASSETS
-from musicgen_dreamboothing.data.tokens import word_states
+from musicgen_dreamboothing.data.text_states import word_states
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.delay import training_steps

@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.data.tokens import CAPTION_FEATURES, CLIP_COLUMNS, CODE_FEATURES
+from musicgen_dreamboothing.data.text_states import CAPTION_FEATURES
+from musicgen_dreamboothing.data.tokens import CLIP_COLUMNS
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED, training_steps
@@ -324,7 +325,8 @@ def tables_of(*rows: tuple[int, float, float]) -> Tables:
         place = {"source": f"song {song}", "split": "train", "start": start, "seconds": seconds}
         clips.append({**place, "text": f"clip at {start}", "variants": [], "digest": "", "codes": codes})
     columns = {name: feature for name, feature in CLIP_COLUMNS.items() if name != "file_name"}
-    features = datasets.Features({**columns, **CODE_FEATURES})
+    codes_column = {"codes": datasets.List(datasets.List(datasets.Value("uint16")))}
+    features = datasets.Features({**columns, "digest": datasets.Value("string"), **codes_column})
     captions = sorted({clip["text"] for clip in clips})
     states = [[[float(number)] * 3] * (number + 1) for number, _ in enumerate(captions)]
     return (

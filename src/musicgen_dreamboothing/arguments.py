@@ -439,6 +439,13 @@ class _Parser(HfArgumentParser):
         if not word.startswith("--"):
             return f"{word!r} belongs to no option; see {self.prog} --help"
         name = word.split("=")[0]
+        field = name.removeprefix("--").replace("-", "_").removeprefix("no_")
+        verbs = {"prepare": PrepareArguments, "train": TrainArguments, "generate": GenerateArguments}
+        owners = [
+            verb for verb, target in verbs.items() if field in {entry.name for entry in dataclasses.fields(target)}
+        ]
+        if owners and field not in {entry.name for entry in dataclasses.fields(self.dataclass_types[0])}:
+            return f"{name} is an option of {' and '.join(owners)} only; see {self.prog} --help"
         options = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
         near = difflib.get_close_matches(name, options, n=1, cutoff=0.0)
         return f"unknown option {name}; the nearest is {near[0]} (all: {self.prog} --help)"
@@ -506,7 +513,8 @@ def words_of_file(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+        hint = "; in JSON a path takes / or \\\\ for each \\" if "escape" in str(error) else ""
+        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}{hint}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold one mapping of option names to values")
     return [word for name, value in values.items() for word in _words(str(name), value)]

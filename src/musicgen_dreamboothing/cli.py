@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, discard_output, print_any_text
 
 PROGRAM = "musicgen-dreamboothing"
 ABOUT = {
@@ -42,8 +42,31 @@ INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 for an error told in one line, 130 after Ctrl-C."""
+    """Runs one command and returns its exit code: 0, 1 for an error told in one line, 130 after Ctrl-C.
+
+    Where nobody reads the output any more (`| head`), the work goes on in silence. Where its progress bars have no
+    reader either, it stops with 1 and without a traceback: what is done is kept.
+    """
     words = list(sys.argv[1:] if words is None else words)
+    print_any_text()
+    try:
+        return _main(words)
+    except BrokenPipeError:
+        return 1
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Empties the streams now: what can't be written any more would be a traceback at the interpreter's end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            discard_output(stream)
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0

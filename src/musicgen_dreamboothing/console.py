@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
+from typing import TextIO
 
 
 class UserError(Exception):
@@ -13,9 +16,29 @@ class UserError(Exception):
 
 
 def say(text: str) -> None:
-    """Prints a line at once; under `accelerate launch` only the main process speaks."""
+    """Prints a line at once; under `accelerate launch` only the main process speaks.
+
+    Where nobody reads the output any more (`| head`), the work goes on without a word: it may have taken hours.
+    """
     if int(os.environ.get("RANK", "0")) == 0:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            discard_output(sys.stdout)
+
+
+def discard_output(stream: TextIO) -> None:
+    """Sends what is still printed nowhere, so that neither the next line nor the interpreter's end fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def print_any_text() -> None:
+    """Lets the console show letters that its encoding lacks as `\\u0439` instead of failing at them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not in a notebook, whose streams take everything
+            stream.reconfigure(errors="backslashreplace")
 
 
 def plural(count: int, noun: str) -> str:

@@ -17,9 +17,9 @@ from musicgen_dreamboothing.arguments import DoctorArguments
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data.doctor import examine
-from musicgen_dreamboothing.data.layout import CLIPS
+from musicgen_dreamboothing.data.layout import CLIPS, TOKENS
 from musicgen_dreamboothing.data.report import lines, write_report
-from musicgen_dreamboothing.data.tokens import INFO, TOKENS
+from musicgen_dreamboothing.data.tokens import INFO
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint, load_codec
 from musicgen_dreamboothing.model.device import best_device

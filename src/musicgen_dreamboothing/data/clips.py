@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -22,13 +24,17 @@ from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_named
 from musicgen_dreamboothing.data.describe import Description
 from musicgen_dreamboothing.data.files import write_json_lines, write_text
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
+from musicgen_dreamboothing.data.song_audio import INVALID
+from musicgen_dreamboothing.data.songs.names import comparable, without_suffix
 from musicgen_dreamboothing.data.songs.song import EVAL, Song
-from musicgen_dreamboothing.data.textfiles import numbered_json_lines
+from musicgen_dreamboothing.data.textfiles import caption_of, numbered_json_lines
 from musicgen_dreamboothing.data.workers import in_processes, in_threads
 
 JOURNALS = "songs-*.jsonl"  # of the other processes, while they cut
 WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
 DESCRIBED = ("tempo", "key", "tags", "variants")  # columns of ours that stand only where clips are described
+NAMED = 3  # songs in a line of the account
+AUDIBLY_SOFT = 0.5  # LU
 STEM_BYTES = 120  # file systems take names of 255 bytes, encrypted ones of 143
 # The audiofolder loader takes these words in file names for splits, and would leave out all other files.
 SPLIT_WORD = re.compile(r"(?<![^-._ \d])(train(ing)?|validation|valid|val|dev|test(ing)?|eval(uation)?)(?=[-._ \d]|$)")
@@ -86,7 +92,7 @@ def _cut_share(folder: Path, songs: list[Song], stems: dict[str, str], cutting: 
     pairs = [(song, stems[song.name]) for song in songs]
     how = in_processes if cutting.listens else in_threads
     path = folder / (SONGS if state.is_main_process else JOURNALS.replace("*", str(state.process_index)))
-    with path.open("a", encoding="utf-8") as journal:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as journal:  # what JSON writes for such letters
         for record in how(work, pairs, workers, unit="song", doing="cutting", show=state.is_main_process):
             journal.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
             journal.flush()
@@ -109,27 +115,27 @@ def read_records(folder: Path) -> list[SongRecord]:
 def _stems(songs: list[Song], done: dict[str, SongRecord]) -> dict[str, str]:
     """A flat, legal and unique file stem for every song; a song that has clips keeps the stem of theirs."""
     known = {song.name: done[song.name].stem for song in songs if song.name in done and done[song.name].clips}
-    stems, taken = dict(known), {stem.lower() for stem in known.values()}  # some file systems know no capitals
+    stems, taken = dict(known), {comparable(stem) for stem in known.values()}  # some file systems know no capitals
     for song in songs:
         if song.name not in known:
-            stem = _free_stem(Path(song.name), taken)
+            stem = _free_stem(song.name, taken)
             stems[song.name] = stem
-            taken.add(stem.lower())
+            taken.add(comparable(stem))
     return stems
 
 
-def _free_stem(path: Path, taken: set[str]) -> str:
-    stem = _legal("__".join([*path.parts[:-1], path.stem]))
-    if stem.lower() in taken:
-        stem = _legal("__".join(path.parts))
-    while stem.lower() in taken:
+def _free_stem(name: str, taken: set[str]) -> str:
+    stem = _legal(without_suffix(name).replace("/", "__"))
+    if comparable(stem) in taken:
+        stem = _legal(name.replace("/", "__"))
+    while comparable(stem) in taken:
         stem += "_"
     return stem
 
 
 def _legal(name: str) -> str:
     """Without what some system forbids in names, not hidden, not too long, and no word that names a split."""
-    legal = re.sub(r'[<>:"|?*\\/\s\0-\x1f]+', "_", name).lstrip(".")
+    legal = re.sub(r'[<>:"|?*\\/#\s\0-\x1f]+', "_", unicodedata.normalize("NFC", name)).lstrip(".-")
     legal = SPLIT_WORD.sub(lambda word: word[0].capitalize(), legal)
     return legal.encode()[:STEM_BYTES].decode(errors="ignore") or "song"
 
@@ -144,19 +150,41 @@ def _delete_strays(clips: Path, before: list[SongRecord], stems: set[str], recor
 
 
 def listed_clips(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metadata.jsonl`, which people edit.
+    """The lines of `metadata.jsonl`, which people edit, with the names that their files have on this disk.
+
+    A line without a file name comes back without `file_name`.
 
     Raises:
-        UserError: one is no JSON object, or names a file outside the folder of clips. Nobody who gets the folder would
-            have such a clip, and a dataset on the Hub would lack it.
+        UserError: a line is no JSON object, has a caption that is no text, or names a file outside the folder of clips.
+            Nobody who gets the folder would have such a clip, and a dataset on the Hub would lack it.
     """
-    path, rows = folder / CLIPS / METADATA, []
+    clips, rows = folder / CLIPS, _listed_rows(folder / CLIPS / METADATA)
+    missing = [row for row in rows if "file_name" in row and not os.path.isfile(clips / row["file_name"])]
+    if missing:  # file names in a zip file from a Mac have another Unicode form than those in the metadata
+        files = {comparable(path.relative_to(clips).as_posix()): path for path in clips.rglob("*") if path.is_file()}
+        for row in missing:
+            if path := files.get(comparable(row["file_name"].replace("\\", "/"))):
+                row["file_name"] = path.relative_to(clips).as_posix()
+    return rows
+
+
+def _listed_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
     for number, row in numbered_json_lines(path):
-        name = PurePath(str(row.get("file_name") or ""))
-        if name.is_absolute() or ".." in name.parts:
+        name = row.get("file_name")
+        if not isinstance(name, str) or not name.strip():
+            row.pop("file_name", None)
+        elif PurePath(name).is_absolute() or ".." in PurePath(name).parts:
             raise UserError(
-                f"{path} line {number}: {str(name)!r} is outside of {path.parent}; copy it there and name the copy"
+                f"{path} line {number}: {name!r} is outside of {path.parent}; copy it there and name the copy"
             )
+        try:
+            if not isinstance(row.get("text"), str):
+                row |= {"text": caption_of(row["text"])} if "text" in row else {}
+            if "variants" in row and not isinstance(row["variants"], list | None):
+                raise ValueError("variants must be a list of texts")
+        except ValueError as error:
+            raise UserError(f"{path} line {number}: {error}; correct the line and run again") from error
         rows.append(row)
     return rows
 
@@ -176,7 +204,7 @@ def update_metadata(
     added stays. Without the file all begins anew.
     """
     path = folder / CLIPS / METADATA
-    listed = listed_clips(folder) if path.exists() else []
+    listed = _listed_rows(path) if path.exists() else []
     present = {row["file_name"]: row for row in listed if "file_name" in row}
     written = _written_captions(folder) if path.exists() else {}
     rows, fresh = [], {}
@@ -191,7 +219,7 @@ def update_metadata(
             ours = _row(clip, record, fresh[name], description, instance_prompt)
             rows.append(_with_edits(ours, present.get(name, {}), written.get(name)))
     added = [row for name, row in present.items() if name not in written and name not in fresh]
-    write_json_lines(path, [*rows, *(row for row in added if (folder / CLIPS / row["file_name"]).is_file())])
+    write_json_lines(path, [*rows, *(row for row in added if os.path.isfile(folder / CLIPS / row["file_name"]))])
     write_text(folder / WRITTEN, json.dumps(fresh, ensure_ascii=False))
 
 
@@ -238,9 +266,33 @@ def account_of(records: list[SongRecord]) -> list[str]:
         lines += [f"  {reason}" for reason in skipped]
     if silent := sum(record.silent for record in records):
         lines.append(f"{plural(silent, 'clip')} left out: mostly silent")
+    lines += _levels_account(records)
     lines += [record.note for record in records if record.note and record.clips]
     damaged = [record.damage for record in records if record.damage and not record.skipped]
     if damaged:
         lines.append(f"{plural(len(damaged), 'song')} damaged, the rest of each is used:")
         lines += [f"  {reason}" for reason in damaged]
     return lines
+
+
+def _levels_account(records: list[SongRecord]) -> list[str]:
+    """One line each on samples that are no sound, on DC offsets and on songs whose peaks forbid more gain."""
+    lines = []
+    broken = [record for record in records if record.invalid and record.clips]
+    if clips := sum(record.invalid for record in broken):
+        lines.append(f"{plural(clips, 'clip')} left out: {INVALID} ({_names(broken)})")
+    if moved := [record for record in records if record.offset and record.clips]:
+        lines.append(f"DC offset removed from {plural(len(moved), 'song')}: {_names(moved)}")
+    soft = [record for record in records if record.soft_by > AUDIBLY_SOFT and record.loudness is not None]
+    if soft := sorted(soft, key=lambda record: -record.soft_by):
+        target = (soft[0].loudness or 0.0) + soft[0].soft_by
+        stay, whose = ("stays", "its") if len(soft) == 1 else ("stay", "their")
+        songs = plural(len(soft), "song")
+        lines.append(f"{songs} {stay} below {target:g} LUFS because of {whose} peaks: {_names(soft)}")
+    return lines
+
+
+def _names(records: list[SongRecord]) -> str:
+    """The first few songs by name."""
+    names = [record.source for record in records[:NAMED]]
+    return ", ".join(names) + (f" and {len(records) - NAMED} more" if len(records) > NAMED else "")

@@ -1,13 +1,13 @@
-"""One song to its clips: silence off both ends, cut by the clock or on bars, brought to one loudness, written.
+"""One song to its clips: silence off both ends, cut by the clock or on bars, one gain for all of it, written.
 
-A song is held in memory for ten minutes at most; a longer one is cut stretch by stretch.
+Memory does not grow with the length of a song: it is measured block by block, analysed in sections of minutes, and cut
+clip by clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ import numpy as np
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
+from musicgen_dreamboothing.data.song_audio import INVALID, SongAudio, Span, slices
 from musicgen_dreamboothing.data.songs.song import TRAIN, Song
 from musicgen_dreamboothing.listening.defects import SILENT_SHARE, silence
 from musicgen_dreamboothing.listening.key import find_key
-from musicgen_dreamboothing.listening.loudness import normalised
+from musicgen_dreamboothing.listening.levels import Levels
+from musicgen_dreamboothing.listening.loudness import gain_to
 from musicgen_dreamboothing.listening.rhythm import Rhythm, find_rhythm
 
-STRETCH_SECONDS = 600.0
-TRIM_SECONDS = 0.02  # what is silent at both ends goes in steps of this length
+SECTION_SECONDS = 300.0  # of a song that are analysed at once; a longer song is divided into equal sections
+VERSION = 2  # of the rules in this file: another number has all songs cut again
 NEARLY = 0.02  # of a bar that may be missing at the end of a song
 
 
@@ -36,7 +38,7 @@ class Cutting:
         max_seconds: length of a clip, with bars the most that one may have.
         min_seconds: a shorter rest is left out.
         bars: bars of a clip; 0 cuts by the clock.
-        loudness: in LUFS, to which songs are brought; None leaves them as they are.
+        loudness: in LUFS, to which songs are brought; None leaves them as they are, within full scale.
         listen: whether tempo and key are measured.
     """
 
@@ -68,7 +70,8 @@ class Cutting:
         bars = f"/{self.bars} bars" if self.bars else ""
         loudness = "" if self.loudness is None else f"/{self.loudness:g} LUFS"
         listen = "/heard" if self.listen else ""
-        return f"{self.max_seconds:g}s/{self.min_seconds:g}s@{self.rate}/{self.hop_length}{bars}{loudness}{listen}"
+        size = f"{self.max_seconds:g}s/{self.min_seconds:g}s@{self.rate}/{self.hop_length}"
+        return f"v{VERSION}/{size}{bars}{loudness}{listen}"
 
 
 @dataclass
@@ -84,6 +87,10 @@ class SongRecord:
     damage: str | None = None  # what of it could not be decoded
     rest: float = 0.0  # seconds left out between clips and at the end
     silent: int = 0  # clips left out because next to nothing is heard in them
+    invalid: int = 0  # clips left out because of samples that are NaN, infinite or far beyond the rest of the song
+    offset: float = 0.0  # the largest DC offset, which was removed, as a share of the song's peak
+    loudness: float | None = None  # of all its clips together, in LUFS; None where it was not changed
+    soft_by: float = 0.0  # LU that it stays below the loudness of the others because of its peaks
     note: str | None = None  # what else a person should know
     beats: list[float] = field(default_factory=list)  # seconds in the song, where it was listened to
     downbeats: list[float] = field(default_factory=list)
@@ -98,18 +105,11 @@ class SongRecord:
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """Some minutes of a song, and what was heard in them.
+class _Section:
+    """Some minutes of a song that are analysed together: samples `start` to `end`, with their rhythm, tempo and key."""
 
-    Attributes:
-        wave: `[C, S]`.
-        start: where it begins in the song, in samples.
-        rhythm: None where nobody listened or nothing beats.
-        facts: of all its clips: tempo and key, as far as they are sure.
-    """
-
-    wave: Wave
     start: int
+    end: int
     rhythm: Rhythm | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -140,116 +140,124 @@ def unlink(folder: Path, record: SongRecord) -> None:
 
 
 def _write_clips(song: Song, stem: str, folder: Path, cutting: Cutting, record: SongRecord) -> None:
-    damages: list[str] = []
-    waves = audio.stream(song.read(), cutting.rate, name=song.name, on_damage=damages.append)
-    is_heard = False
-    for stretch in _stretches(waves, cutting):
-        is_heard = True
-        heard = _listened(stretch, cutting, record)
-        for start, wave in _pieces(heard, cutting, record):
-            if silence(wave, cutting.rate) > SILENT_SHARE:
-                record.silent += 1
-                continue
-            file_name = f"{stem}-{len(record.clips):03d}.flac"
-            wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % cutting.hop_length)))
-            audio.write(folder / file_name, wave, cutting.rate)
-            begin, seconds = (round(n / cutting.rate, 3) for n in (heard.start + start, wave.shape[1]))
-            record.clips.append({"file_name": file_name, "start": begin, "seconds": seconds} | heard.facts)
-    record.damage = damages[0] if damages else song.damage
+    """Three passes over the song: its level, its rhythm and key, its clips."""
+    sound = SongAudio(song, cutting.rate)
+    gain = _gain(sound.levels, cutting, record)
+    sections = _sections(sound.levels, cutting)
+    if cutting.listens:
+        sections = _analysed(sound, sections, cutting, record)
+    clips = [(span, section.facts) for section in sections for span in _spans(section, cutting, record)]
+    waves = slices(sound.waves(), [span for span, _ in clips])
+    for (span, facts), wave in zip(clips, waves, strict=True):
+        if sound.is_invalid(span):
+            record.invalid += 1
+        elif silence(wave * gain, cutting.rate) > SILENT_SHARE:
+            record.silent += 1
+        else:
+            record.clips.append(_written(wave * gain, span, facts, f"{stem}-{len(record.clips):03d}", folder, cutting))
+    record.damage = sound.damage or song.damage
+    record.offset = round(sound.levels.offset_share, 4)
     if not record.clips:
-        record.skipped = f"{song.name}: {_why_nothing(record, cutting, is_heard)}"
+        record.skipped = f"{song.name}: {_why_nothing(record, cutting, bool(sound.invalid))}"
 
 
-def _why_nothing(record: SongRecord, cutting: Cutting, is_heard: bool) -> str:
-    if record.silent or not is_heard:
+def _written(
+    wave: Wave, span: Span, facts: dict[str, Any], stem: str, folder: Path, cutting: Cutting
+) -> dict[str, Any]:
+    """Writes one clip, filled up to whole codec frames, and returns what goes on record."""
+    wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % cutting.hop_length)))
+    audio.write(folder / f"{stem}.flac", wave, cutting.rate)
+    start, seconds = (round(samples / cutting.rate, 3) for samples in (span[0], wave.shape[1]))
+    return {"file_name": f"{stem}.flac", "start": start, "seconds": seconds} | facts
+
+
+def _why_nothing(record: SongRecord, cutting: Cutting, is_invalid: bool) -> str:
+    if record.invalid:
+        return f"every clip that is not silent holds {INVALID}"
+    if is_invalid and not record.rest:
+        return f"is silent but for {INVALID}"
+    if record.silent or not record.rest:
         return "is silent"
     return f"lasts {record.rest:.1f} s, less than the {cutting.min_seconds:g} s of a clip"
 
 
-def _stretches(waves: Iterable[Wave], cutting: Cutting) -> Iterator[_Stretch]:
-    """A song without the silence at its ends, in stretches of whole clips; nothing of a song that is silent."""
-    size = cutting.samples * max(1, int(STRETCH_SECONDS * cutting.rate) // cutting.samples)
-    step = max(1, round(TRIM_SECONDS * cutting.rate))
-    begin, trimmed = 0, audio.blocks(waves, step)
-    for block in trimmed:
-        if not audio.is_silent(block):
-            break
-        begin += block.shape[1]
-    else:
-        return
-    held: Wave | None = None
-    for wave in audio.blocks(chain([block], trimmed), size):
-        if held is not None:
-            yield _Stretch(held, begin)
-            begin += held.shape[1]
-        held = wave
-    if held is not None:
-        yield _Stretch(_without_tail(held, step), begin)
+def _gain(levels: Levels, cutting: Cutting, record: SongRecord) -> np.float32:
+    """The factor for all clips of a song; what the song lacks in loudness afterwards goes on record."""
+    loudness = levels.loudness
+    if cutting.loudness is None or not math.isfinite(loudness):
+        return np.float32(1 / levels.full_scale)
+    gain = gain_to(loudness, levels.peak, cutting.loudness)
+    record.loudness = round(loudness + 20 * math.log10(gain), 2)
+    record.soft_by = round(max(0.0, cutting.loudness - record.loudness), 2)
+    return np.float32(gain)
 
 
-def _without_tail(wave: Wave, step: int) -> Wave:
-    """`[C, S]` up to the last step in which something is heard."""
-    end = wave.shape[1]
-    while end > 0 and audio.is_silent(wave[:, max(0, end - step) : end]):
-        end -= step
-    return wave[:, : max(0, end)]
+def _sections(levels: Levels, cutting: Cutting) -> list[_Section]:
+    """A song without the silence at its ends, in sections of equally many whole clips; none of a silent song.
 
-
-def _listened(stretch: _Stretch, cutting: Cutting, record: SongRecord) -> _Stretch:
-    """The stretch at the wanted loudness, with what is heard in it; its beats go on record."""
-    rhythm: Rhythm | None = None
-    facts: dict[str, Any] = {}
+    There is one section where nothing is analysed, or where the song is short enough to be analysed at once.
+    """
+    samples = levels.end - levels.begin
+    size = max(1, samples)
     if cutting.listens:
-        rhythm = find_rhythm(stretch.wave, cutting.rate)
-    if rhythm is not None:
-        begin = stretch.start / cutting.rate
-        record.beats += [round(begin + beat, 3) for beat in rhythm.beats]
-        record.downbeats += [round(begin + beat, 3) for beat in rhythm.downbeats]
-    if cutting.listen:
-        key = find_key(stretch.wave, cutting.rate)
-        facts["tempo"] = round(rhythm.tempo, 1) if rhythm is not None and rhythm.is_sure else None
-        facts["key"] = key.name if key is not None and key.is_sure else None
-    wave = stretch.wave
-    if cutting.loudness is not None:
-        wave = normalised(wave, cutting.rate, cutting.loudness)
-    return _Stretch(wave, stretch.start, rhythm, facts)
+        clips = math.ceil(samples / cutting.samples)
+        parts = max(1, math.ceil(samples / (SECTION_SECONDS * cutting.rate)))
+        size = cutting.samples * max(1, math.ceil(clips / parts))
+    starts = range(levels.begin, levels.end, size)
+    return [_Section(start, min(start + size, levels.end)) for start in starts]
 
 
-def _pieces(stretch: _Stretch, cutting: Cutting, record: SongRecord) -> Iterator[tuple[int, Wave]]:
-    """Where each clip begins in the stretch (samples), and the clip; what is left out is counted."""
-    grid = _bars(stretch, cutting) if cutting.bars else None
-    if cutting.bars and grid is None:
+def _analysed(sound: SongAudio, sections: list[_Section], cutting: Cutting, record: SongRecord) -> list[_Section]:
+    """The sections with their rhythm, tempo and key, of which those that are sure are told; beats go on record."""
+    mono = slices((audio.to_channels(wave, 1) for wave in sound.waves()), [(part.start, part.end) for part in sections])
+    analysed = []
+    for section, wave in zip(sections, mono, strict=True):
+        rhythm, facts = find_rhythm(wave, cutting.rate), dict[str, Any]()
+        if rhythm is not None:
+            begin = section.start / cutting.rate
+            record.beats += [round(begin + beat, 3) for beat in rhythm.beats]
+            record.downbeats += [round(begin + beat, 3) for beat in rhythm.downbeats]
+        if cutting.listen:
+            key = find_key(wave, cutting.rate)
+            facts["tempo"] = round(rhythm.tempo, 1) if rhythm is not None and rhythm.is_sure else None
+            facts["key"] = key.name if key is not None and key.is_sure else None
+        analysed.append(_Section(section.start, section.end, rhythm, facts))
+    return analysed
+
+
+def _spans(section: _Section, cutting: Cutting, record: SongRecord) -> list[Span]:
+    """The clips of a section, in samples of the song; the time that no clip has is counted."""
+    spans = _by_bars(section, cutting) if cutting.bars else None
+    if cutting.bars and spans is None:
         record.note = f"{record.source}: has no bars that can be told apart, so it is cut by the clock"
-    spans = _by_clock(stretch, cutting) if grid is None else grid
-    used = 0
-    for start, end in spans:
-        used += end - start
-        yield start, stretch.wave[:, start:end]
-    record.rest += (stretch.wave.shape[1] - used) / cutting.rate
+    if spans is None:
+        spans = _by_clock(section, cutting)
+    record.rest += (section.end - section.start - sum(end - start for start, end in spans)) / cutting.rate
+    return spans
 
 
-def _by_clock(stretch: _Stretch, cutting: Cutting) -> list[tuple[int, int]]:
-    total, size = stretch.wave.shape[1], cutting.samples
-    spans = [(start, min(start + size, total)) for start in range(0, total, size)]
+def _by_clock(section: _Section, cutting: Cutting) -> list[Span]:
+    size = cutting.samples
+    spans = [(start, min(start + size, section.end)) for start in range(section.start, section.end, size)]
     shortest = min(size, cutting.min_seconds * cutting.rate)
     return [(start, end) for start, end in spans if end - start >= shortest]
 
 
-def _bars(stretch: _Stretch, cutting: Cutting) -> list[tuple[int, int]] | None:
+def _by_bars(section: _Section, cutting: Cutting) -> list[Span] | None:
     """Spans that begin on a downbeat and last whole bars, all equally many but the last; None without clear bars."""
-    if stretch.rhythm is None or not stretch.rhythm.is_sure or len(stretch.rhythm.downbeats) < 2:
+    if section.rhythm is None or not section.rhythm.is_sure or len(section.rhythm.downbeats) < 2:
         return None
-    downbeats = np.array(stretch.rhythm.downbeats)
+    downbeats = np.array(section.rhythm.downbeats)
     bar = float(np.median(np.diff(downbeats)))
     bars = min(cutting.bars, int((cutting.samples / cutting.rate) / bar))
     if not bars:
         return None
     spans = []
     for first in range(0, len(downbeats), bars):
-        start = round(downbeats[first] * cutting.rate)
-        left = int((stretch.wave.shape[1] - start) / (bar * cutting.rate) + NEARLY)
+        start = section.start + round(downbeats[first] * cutting.rate)
+        left = int((section.end - start) / (bar * cutting.rate) + NEARLY)
         seconds = min(bars, left) * bar
         if left >= bars or seconds >= cutting.min_seconds:
             end = start + cutting.whole_frames(round(seconds * cutting.rate))
-            spans.append((start, min(end, stretch.wave.shape[1])))
+            spans.append((start, min(end, section.end)))
     return spans or None

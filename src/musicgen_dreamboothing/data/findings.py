@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 
 from musicgen_dreamboothing.console import plural
+from musicgen_dreamboothing.data.clips import AUDIBLY_SOFT
 from musicgen_dreamboothing.data.doctor import Clip, Examination
+from musicgen_dreamboothing.data.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.song import TRAIN
 from musicgen_dreamboothing.listening import defects
 from musicgen_dreamboothing.listening.duplicates import Duplicate
@@ -106,6 +108,38 @@ def _files(examination: Examination) -> list[Finding]:
         ),
         *_songs(hurt, "listen", "damaged", "What could be decoded is used.", "Look for a better copy."),
         *_songs(notes, "know", "with a remark", "It was made when the song was cut.", "Nothing, if you agree."),
+        *_levels(examination),
+    ]
+
+
+def _levels(examination: Examination) -> list[Finding]:
+    """What was done about the samples of songs when they were cut, and what could not be done."""
+    used = [song for song in examination.songs if song.clips]
+    invalid = [f"{song.source}: {plural(song.invalid, 'clip')}" for song in used if song.invalid]
+    offsets = [f"{song.source}: up to {song.offset:.1%} of its peak" for song in used if song.offset]
+    soft = [f"{song.source}: by {song.soft_by:.1f} LU" for song in used if song.soft_by > AUDIBLY_SOFT]
+    return [
+        *_songs(
+            invalid,
+            "listen",
+            "with clips left out because of invalid samples",
+            f"They hold {INVALID}: no sound, but the error of some tool.",
+            "Export these songs again if the clips are wanted.",
+        ),
+        *_songs(
+            soft,
+            "know",
+            "below the target loudness because of single peaks",
+            "More gain would clip them. The model learns that they are softer than the others.",
+            "Nothing, or use a limiter on them and run prepare again.",
+        ),
+        *_songs(
+            offsets,
+            "know",
+            "from which a DC offset was removed",
+            "The wave did not swing around zero. Clips and loudness are those of the song without it.",
+            "Nothing.",
+        ),
     ]
 
 
@@ -162,7 +196,7 @@ def _sounds(examination: Examination) -> list[Finding]:
             "listen",
             "{} off centre (DC offset)",
             "The wave doesn't swing around zero: it clicks where it begins and ends, and wastes headroom.",
-            "High-pass the songs at 20 Hz in any editor and prepare them again.",
+            "Run prepare again, which removes it from songs; clips of your own need a high-pass at 20 Hz in an editor.",
         ),
         *_about(
             narrow,

@@ -17,8 +17,10 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Holds a folder for this run; of several processes under `accelerate launch` the main one holds it.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds it, or its name is no UTF-8, which Arrow files can't be in.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in str(folder.absolute())):
+        raise UserError(f"the name {str(folder)!a} is not UTF-8; choose another --output_dir")
     if not PartialState().is_main_process:
         yield
         return

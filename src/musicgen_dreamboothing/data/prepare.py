@@ -24,13 +24,13 @@ from musicgen_dreamboothing.data.checkup import REPORT, check_up
 from musicgen_dreamboothing.data.clips import account_of, cut_songs, update_metadata
 from musicgen_dreamboothing.data.cutting import Cutting
 from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_clips
-from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
+from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.publish import open_dataset, push_clips
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.textfiles import read_json_lines
-from musicgen_dreamboothing.data.tokens import TOKENS, tokenize_clips
+from musicgen_dreamboothing.data.tokens import tokenize_clips
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
 
 CUTS = ("seconds", "bars")

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from tqdm.auto import tqdm
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
+from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.data.files import write_text
+from musicgen_dreamboothing.data.song_audio import INVALID, SongAudio
 from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.model.separator import Separator, parse_stems, signature
 
@@ -68,7 +71,10 @@ def keep_stems(
 def _is_readable(song: Song) -> bool:
     """Whether decoding begins well: a broken song, which is missing at every run, is no reason to load the model."""
     try:
-        next(audio.stream(song.read(), PROBE_RATE, block_seconds=1.0))
+        waves = audio.stream(
+            song.read(), PROBE_RATE, start=song.start, end=song.end, block_seconds=1.0, on_invalid=lambda *span: None
+        )
+        next(waves)
     except audio.AudioError:
         return False
     return True
@@ -86,19 +92,17 @@ def _separate_all(share: list[tuple[Song, Path]], stems: Sequence[str], separato
 
 def _separate(song: Song, path: Path, separator: Separator, stems: Sequence[str], bar: tqdm) -> None:
     """Writes the kept stems of one song; the bar moves by what is done of it."""
-    before, damages = bar.n, list[str]()
-
-    def read() -> Iterator[Wave]:
-        return audio.stream(song.read(), separator.rate, name=song.name, on_damage=damages.append)
+    before = bar.n
 
     def tell(share: float) -> None:
         bar.update(before + share - bar.n)
 
     temporary = path.with_suffix(UNFINISHED)
     try:
-        _write(temporary, separator.keep(read, stems, tell), separator.rate)
-        if damages:
-            write_text(path.with_suffix(DAMAGE), damages[0])
+        sound = SongAudio(song, separator.rate)
+        _write(temporary, separator.keep(partial(_within_full_scale, sound), stems, tell), separator.rate)
+        if damage := _damage(sound, song):
+            write_text(path.with_suffix(DAMAGE), damage)
         temporary.replace(path)
     except audio.AudioError as error:
         if isinstance(error, audio.AudioWriteError):  # a full disk; what is wrong with the song, cutting will say
@@ -106,6 +110,19 @@ def _separate(song: Song, path: Path, separator: Separator, stems: Sequence[str]
     finally:
         temporary.unlink(missing_ok=True)
     bar.update(before + 1 - bar.n)
+
+
+def _within_full_scale(sound: SongAudio) -> Iterator[Wave]:
+    """The mix; of a float file on another scale, which the file of stems could not hold, with a peak of 1."""
+    return (wave / np.float32(sound.levels.full_scale) for wave in sound.waves())
+
+
+def _damage(sound: SongAudio, song: Song) -> str:
+    """What of a song is not in its stems, in one line; empty where all is."""
+    lines = [sound.damage] if sound.damage else []
+    if sound.invalid:
+        lines.append(f"{song.name}: silence at {plural(len(sound.invalid), 'place')} with {INVALID}")
+    return "; ".join(lines)
 
 
 def _write(path: Path, blocks: Iterator[Wave], rate: int) -> None:
@@ -153,7 +170,7 @@ def _delete_strays(folder: Path, kept: set[str]) -> None:
 
 def _key(song: Song, made_by: str, stems: Sequence[str]) -> str:
     """A file name that changes whenever the sound would."""
-    said = "\0".join([song.name, song.fingerprint, made_by, *sorted(set(stems))])
+    said = "\0".join([song.name, song.fingerprint, f"{song.start}-{song.end}", made_by, *sorted(set(stems))])
     return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
 
 
@@ -163,6 +180,8 @@ def _kept_song(song: Song, path: Path) -> Song:
         song,
         read=lambda: place,
         fingerprint=path.stem,
+        start=0.0,
+        end=None,
         original=song.read,
         damage=damage.read_text(encoding="utf-8") if damage.exists() else None,
     )

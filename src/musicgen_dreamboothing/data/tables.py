@@ -7,22 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow.compute as pc
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.layout import TOKENS
 from musicgen_dreamboothing.data.songs.song import EVAL
-from musicgen_dreamboothing.data.tokens import CAPTIONS, CODES, TOKENS
+from musicgen_dreamboothing.data.text_states import CAPTIONS
+from musicgen_dreamboothing.data.tokens import CODES
 
 MIN_SONGS_TO_SPLIT = 3  # of fewer songs none is held out: too much would be lost
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The token tables: clips to train on, clips held out, and the text states of all captions, if they are cached."""
+    """The token tables.
+
+    Attributes:
+        train: clips to train on.
+        held_out: clips held out.
+        captions: text states of all captions, if they are cached.
+        copies: songs that are one recording, in groups.
+        left_out: songs that are not trained on, as the evaluation split has the same recording.
+    """
 
     train: datasets.Dataset
     held_out: datasets.Dataset
     captions: datasets.Dataset | None
+    copies: tuple[tuple[str, ...], ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -49,31 +62,46 @@ def load_tables(folder: Path, *, eval_fraction: float, seed: int, text_states: b
     """Reads a prepared folder and holds out songs, never single clips of a song.
 
     An explicit evaluation split wins. Else `eval_fraction` of the songs are held out, at least one,
-    chosen by a hash of seed and name: another order of the songs changes nothing.
+    chosen by a hash of seed and name: another order of the songs changes nothing. Songs that are the same recording
+    are on one side: they are held out together, and what is in an evaluation split is not trained on.
 
     Raises:
         UserError: nothing is left to train on.
     """
     clips = datasets.load_from_disk(str(folder / TOKENS / CODES))
     captions = datasets.load_from_disk(str(folder / TOKENS / CAPTIONS)) if text_states else None
-    in_eval_split = [split == EVAL for split in clips["split"]]
-    if any(in_eval_split):
-        held_out = in_eval_split
+    recordings = clips["recording"]
+    held_out = [split == EVAL for split in clips["split"]]
+    if any(held_out):
+        kept_out = {recording for recording, is_held_out in zip(recordings, held_out, strict=True) if is_held_out}
     else:
-        songs = _held_out_songs(set(clips["source"]), eval_fraction, seed)
-        held_out = [source in songs for source in clips["source"]]
-    if all(held_out):
+        kept_out = _held_out_songs(set(recordings), eval_fraction, seed)
+        held_out = [recording in kept_out for recording in recordings]
+    trained = [recording not in kept_out for recording in recordings]
+    if not any(trained):
         raise UserError(f"{folder} has no clip to train on: all {len(clips)} are for evaluation")
-    rows = range(len(clips))
+    sources = clips["source"]
     return Tables(
-        clips.select([row for row in rows if not held_out[row]]),
-        clips.select([row for row in rows if held_out[row]]),
+        clips.select(np.flatnonzero(trained)),
+        clips.select(np.flatnonzero(held_out)),
         captions,
+        _copies(sources, recordings),
+        tuple(sorted({sources[row] for row in np.flatnonzero(~np.array(trained) & ~np.array(held_out))})),
     )
+
+
+def _copies(sources: list[str], recordings: list[str]) -> tuple[tuple[str, ...], ...]:
+    """The songs of each recording that is there more than once."""
+    groups: dict[str, set[str]] = {}
+    for source, recording in zip(sources, recordings, strict=True):
+        groups.setdefault(recording, set()).add(source)
+    return tuple(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
 
 
 def _held_out_songs(songs: set[str], fraction: float, seed: int) -> set[str]:
     if fraction <= 0 or len(songs) < MIN_SONGS_TO_SPLIT:
         return set()
-    ordered = sorted(songs, key=lambda song: hashlib.sha256(f"{seed} {song}".encode()).hexdigest())
+    ordered = sorted(
+        songs, key=lambda song: hashlib.sha256(f"{seed} {song}".encode(errors="backslashreplace")).hexdigest()
+    )
     return set(ordered[: max(1, round(fraction * len(songs)))])

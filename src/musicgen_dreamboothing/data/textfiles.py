@@ -2,28 +2,67 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from musicgen_dreamboothing.console import UserError
 
-TEXT = "utf-8-sig"  # Notepad and Excel put a byte order mark in front
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """The text of a file: UTF-8, or what its byte order mark says (Notepad and Excel also write UTF-16).
+
+    Line ends come back as `\\n`.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8.
+        UserError: it cannot be read, or is not such text.
     """
     try:
-        return path.read_text(encoding=TEXT)
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8 and run again") from error
+        kind = encoding.removesuffix("-sig").upper()
+        raise UserError(f"{path} is not {kind} text (byte {error.start}); save it as UTF-8 and run again") from error
+    if "\0" in text:  # UTF-16 without a mark, or no text at all
+        raise UserError(f"{path} is not UTF-8 text (it holds zero bytes); save it as UTF-8 and run again")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def caption_of(value: Any) -> str | None:
+    """The caption in a cell of a table or a value of a JSON file; None where it is empty.
+
+    A list of texts is joined with commas.
+
+    Raises:
+        ValueError: it is neither text nor a list of texts.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    texts = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"the caption must be text or a list of texts, not {json.dumps(value, default=str)}")
+    return encodable(", ".join(text for text in texts if text.strip())) or None
+
+
+def encodable(text: str) -> str:
+    """The text with a question mark for each half of a surrogate pair, which JSON may hold but no file takes."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -33,13 +72,32 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def numbered_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The same with the number of each line, from 1."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):  # splitlines() splits captions, too
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is not JSON ({error.msg}); mend the line and run again") from error
-        if not isinstance(row, dict):
-            raise UserError(f'{path} line {number} must be an object such as {{"file_name": ..., "text": ...}}')
-        yield number, row
+            yield number, json_object(line)
+        except ValueError as error:
+            raise UserError(f"{path} line {number} {error}; correct the line and run again") from error
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, each with its number from 1; only `\\n` ends one, for captions may hold U+2028."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """One line of a JSON-lines file.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({getattr(error, 'msg', error)})") from error
+    if not isinstance(row, dict):
+        raise ValueError('must be an object such as {"file_name": ..., "text": ...}')
+    if "\\ud" in line.lower():
+        row = json.loads(encodable(json.dumps(row, ensure_ascii=False)))
+    return row

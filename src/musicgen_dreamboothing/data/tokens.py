@@ -1,7 +1,6 @@
 """Clips to tokens: EnCodec runs once for each clip, T5 once for each distinct caption.
 
-`tokens/clips` holds codes without the delay pattern, `tokens/captions` the text states of captions,
-`tokens/words` those of the key-word and of the words that it is measured by; all are `datasets`
+`tokens/clips` holds codes without the delay pattern, beside them what `text_states.py` keeps; all are `datasets`
 folders. A code stays valid as long as the bytes of its clip and the codec are the same, so that a
 changed caption costs a run of T5 on that caption and nothing else.
 """
@@ -13,7 +12,6 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,33 +24,33 @@ from tqdm.auto import tqdm
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.arrow_tables import save_table
 from musicgen_dreamboothing.data.captions import key_phrase, thinned_copies, with_instance_prompt
 from musicgen_dreamboothing.data.clips import listed_clips
-from musicgen_dreamboothing.data.files import digest, replace_folder, write_json
-from musicgen_dreamboothing.data.layout import CLIPS, METADATA
+from musicgen_dreamboothing.data.files import digest, write_json
+from musicgen_dreamboothing.data.layout import CLIPS, METADATA, TOKENS
 from musicgen_dreamboothing.data.songs.song import TRAIN
-from musicgen_dreamboothing.model import codec, text
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_text_encoder, load_tokenizer
+from musicgen_dreamboothing.data.text_states import CAPTIONS, WORDS, update_states
+from musicgen_dreamboothing.listening.copies import joined_fingerprint, same_recordings
+from musicgen_dreamboothing.listening.duplicates import Fingerprint, fingerprint
+from musicgen_dreamboothing.model import codec
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.device import release_memory
 from musicgen_dreamboothing.model.keyword import texts_of
 
-TOKENS, CODES, CAPTIONS, WORDS, PARTS, INFO = "tokens", "clips", "captions", "words", "parts", "info.json"
+CODES, PARTS, INFO = "clips", "parts", "info.json"
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
 READ_AHEAD = 8  # clips, at least
-WRITE_BATCH = 64  # rows that are in memory until they are written
 ENCODE_BATCH = 8  # clips at once on a CPU, whose LSTM products of 4 rows are slow; on a GPU its free memory decides
 MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
+
+ReadClip = tuple[dict[str, Any], np.ndarray, Fingerprint]  # a row, its wave [C, S], its fingerprint [T]
 
 CODE_FEATURES = datasets.Features(
     {
         "digest": datasets.Value("string"),
         "codes": datasets.List(datasets.List(datasets.Value("uint16"))),  # [K, T]
-    }
-)
-CAPTION_FEATURES = datasets.Features(
-    {
-        "text": datasets.Value("string"),
-        "states": datasets.List(datasets.List(datasets.Value("float16"))),  # [L, D]
+        "fingerprint": datasets.List(datasets.Value("uint32")),  # of the sound, see `listening.duplicates`
     }
 )
 CLIP_COLUMNS = {
@@ -60,6 +58,8 @@ CLIP_COLUMNS = {
     **dict.fromkeys(("start", "seconds"), datasets.Value("float64")),
     "variants": datasets.List(datasets.Value("string")),  # other captions of the clip
 }
+# The first song of those that are one recording, found when the table is written.
+TABLE_FEATURES = datasets.Features({**CLIP_COLUMNS, **CODE_FEATURES, "recording": datasets.Value("string")})
 
 
 def tokenize_clips(
@@ -105,7 +105,7 @@ def tokenize_clips(
             [copy for text in captions for copy in thinned_copies(text, phrase, word_dropout)] if word_dropout else []
         )
         wanted = {CAPTIONS: captions + thin} | ({WORDS: texts_of(instance_prompt)} if instance_prompt else {})
-        captioned = _update_states(tokens, wanted, checkpoint)
+        captioned = update_states(tokens, wanted, checkpoint)
     state.wait_for_everyone()
     return encoded, captioned
 
@@ -190,7 +190,7 @@ def _is_current(codes: Path, rows: list[dict[str, Any]]) -> bool:
     if not codes.exists():
         return False
     table = datasets.load_from_disk(str(codes))
-    if not set(CLIP_COLUMNS) <= set(table.column_names):  # of an earlier version
+    if set(TABLE_FEATURES) != set(table.column_names):  # of an earlier version
         return False
     stored = table.select_columns([*CLIP_COLUMNS, "digest"]).to_list()
     # the length of a clip is measured, not read from what a person may have written
@@ -205,7 +205,10 @@ def _known_codes(tokens: Path) -> dict[str, tuple[datasets.Dataset, int]]:
     known = {}
     for path in tables:
         if (path / "state.json").exists() and not path.suffix:  # a kill leaves a torn 000000.new behind
-            table = datasets.load_from_disk(str(path)).select_columns(["digest", "codes"])
+            table = datasets.load_from_disk(str(path))
+            if not set(CODE_FEATURES) <= set(table.column_names):  # of an earlier version
+                continue
+            table = table.select_columns(list(CODE_FEATURES))
             numbers = table.with_format("numpy")  # a code as Python's own integer takes 33 bytes instead of 2
             known.update({found: (numbers, index) for index, found in enumerate(table["digest"])})
     return known
@@ -214,44 +217,39 @@ def _known_codes(tokens: Path) -> dict[str, tuple[datasets.Dataset, int]]:
 def _assemble(
     tokens: Path, rows: list[dict[str, Any]], known: dict[str, tuple[datasets.Dataset, int]], frame_rate: float
 ) -> None:
-    """Writes the table of all clips in the order of the metadata, with their true lengths."""
+    """Writes the table of all clips in the order of the metadata, with their true lengths and recordings."""
+    recordings = recordings_of(rows, [known[row["digest"]] for row in rows])
 
     def examples() -> Iterator[dict[str, Any]]:
         for row in rows:
             table, index = known[row["digest"]]
-            codes = np.asarray(table[index]["codes"], np.uint16)
-            yield row | {"seconds": codes.shape[1] / frame_rate, "codes": codes}
+            stored = table[index]
+            codes, words = np.asarray(stored["codes"], np.uint16), np.asarray(stored["fingerprint"], np.uint32)
+            seconds = codes.shape[1] / frame_rate
+            yield row | {
+                "seconds": seconds,
+                "codes": codes,
+                "fingerprint": words,
+                "recording": recordings[row["source"]],
+            }
 
-    _save(examples(), datasets.Features({**CLIP_COLUMNS, **CODE_FEATURES}), tokens / CODES)
-
-
-def _save(examples: Iterator[dict[str, Any]], features: datasets.Features, folder: Path) -> None:
-    """Writes rows as a folder for `load_from_disk`, in one move and with one batch of rows in memory."""
-    fresh = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    scratch = folder.with_name(f"{folder.name}.arrow")
-    writer = datasets.arrow_writer.ArrowWriter(path=str(scratch), features=features, writer_batch_size=WRITE_BATCH)
-    with writer:
-        for example in examples:
-            writer.write(example)
-        writer.finalize()
-    table = datasets.Dataset.from_file(str(scratch))
-    with _quiet_bars():
-        table.save_to_disk(str(fresh))
-    replace_folder(fresh, folder)
-    scratch.unlink()
+    save_table(examples(), TABLE_FEATURES, tokens / CODES)
 
 
-@contextmanager
-def _quiet_bars() -> Iterator[None]:
-    """Hides the progress bars of `datasets` for tables that are written in a moment."""
-    were_shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_shown:
-            datasets.enable_progress_bars()
+def recordings_of(rows: list[dict[str, Any]], places: Sequence[tuple[datasets.Dataset, int]]) -> dict[str, str]:
+    """For each song the first one, by name, that is the same recording: its own name where there is no other.
+
+    Args:
+        rows: the clips, with `source` and `start` in seconds.
+        places: the table and the row with the fingerprint of each.
+    """
+    parts: dict[str, list[tuple[float, np.ndarray]]] = {}
+    for row, (table, index) in zip(rows, places, strict=True):
+        words = np.asarray(table[index]["fingerprint"], np.uint32)
+        parts.setdefault(row["source"], []).append((row["start"], words))
+    names = sorted(parts)
+    first = same_recordings([joined_fingerprint(parts[name]) for name in names])
+    return {name: names[number] for name, number in zip(names, first, strict=True)}
 
 
 def _encode_missing(
@@ -266,9 +264,12 @@ def _encode_missing(
     pending: list[dict[str, Any]] = []
     with tqdm(total=len(rows), unit="clip", desc="encoding", disable=not PartialState().is_main_process) as bar:
         for batch in _equal_length_batches(folder / CLIPS, rows, checkpoint, batch_size, workers):
-            waves = torch.from_numpy(np.stack([wave for _, wave in batch]))
+            waves = torch.from_numpy(np.stack([wave for _, wave, _ in batch]))
             codes = codec.encode(model, waves, checkpoint).cpu().numpy().astype(np.uint16)
-            pending += [{"digest": row["digest"], "codes": code} for (row, _), code in zip(batch, codes, strict=True)]
+            pending += [
+                {"digest": row["digest"], "codes": code, "fingerprint": words}
+                for (row, _, words), code in zip(batch, codes, strict=True)
+            ]
             bar.update(len(batch))
             if len(pending) >= PART_CLIPS:
                 pending = _save_part(parts, pending)
@@ -290,20 +291,20 @@ def _save_part(parts: Path, pending: list[dict[str, Any]]) -> list[dict[str, Any
     process = PartialState().process_index
     own = [path for path in parts.glob(f"*-{process}") if path.is_dir()]
     number = max((int(path.name.split("-")[0]) for path in own), default=-1) + 1
-    _save(iter(pending), CODE_FEATURES, parts / f"{number:06d}-{process}")
+    save_table(iter(pending), CODE_FEATURES, parts / f"{number:06d}-{process}")
     return []
 
 
 def _equal_length_batches(
     clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
-) -> Iterator[list[tuple[dict[str, Any], np.ndarray]]]:
-    """Clips with their waves, `[C, S]` at the codec's rate: padding would change the codes of the shorter ones."""
+) -> Iterator[list[ReadClip]]:
+    """Clips of equal length: padding would change the codes of the shorter ones."""
     ordered = sorted(rows, key=lambda row: (-row["seconds"], row["file_name"]))
-    pairs = _read(clips, ordered, checkpoint, workers, max(READ_AHEAD, batch_size))
-    for _, group in groupby(pairs, key=lambda pair: pair[1].shape[-1]):
-        batch: list[tuple[dict[str, Any], np.ndarray]] = []
-        for pair in group:
-            batch.append(pair)
+    clips_read = _read(clips, ordered, checkpoint, workers, max(READ_AHEAD, batch_size))
+    for _, group in groupby(clips_read, key=lambda clip: clip[1].shape[-1]):
+        batch: list[ReadClip] = []
+        for clip in group:
+            batch.append(clip)
             if len(batch) == batch_size:
                 yield batch
                 batch = []
@@ -313,87 +314,30 @@ def _equal_length_batches(
 
 def _read(
     clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, workers: int, read_ahead: int
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Rows with their waves, in order; a few are read ahead, so that memory doesn't grow with their number.
+) -> Iterator[ReadClip]:
+    """Clips in order; a few are read ahead, so that memory doesn't grow with their number.
 
     They are a batch of the codec's at least, which is read while it encodes the one before.
 
     Decoding and resampling are done by C, which lets others work meanwhile: two processes took as long as two threads
     for 27 minutes of FLAC (4.0 s), and 0.7 s more to start.
     """
-    ahead: deque[tuple[dict[str, Any], Future[np.ndarray]]] = deque()
+    ahead: deque[Future[ReadClip]] = deque()
     pool = ThreadPoolExecutor(max(1, workers))
     try:
         for row in rows:
-            ahead.append((row, pool.submit(_wave, clips / row["file_name"], checkpoint)))
+            ahead.append(pool.submit(_read_clip, clips, row, checkpoint))
             if len(ahead) > read_ahead:
-                yield _next(ahead)
+                yield ahead.popleft().result()
         while ahead:
-            yield _next(ahead)
+            yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _next(ahead: deque[tuple[dict[str, Any], Future[np.ndarray]]]) -> tuple[dict[str, Any], np.ndarray]:
-    row, wave = ahead.popleft()
-    return row, wave.result()
-
-
-def _wave(path: Path, checkpoint: Checkpoint) -> np.ndarray:
-    """A clip as the codec wants it: its rate, the model's channels, whole frames."""
-    wave = audio.to_channels(audio.decode(path, checkpoint.sampling_rate), checkpoint.audio_channels)
-    return np.pad(wave, ((0, 0), (0, -wave.shape[1] % checkpoint.hop_length)))
-
-
-def _update_states(tokens: Path, wanted: dict[str, list[str]], checkpoint: Checkpoint) -> int:
-    """Encodes texts that are new and drops those that nobody uses, table by table; tells how many captions were new."""
-    known = {name: _known_states(tokens / name) for name in wanted}
-    missing = {
-        name: [text for text in dict.fromkeys(texts) if text not in known[name]] for name, texts in wanted.items()
-    }
-    new = list(dict.fromkeys(text for texts in missing.values() for text in texts))
-    fresh = dict(_encode_captions(new, checkpoint)) if new else {}
-    for name, texts in wanted.items():
-        if missing[name] or len(known[name]) != len(set(texts)):
-            _save_states(tokens / name, list(dict.fromkeys(texts)), known[name], fresh)
-    return len(missing[CAPTIONS])
-
-
-def _known_states(folder: Path) -> dict[str, tuple[datasets.Dataset, int]]:
-    """Where the states of each text stand."""
-    if not folder.exists():
-        return {}
-    table = datasets.load_from_disk(str(folder))
-    return {text: (table, row) for row, text in enumerate(table["text"])}
-
-
-def _save_states(
-    folder: Path, texts: list[str], known: dict[str, tuple[datasets.Dataset, int]], fresh: dict[str, np.ndarray]
-) -> None:
-    def examples() -> Iterator[dict[str, Any]]:
-        for one in texts:
-            if one in fresh:
-                states = fresh[one]
-            else:
-                table, row = known[one]
-                states = table[row]["states"]
-            yield {"text": one, "states": np.asarray(states, np.float16)}  # arrow mixes no lists with arrays
-
-    _save(examples(), CAPTION_FEATURES, folder)
-
-
-def word_states(folder: Path) -> dict[str, np.ndarray]:
-    """Text states `[L, D_text]` of `texts_of` the key-word; none in a folder without key-word or text states."""
-    table = folder / TOKENS / WORDS
-    if not table.exists():
-        return {}
-    rows = datasets.load_from_disk(str(table)).with_format("numpy")
-    return {str(row["text"]): np.asarray(row["states"]) for row in rows}
-
-
-def _encode_captions(captions: list[str], checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    encoder = load_text_encoder(checkpoint, PartialState().device)
-    pairs = text.encode_captions(load_tokenizer(checkpoint), encoder, captions)
-    yield from tqdm(pairs, total=len(captions), unit="caption", desc="captions")
-    del encoder
-    release_memory()
+def _read_clip(clips: Path, row: dict[str, Any], checkpoint: Checkpoint) -> ReadClip:
+    """A clip as the codec takes it: its rate, the model's channels, whole frames."""
+    decoded = audio.decode(clips / row["file_name"], checkpoint.sampling_rate)
+    wave = audio.to_channels(decoded, checkpoint.audio_channels)
+    wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % checkpoint.hop_length)))
+    return row, wave, fingerprint(decoded, checkpoint.sampling_rate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.layout import TOKENS
 from musicgen_dreamboothing.data.run import RunRecord
 from musicgen_dreamboothing.data.tables import Tables, load_tables
-from musicgen_dreamboothing.data.tokens import CODES, TOKENS
+from musicgen_dreamboothing.data.tokens import CODES
 from musicgen_dreamboothing.evaluation.originality import TrainingClip
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import text
@@ -56,7 +57,7 @@ def tables_of(record: RunRecord, prepared: Path) -> Tables:
     options = record.options
     tables = load_tables(prepared, eval_fraction=options["eval_fraction"], seed=options["seed"], text_states=False)
     most = options.get("max_train_samples") or len(tables.train)
-    return Tables(tables.train.select(range(min(most, len(tables.train)))), tables.held_out, None)
+    return replace(tables, train=tables.train.select(range(min(most, len(tables.train)))))
 
 
 def excerpts(

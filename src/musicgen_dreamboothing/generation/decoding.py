@@ -1,8 +1,9 @@
 """The decode loop: text states in, codes out, for both families.
 
 It does what transformers' `generate` does for these models (same delay mask, guidance, top-k and top-p), with two
-differences: each clip draws from its own stream of random numbers, and a caption of the melody family is never heard
-with the padding that longer ones beside it make, so that a clip is the same whatever it is made beside.
+differences: each clip draws from its own stream of random numbers, and no clip attends to the padding that longer
+captions beside it make. A clip depends on its prompt, its variation and the seed: on a CPU in bf16 bit for bit, else up
+to rounding, which now and then draws another code.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.engine import Decoder, Stack
@@ -178,11 +180,24 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 def _guided_conditioning(
     model: TextLM | MelodyLM, states: torch.Tensor, mask: torch.Tensor, sampling: Sampling
 ) -> Conditioning:
-    """Under guidance the batch is doubled: captions first, then the null condition."""
+    """Under guidance the batch is doubled: captions first, then the null condition.
+
+    On a CPU each row is computed by itself: in a batch its last digit would depend on the rows beside it.
+    """
     keep = torch.ones(len(states), dtype=torch.bool, device=states.device)
     if sampling.guidance_scale != 1:
         states, mask, keep = states.repeat(2, 1, 1), mask.repeat(2, 1), torch.cat([keep, ~keep])
-    return model.condition(states, mask, keep)
+    if states.device.type != "cpu":
+        return model.condition(states, mask, keep)
+    lengths = mask.sum(-1).tolist()
+    parts = [
+        model.condition(states[[row], :length], mask[[row], :length], keep[[row]]) for row, length in enumerate(lengths)
+    ]
+    return Conditioning(
+        pad_sequence([part.states[0] for part in parts], batch_first=True),
+        pad_sequence([part.mask[0] for part in parts], batch_first=True),
+        torch.cat([part.lengths for part in parts]),
+    )
 
 
 def _noise(seeds: list[int], steps: int, codebooks: int) -> torch.Tensor:

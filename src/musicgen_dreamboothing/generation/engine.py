@@ -20,6 +20,7 @@ from musicgen_dreamboothing.model.quantized import Int8Linear
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 TURNED = range(8, 65)  # rows of a batch
+TILE = 16  # rows of a bf16 product on a CPU: it reads the weights for 2 rows in the time that it takes for 16
 ALIGNED = 16  # places; GPUs' kernels copy a mask whose rows don't begin at such a place, in each layer of each step
 
 
@@ -85,133 +86,223 @@ class _Cross:
 
 
 class Decoder:
-    """Keys and values of one batch, and the step that adds to them.
+    """The decoder at work on one batch: its keys and values, and the step that adds to them.
+
+    A clip must not depend on the clips it is batched with, but the last digit of a product or of attention depends on
+    the number of rows and on padding. On a CPU rows therefore attend in groups of equal caption length, without
+    padding, what is computed once is computed row by row, and bf16 products always have `TILE` rows. In fp32, and on a
+    GPU, where groups would cost more than the step itself, clips are the same up to rounding.
+
+    Args:
+        stack: the model.
+        conditioning: of each row; under guidance captions first, then the null condition.
+        steps: the most that will be made.
+        whole: one group that attends to its whole buffer under a mask, so that every step has the same shapes and can
+            be captured; otherwise to what is filled, which is less work.
+    """
+
+    def __init__(self, stack: Stack, conditioning: Conditioning, steps: int, *, whole: bool) -> None:
+        self._stack, self._rows = stack, len(conditioning.states)
+        states, is_melody = conditioning.states, isinstance(stack.model, MelodyLM)
+        self._unused = -self._rows % TILE if _has_tiles(states) else 0  # rows that fill the last tile
+        grouped = states.device.type == "cpu" and not whole
+        groups = _by_length(conditioning, is_melody=is_melody) if grouped else [(None, conditioning)]
+        self._caches = [_Cache(stack, part, rows, steps, is_melody=is_melody, whole=whole) for rows, part in groups]
+
+    def logits(self, codes: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
+        """Float32 logits `[R, K, V]` of the codes that follow, in the order of the R rows of the conditioning.
+
+        Args:
+            codes: of the last step `[B, K]`; each clip stands for R / B rows, which have the same codes.
+            step: its number, from 0; where the whole buffer is attended to, a tensor `[1]` on the device.
+        """
+        hidden = self._stack.embed(codes)
+        if len(codes) < self._rows:
+            hidden = torch.cat([hidden] * (self._rows // len(codes)))
+        if self._unused:
+            hidden = functional.pad(hidden, (0, 0, 0, self._unused))
+        for cache in self._caches:
+            cache.begin(step)
+        hidden = hidden + self._gathered(hidden, lambda cache, rows: cache.position().expand(len(rows), -1))
+        for number, layer in enumerate(self._stack.layers):
+            hidden = self._layer(number, layer, hidden)
+        logits = self._stack.heads(self._stack.norm(hidden))[: self._rows]
+        return logits.view(self._rows, self._stack.codebooks, -1).float()
+
+    def _layer(self, number: int, layer: _Layer, hidden: torch.Tensor) -> torch.Tensor:
+        """`[R, D]` -> `[R, D]`, its key and value written to the buffers."""
+        # Rows in a row: attention takes queries of another order apart, which costs a third of a step.
+        joint = layer.query_key_value(layer.norm(hidden)).contiguous().view(len(hidden), 3, *layer.shape)
+        hidden = layer.add_own(hidden, self._gathered(joint, lambda cache, rows: cache.attend(number, rows)))
+        if layer.cross is not None:
+            query = layer.cross.query(layer.cross.norm(hidden)).contiguous().view(len(hidden), *layer.shape)[:, :, None]
+            attended = self._gathered(query, lambda cache, rows: cache.attend_to_text(number, rows))
+            hidden = layer.cross.add(hidden, attended)
+        return layer.feed_forward(hidden)
+
+    def _gathered(self, values: torch.Tensor, compute: Callable[[_Cache, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What each group of rows computes of its rows of `values` `[R, ...]`, in the order of the rows: `[R, D]`."""
+        if len(self._caches) == 1 and not self._unused:
+            return compute(self._caches[0], values)
+        rows_of = [slice(self._rows) if cache.rows is None else cache.rows for cache in self._caches]
+        parts = [compute(cache, values[rows]) for cache, rows in zip(self._caches, rows_of, strict=True)]
+        gathered = parts[0].new_zeros(len(values), parts[0].shape[-1])
+        for rows, part in zip(rows_of, parts, strict=True):
+            gathered[rows] = part
+        return gathered
+
+
+def _by_length(conditioning: Conditioning, *, is_melody: bool) -> list[tuple[torch.Tensor | None, Conditioning]]:
+    """Rows that attend to equally much text, by number, with their conditioning without padding."""
+    lengths = (conditioning.lengths if is_melody else conditioning.mask.sum(-1)).tolist()
+    padding = {length: conditioning.mask.shape[1] - length for length in dict.fromkeys(lengths)}
+    groups: list[tuple[torch.Tensor | None, Conditioning]] = []
+    for length, padded in padding.items():
+        rows = torch.tensor([row for row, other in enumerate(lengths) if other == length])
+        states = conditioning.states[rows, : conditioning.states.shape[1] - padded]
+        part = Conditioning(states, conditioning.mask[rows, :length], conditioning.lengths[rows])
+        groups.append((rows if len(padding) > 1 else None, part))
+    return groups
+
+
+class _Cache:
+    """Keys and values of rows that attend alike: of the text, and of what was decoded so far.
 
     The codes of all rows stand at the same places of the buffers. In the melody family what stands before them ends
     there, too: a shorter caption begins some places later, and each row counts its positions from its own beginning.
 
     Args:
         stack: the model.
-        conditioning: of each row; under guidance captions first, then the null condition.
+        conditioning: of these rows.
+        rows: their numbers in the batch; None for all of it.
         steps: the most that will be made.
-        whole: attend to the whole buffer under a mask, so that every step has the same shapes and can be captured;
-            otherwise to what is filled, which is less work.
+        is_melody: whether chroma and text stand before the codes.
+        whole: attend to the whole buffer under a mask.
     """
 
-    def __init__(self, stack: Stack, conditioning: Conditioning, steps: int, *, whole: bool) -> None:
-        self._stack, self._whole = stack, whole
+    def __init__(
+        self,
+        stack: Stack,
+        conditioning: Conditioning,
+        rows: torch.Tensor | None,
+        steps: int,
+        *,
+        is_melody: bool,
+        whole: bool,
+    ) -> None:
+        self._stack, self._whole, self.rows = stack, whole, rows
         states = conditioning.states
-        self._rows, device = len(states), states.device
-        is_melody = isinstance(stack.model, MelodyLM)
         self._prefix = states.shape[1] if is_melody else 0
         capacity = self._prefix + steps
         if whole:
             capacity += -capacity % ALIGNED
         heads, width = stack.layers[0].shape
-        shape = (self._rows, 2, heads, capacity, width)
+        shape = (len(states), 2, heads, capacity, width)
         self._filled = [states.new_zeros(shape) for _ in stack.layers]  # keys and values of each layer
         self._positions = stack.positions(capacity).to(states)
-        self._places = torch.arange(capacity, device=device)
+        self._places = torch.arange(capacity, device=states.device)
+        self._place: int | torch.Tensor = 0
+        self._mask: torch.Tensor | None = None
         self._begins: torch.Tensor | None = None  # the first place of each row [R], where they differ
         self._cross: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._cross_mask: torch.Tensor | None = None
         if is_melody:
             begins = conditioning.mask.shape[1] - conditioning.lengths
             self._begins = begins if bool(begins.any()) else None
-            self._fill_prefix(states)
+            for part in _rows_at_once(len(states), states.device):
+                self._fill_prefix(states, part)
         else:
             self._cross = [_cross_keys_and_values(layer, states) for layer in stack.layers]
             if not bool(conditioning.mask.all()):
                 self._cross_mask = _added(conditioning.mask[:, None, None].bool(), states.dtype)
 
-    def logits(self, codes: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
-        """Float32 logits `[R, K, V]` of the codes that follow, in the order of the R rows of the conditioning.
+    def begin(self, step: int | torch.Tensor) -> None:
+        """Turns to a step, from 0; where the whole buffer is attended to it is a tensor `[1]` on the device."""
+        self._place = step + self._prefix
+        self._mask = self._mask_of(self._place)
 
-        Args:
-            codes: of the last step `[B, K]`; each clip stands for R / B rows, which hear the same codes.
-            step: its number, from 0; where the whole buffer is attended to, a tensor `[1]` on the device.
-        """
-        place = step + self._prefix
-        mask = self._mask(place)
-        hidden = self._stack.embed(codes) + self._position(place, len(codes))
-        if len(codes) < self._rows:
-            hidden = torch.cat([hidden] * (self._rows // len(codes)))
-        for number, layer in enumerate(self._stack.layers):
-            hidden = self._layer(number, layer, hidden, place, mask)
-        logits = self._stack.heads(self._stack.norm(hidden))
-        return logits.view(self._rows, self._stack.codebooks, -1).float()
-
-    def _position(self, place: int | torch.Tensor, clips: int) -> torch.Tensor:
-        """What a place adds to its codes, `[D]` or `[B, D]`."""
+    def position(self) -> torch.Tensor:
+        """What the place of the step adds to its codes, `[1, D]` or `[R, D]`."""
+        place = self._place
         if self._begins is not None:
-            return self._positions.index_select(0, place - self._begins[:clips])
-        return self._positions[place] if isinstance(place, int) else self._positions.index_select(0, place)
+            return self._positions.index_select(0, place - self._begins)
+        return self._positions[[place]] if isinstance(place, int) else self._positions.index_select(0, place)
 
-    def _mask(self, place: int | torch.Tensor) -> torch.Tensor | None:
+    def _mask_of(self, place: int | torch.Tensor) -> torch.Tensor | None:
         """What the codes at a place may attend to, to be added to scores; None for all that is filled."""
         if self._begins is None and not self._whole:
             return None
         places = self._places if self._whole else self._places[: place + 1]
-        heard = (places <= place)[None]
+        attended = (places <= place)[None]
         if self._begins is not None:
-            heard = heard & (places >= self._begins[:, None])
-        return _added(heard[:, None, None], self._positions.dtype)
+            attended = attended & (places >= self._begins[:, None])
+        return _added(attended[:, None, None], self._positions.dtype)
 
-    def _layer(
-        self, number: int, layer: _Layer, hidden: torch.Tensor, place: int | torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """`[B, D]` -> `[B, D]`, its key and value written to the buffers."""
-        # Rows in a row: attention takes queries of another order apart, which costs a third of a step.
-        joint = layer.query_key_value(layer.norm(hidden)).contiguous().view(len(hidden), 3, *layer.shape)
-        filled = self._filled[number]
-        if self._whole:
-            filled.index_copy_(3, place, joint[:, 1:, :, None])  # type: ignore[arg-type]
+    def attend(self, number: int, joint: torch.Tensor) -> torch.Tensor:
+        """Writes keys and values of a layer and attends to all so far: `[R, 3, H, W]` -> `[R, D]`."""
+        filled: torch.Tensor = self._filled[number]
+        if isinstance(self._place, int):
+            filled.select(3, self._place).copy_(joint[:, 1:])
+            filled = filled.narrow(3, 0, self._place + 1)
         else:
-            filled.select(3, place).copy_(joint[:, 1:])  # type: ignore[arg-type]
-            filled = filled.narrow(3, 0, place + 1)  # type: ignore[arg-type]
+            filled.index_copy_(3, self._place, joint[:, 1:, :, None])
         keys, values = filled.unbind(1)
-        found = functional.scaled_dot_product_attention(joint[:, 0, :, None], keys, values, attn_mask=mask)
-        hidden = layer.add_own(hidden, found.reshape(hidden.shape))
-        if layer.cross is not None:
-            query = layer.cross.query(layer.cross.norm(hidden)).contiguous().view(len(hidden), *layer.shape)[:, :, None]
-            found = functional.scaled_dot_product_attention(query, *self._cross[number], attn_mask=self._cross_mask)
-            hidden = layer.cross.add(hidden, found.reshape(hidden.shape))
-        return layer.feed_forward(hidden)
+        attended = functional.scaled_dot_product_attention(joint[:, 0, :, None], keys, values, attn_mask=self._mask)
+        return attended.reshape(len(joint), -1)
 
-    def _fill_prefix(self, states: torch.Tensor) -> None:
+    def attend_to_text(self, number: int, query: torch.Tensor) -> torch.Tensor:
+        """`[R, H, 1, W]` -> `[R, D]`."""
+        attended = functional.scaled_dot_product_attention(query, *self._cross[number], attn_mask=self._cross_mask)
+        return attended.reshape(len(query), -1)
+
+    def _fill_prefix(self, states: torch.Tensor, rows: slice) -> None:
         """Chroma and text stand before the codes in the melody family: they go through the stack once."""
-        hidden, mask = states + self._positions[: self._prefix], None
+        hidden, mask = states[rows] + self._positions[: self._prefix], None
         if self._begins is not None:
-            hidden, mask = self._aligned(states)
+            hidden, mask = self._aligned(states[rows], self._begins[rows])
         for number, layer in enumerate(self._stack.layers):
             joint = layer.query_key_value(layer.norm(hidden)).unflatten(-1, (3, *layer.shape))  # [B, S, 3, H, W]
             query, key, value = joint.permute(2, 0, 3, 1, 4)
-            self._filled[number][:, 0, :, : self._prefix] = key
-            self._filled[number][:, 1, :, : self._prefix] = value
-            found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
-            hidden = layer.feed_forward(layer.add_own(hidden, found.transpose(1, 2).reshape(hidden.shape)))
+            self._filled[number][rows, 0, :, : self._prefix] = key
+            self._filled[number][rows, 1, :, : self._prefix] = value
+            attended = functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=mask is None
+            )
+            hidden = layer.feed_forward(layer.add_own(hidden, attended.transpose(1, 2).reshape(hidden.shape)))
 
-    def _aligned(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _aligned(self, states: torch.Tensor, begins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The prefix with its padding moved from the end to the beginning, and what may be attended to in it."""
-        begins: Any = self._begins
         places = self._places[: self._prefix]
         own = (places - begins[:, None]) % self._prefix  # the place of each row without padding before it
         hidden = states.gather(1, own[..., None].expand_as(states)) + self._positions[own]
-        heard = (places >= begins[:, None])[:, None] & (places <= places[:, None])
-        heard = heard | torch.eye(self._prefix, dtype=torch.bool, device=states.device)  # padding hears itself, not NaN
-        return hidden, _added(heard[:, None], states.dtype)
+        attended = (places >= begins[:, None])[:, None] & (places <= places[:, None])
+        # padding attends to itself, which gives no NaN
+        attended = attended | torch.eye(self._prefix, dtype=torch.bool, device=states.device)
+        return hidden, _added(attended[:, None], states.dtype)
 
 
-def _added(heard: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask as attention adds it to its scores: 0 for what is heard, else -inf."""
-    return torch.zeros_like(heard, dtype=dtype).masked_fill(~heard, -torch.inf)
+def _rows_at_once(rows: int, device: torch.device) -> list[slice]:
+    """Rows that are computed together where shapes must not depend on the batch: on a CPU one by one."""
+    return [slice(row, row + 1) for row in range(rows)] if device.type == "cpu" else [slice(rows)]
+
+
+def _has_tiles(x: torch.Tensor) -> bool:
+    """Whether products of a step have `TILE` rows."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+
+
+def _added(attended: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask as attention adds it to its scores: 0 for what is attended to, else -inf."""
+    return torch.zeros_like(attended, dtype=dtype).masked_fill(~attended, -torch.inf)
 
 
 def _cross_keys_and_values(layer: _Layer, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the text `[B, L, D]`: twice `[B, H, L, W]`."""
     cross: Any = layer.cross
+    parts = [states[rows] for rows in _rows_at_once(len(states), states.device)]
     key, value = (
-        product(states).unflatten(-1, layer.shape).transpose(1, 2).contiguous() for product in (cross.key, cross.value)
+        torch.cat([product(part) for part in parts]).unflatten(-1, layer.shape).transpose(1, 2).contiguous()
+        for product in (cross.key, cross.value)
     )
     return key, value
 
@@ -231,6 +322,8 @@ def _linear(weight: torch.Tensor) -> Product:
     turned = weight.t()
 
     def product(x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 2 and len(x) > TILE and _has_tiles(x):
+            return torch.cat([torch.mm(tile, turned) for tile in x.split(TILE)])
         if _is_turned(x):
             return (weight @ x.mT).mT
         return torch.mm(x, turned) if x.ndim == 2 else functional.linear(x, weight)
@@ -277,6 +370,9 @@ def _adding(linear: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     turned = weight.t()
 
     def add(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 2 and len(x) > TILE and _has_tiles(x):
+            tiles = zip(hidden.split(TILE), x.split(TILE), strict=True)
+            return torch.cat([torch.addmm(sums, tile, turned) for sums, tile in tiles])
         if _is_turned(x):
             return torch.addmm(hidden.mT, weight, x.mT).mT
         if x.ndim == 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import GenerateArguments
 from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.layout import GENERATED
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, GeneratedClip, Generator
 
@@ -58,6 +60,7 @@ def generate(options: GenerateArguments) -> Generation:
         batch_size=options.batch_size,
     ):
         path = folder / _file_name(clip, prompts, options.seed, suffix)
+        _list(path, clip, options)
         audio.write(path, clip.wave, clip.sampling_rate)
         files[clip.prompt, clip.variation] = path
     elapsed = time.perf_counter() - started
@@ -67,6 +70,19 @@ def generate(options: GenerateArguments) -> Generation:
     for path in in_order:
         say(f"  {path}")
     return Generation(in_order, made / elapsed)
+
+
+def _list(path: Path, clip: GeneratedClip, options: GenerateArguments) -> None:
+    """Notes how a file is made, before it is there: by this a folder of songs tells generated clips from songs."""
+    row = {
+        "file_name": path.name,
+        "prompt": clip.prompt,
+        "model": options.model,
+        "seed": options.seed,
+        "variation": clip.variation,
+    }
+    with (path.parent / GENERATED).open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _check(options: GenerateArguments) -> None:

@@ -12,7 +12,7 @@ from musicgen_dreamboothing.audio import Wave, resample, to_channels
 
 Array = NDArray[np.float32]
 
-_BLOCK = 512  # frames
+_BLOCK = 2**19  # samples
 
 
 def mono_at(wave: Wave, rate: int, wanted: int) -> Array:
@@ -25,7 +25,13 @@ def spectra(mono: Array, size: int, hop: int) -> Iterator[Array]:
     """Magnitudes `[n, size // 2 + 1]` of Hann windows centred on every `hop`-th sample, a full-scale sine near 1."""
     window = np.hanning(size + 1)[:-1].astype(np.float32)
     window /= window.sum() / 2
-    padded = np.pad(mono, (size // 2, size // 2))
-    frames = sliding_window_view(padded, size)[::hop]
-    for begin in range(0, len(frames), _BLOCK):
-        yield np.abs(np.fft.rfft(frames[begin : begin + _BLOCK] * window)).astype(np.float32, copy=False)
+    frames_at_once = max(1, _BLOCK // size)
+    frames = len(mono) // hop + 1
+    for begin in range(0, frames, frames_at_once):
+        count = min(frames_at_once, frames - begin)
+        first = begin * hop - size // 2
+        last = first + (count - 1) * hop + size
+        inside = mono[max(first, 0) : last]
+        block = np.pad(inside, (max(-first, 0), max(last - max(first, 0) - len(inside), 0)))
+        windows = sliding_window_view(block, size)[::hop]
+        yield np.abs(np.fft.rfft(windows * window)).astype(np.float32, copy=False)

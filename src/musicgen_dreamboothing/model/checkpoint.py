@@ -7,36 +7,39 @@ start ids, rates, codebooks, delays) is read from the checkpoint's configuration
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoTokenizer,
     EncodecModel,
+    GenerationConfig,
     MusicgenForConditionalGeneration,
     MusicgenMelodyForConditionalGeneration,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     T5EncoderModel,
-    modeling_utils,
 )
-from transformers.utils import cached_file, logging
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.delay import delays
+from musicgen_dreamboothing.model.loading import build_model, quiet_loading
+from musicgen_dreamboothing.model.weight_files import find_file, first_line, foreign_weights, open_weights
 
 TEXT, MELODY = "musicgen", "musicgen_melody"
 EXAMPLES = tuple(f"facebook/musicgen-{size}" for size in ("small", "medium", "large", "melody"))
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16  # that tell one file of weights from another; all of it up to 16 MB
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+META_GENERATION: dict[str, Any] = {"do_sample": True, "guidance_scale": 3.0, "max_length": 1500}
+TOKENIZER, SENTENCEPIECE = "tokenizer.json", "spiece.model"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Checkpoint:
     @property
     def revision(self) -> str | None:
         """The commit that was loaded, if it came from the Hub."""
-        return getattr(self.config, "_commit_hash", None) or self.source.revision
+        return None if self.is_local else self.source.revision
 
     @cached_property
     def identity(self) -> str | None:
@@ -126,21 +129,23 @@ class Checkpoint:
 
 def weights_fingerprint(folder: Path) -> str:
     """A short hash over samples of all weights in a folder: to read gigabytes at every start would take too long."""
-    found = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.glob("*.safetensors")):
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)):
         size = path.stat().st_size
-        found.update(f"{path.name} {size}".encode())
+        digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
             for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
                 file.seek(start)
-                found.update(file.read(SAMPLE_BYTES))
-    return found.hexdigest()
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def load_checkpoint(
     source: Source, *, pad_token_id: int | None = None, start_token_id: int | None = None
 ) -> Checkpoint:
     """Reads a checkpoint's configuration; no weights are touched.
+
+    The source of the result names the commit on the Hub, so that all parts are of one commit and come from the cache.
 
     Raises:
         UserError: there is no such checkpoint, or it is not MusicGen.
@@ -160,7 +165,7 @@ def load_checkpoint(
     # The forward pass of plain MusicGen reads both from the configuration, and a file written by
     # transformers 5 may lack them.
     decoder.pad_token_id, decoder.decoder_start_token_id = pad, start
-    return Checkpoint(source, config, pad, start)
+    return Checkpoint(replace(source, revision=_commit(source)), config, pad, start)
 
 
 def _first(*candidates: int | None) -> int:
@@ -169,21 +174,73 @@ def _first(*candidates: int | None) -> int:
 
 def _read_config(source: Source) -> Any:
     try:
-        return AutoConfig.from_pretrained(source.name, **source.arguments())
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        raise UserError(
-            f"no model at {source.name!r} ({_first_line(error)}); give a folder with a config.json, "
-            f"or a Hub id such as {EXAMPLES[0]}"
-        ) from error
+        with quiet_loading():  # transformers holds the pad id, which is one above the codes, for a mistake
+            return AutoConfig.from_pretrained(source.name, **source.arguments())
+    except (OSError, HfHubHTTPError, HFValidationError, StrictDataclassError, ValueError, TypeError) as error:
+        raise _no_checkpoint(source, error) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _no_checkpoint(source: Source, error: Exception) -> UserError:
+    """What `--model_name_or_path` points at instead of a checkpoint."""
+    path = Path(source.name)
+    if path.is_file():
+        return UserError(f"{source.name} is a file; give the folder that it is in, with its config.json")
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        return UserError(
+            f"{source.name} is an adapter, not a base checkpoint; its adapter_config.json names its base: give that one"
+        )
+    if (path / "config.json").is_file():
+        return UserError(f"{path / 'config.json'} is not the configuration of a MusicGen model ({first_line(error)})")
+    hint = foreign_weights(source.name) or f"give a folder with a config.json, or a Hub id such as {EXAMPLES[0]}"
+    return UserError(f"no model at {source.name!r} ({first_line(error)}); {hint}")
+
+
+def _commit(source: Source) -> str | None:
+    """The commit of a checkpoint of the Hub, from the path of its config.json in the cache; None for a folder.
+
+    A hash inside config.json is of whatever the file was made from.
+    """
+    path = None if Path(source.name).is_dir() else find_file(source.name, "config.json", source.arguments())
+    return None if path is None else path.parent.name
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The text encoder's tokenizer, without the processor: a melody processor would ask for torchaudio."""
-    return AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.source.arguments())
+    """The text encoder's tokenizer, without the processor: a melody processor would ask for torchaudio.
+
+    Raises:
+        UserError: its files are missing or damaged, or a package that reads them is missing.
+    """
+    file = _tokenizer_file(checkpoint)
+    try:
+        with quiet_loading():
+            return AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.source.arguments())
+    except Exception as error:  # tokenizers raises nothing more special, and each format has its own errors
+        reason = f" ({first_line(error)})" if file == TOKENIZER else ""  # of spiece.model the last format tried
+        raise UserError(
+            f"the tokenizer of {checkpoint.name} cannot be read{reason}; "
+            f"download {file} and tokenizer_config.json again"
+        ) from error
+
+
+def _tokenizer_file(checkpoint: Checkpoint) -> str:
+    """The file that a tokenizer will be read from.
+
+    Without one transformers makes up a vocabulary, and without sentencepiece it asks for another package.
+    """
+    name, hub = checkpoint.name, checkpoint.source.arguments()
+    if find_file(name, TOKENIZER, hub) is not None:
+        return TOKENIZER
+    if find_file(name, SENTENCEPIECE, hub) is None:
+        raise UserError(
+            f"{name} has no tokenizer: neither {TOKENIZER} nor {SENTENCEPIECE}; copy {TOKENIZER} and "
+            "tokenizer_config.json of facebook/musicgen-small there; without a network they have to be in the cache"
+        )
+    if not (importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf")):
+        raise UserError(
+            f"{name} has its tokenizer as {SENTENCEPIECE} only, without {TOKENIZER}; "
+            "to read it: pip install 'musicgen-dreamboothing[sentencepiece]'"
+        )
+    return SENTENCEPIECE
 
 
 def load_text_encoder(checkpoint: Checkpoint, device: torch.device) -> T5EncoderModel:
@@ -198,50 +255,54 @@ def load_codec(checkpoint: Checkpoint, device: torch.device) -> EncodecModel:
     )
 
 
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Holds back transformers' reports: a part's loader would list every weight of the other parts."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+def _load_part(model_class: Any, part: str, checkpoint: Checkpoint, device: torch.device) -> Any:
+    prefix = f"{part}."
+    weights = open_weights(
+        checkpoint.name,
+        checkpoint.source.arguments(),
+        lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None,
+        convert=False,
+    )
+    if not weights:
+        raise UserError(f"{checkpoint.name} holds no weights of its {part}; take a complete checkpoint")
+    model = build_model(
+        model_class,
+        getattr(checkpoint.config, part),
+        weights,
+        checkpoint.name,
+        prefix=prefix,
+        dtype=torch.float32,
+        attn_implementation="eager",  # EnCodec refuses SDPA
+    )
+    return model.requires_grad_(False).to(device)
 
 
-@contextmanager
-def files_read() -> Iterator[None]:
-    """Has transformers read weights from their files, tensor by tensor, as it does on Windows, instead of mapping them.
+def load_whole(checkpoint: Checkpoint) -> PreTrainedModel:
+    """All parts in one model of transformers, in fp32, ready to be saved for its own `generate`."""
+    original = load_checkpoint(
+        checkpoint.source, pad_token_id=checkpoint.pad_token_id, start_token_id=checkpoint.start_token_id
+    )
+    weights = open_weights(checkpoint.name, checkpoint.source.arguments(), lambda name: name, convert=False)
+    model: Any = build_model(checkpoint.model_class, original.config, weights, checkpoint.name, dtype=torch.float32)
+    model.generation_config = load_generation_config(checkpoint)
+    return model
 
-    Pages of a mapped file stay in the process until all of it is loaded: a base in 16 or 4 bits would take its size in
-    fp32 besides its own.
+
+def load_generation_config(checkpoint: Checkpoint) -> GenerationConfig:
+    """What `generate` of transformers needs to know: the checkpoint's own file, or Meta's settings without a valid one.
+
+    Nothing here generates with it. It is written beside a full fine-tune, where transformers refuses odd values.
     """
-    usual = modeling_utils.safe_open
-    modeling_utils.safe_open = lambda *file, **options: usual(*file, **options | {"backend": "pread"})
+    pad, start = checkpoint.pad_token_id, checkpoint.start_token_id
     try:
-        yield
-    finally:
-        modeling_utils.safe_open = usual
-
-
-def _load_part(model_class: Any, prefix: str, checkpoint: Checkpoint, device: torch.device) -> Any:
-    with quiet_loading():
-        model, report = model_class.from_pretrained(
-            checkpoint.name,
-            config=getattr(checkpoint.config, prefix),
-            dtype=torch.float32,
-            key_mapping={rf"^{prefix}\.": ""},
-            output_loading_info=True,
-            use_safetensors=True,  # no pickle is ever loaded
-            attn_implementation="eager",  # EnCodec refuses SDPA
-            **checkpoint.source.arguments(),
-        )
-    if report["missing_keys"]:
-        raise UserError(f"{checkpoint.name} lacks weights of its {prefix}: {sorted(report['missing_keys'])[:3]}")
-    return model.eval().requires_grad_(False).to(device)
+        with quiet_loading():
+            config = GenerationConfig.from_pretrained(checkpoint.name, **checkpoint.source.arguments())
+            config.update(pad_token_id=pad, decoder_start_token_id=start)
+            config.validate(strict=True)
+            config.to_json_string()
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        config = GenerationConfig(**META_GENERATION, pad_token_id=pad, bos_token_id=pad, decoder_start_token_id=start)
+    return config
 
 
 def save_processor(checkpoint: Checkpoint, folder: Path) -> None:
@@ -251,8 +312,6 @@ def save_processor(checkpoint: Checkpoint, folder: Path) -> None:
     """
     load_tokenizer(checkpoint).save_pretrained(folder)
     for name in PROCESSOR_FILES:
-        found = cached_file(
-            checkpoint.name, name, _raise_exceptions_for_missing_entries=False, **checkpoint.source.arguments()
-        )
-        if found is not None:
-            shutil.copyfile(found, folder / name)
+        path = find_file(checkpoint.name, name, checkpoint.source.arguments())
+        if path is not None:
+            shutil.copyfile(path, folder / name)

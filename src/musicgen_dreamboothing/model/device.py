@@ -28,13 +28,18 @@ def best_device() -> torch.device:
 def best_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
 
-    On a CPU without bf16 units (AMX, AVX512-BF16) bf16 arithmetic is emulated and slower than fp32.
+    On a CPU without bf16 units bf16 arithmetic is emulated and slower than fp32.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
         return torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32  # CPUs with AMX have it too
+    return torch.bfloat16 if cpu_has_bf16_units() else torch.float32
+
+
+def cpu_has_bf16_units() -> bool:
+    """Whether this CPU multiplies in bf16: AVX512-BF16, which CPUs with AMX have too."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def parse_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.language_model import Absent, MelodyLM, TextLM
+from musicgen_dreamboothing.model.language_model import MelodyLM, PlaceholderEncoder, TextLM
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 
 DEPTHS = (1, 2)  # layers of the decoder that are walked
@@ -140,9 +140,9 @@ class Estimator:
         config.decoder.dropout = config.decoder.attention_dropout = config.decoder.activation_dropout = 0.0
         config.decoder._attn_implementation = config.text_encoder._attn_implementation = FUSED
         family = MelodyLM if self._checkpoint.is_melody else TextLM
-        parts: dict[str, Any] = {"audio_encoder": Absent(config.audio_encoder)}
+        parts: dict[str, Any] = {"audio_encoder": PlaceholderEncoder(config.audio_encoder)}
         if not self._step.with_text_encoder:
-            parts["text_encoder"] = Absent(config.text_encoder)
+            parts["text_encoder"] = PlaceholderEncoder(config.text_encoder)
         model = family(config, **parts)
         if self._step.lora is None:
             return model

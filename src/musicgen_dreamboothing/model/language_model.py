@@ -22,13 +22,14 @@ from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForCond
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.adapter import without_adapter
-from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint, files_read, quiet_loading
+from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
+from musicgen_dreamboothing.model.loading import build_model
 from musicgen_dreamboothing.model.prefix import decode_shared, share_prefix
 from musicgen_dreamboothing.model.quantized import base_quantization, keep_trainable
 from musicgen_dreamboothing.model.recompute import LightRecompute
+from musicgen_dreamboothing.model.weight_files import open_weights
 
 LOGITS_AT_ONCE = 1024  # rows; with 2048 codes a fp32 copy of them takes 8 MB
 
@@ -56,7 +57,7 @@ class Conditioning:
     lengths: torch.Tensor
 
 
-class Absent(PreTrainedModel):
+class PlaceholderEncoder(PreTrainedModel):
     """Stands where an encoder would be: knows its configuration and holds no weights."""
 
     config_class = None
@@ -73,8 +74,6 @@ class _CodebookLM:
     """What both families share; `condition` and `hidden_states` are the family's own."""
 
     main_input_name = "codes"
-    # Weights of the encoders in the checkpoint's files are not wanted, and their absence is no fault.
-    _keys_to_ignore_on_load_unexpected = (r"^text_encoder\.", r"^audio_encoder\.")
 
     config: Any
     decoder: Any
@@ -303,26 +302,21 @@ def load_language_model(
     config.decoder.dropout = config.decoder.attention_dropout = config.decoder.activation_dropout = 0.0
     config.text_encoder.dropout_rate = 0.0
     model_class = MelodyLM if config.model_type == MELODY else TextLM
-    parts: dict[str, Any] = {"audio_encoder": Absent(config.audio_encoder)}
+    options: dict[str, Any] = {"audio_encoder": PlaceholderEncoder(config.audio_encoder)}
     if not with_text_encoder:
-        parts["text_encoder"] = Absent(config.text_encoder)
-    stored = base_quantization(quantization, dtype)
-    if stored is not None:  # it is quantised where it will stay
-        parts |= {"quantization_config": stored, "device_map": {"": device}}
-    as_stored = stored is None and dtype == torch.float32
-    with quiet_loading(), nullcontext() if as_stored else files_read():
-        model, report = model_class.from_pretrained(
-            checkpoint.name,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            use_safetensors=True,
-            **parts,
-            **checkpoint.source.arguments(),
-        )
-    if report["missing_keys"]:
-        raise UserError(f"{checkpoint.name} lacks weights: {sorted(report['missing_keys'])[:3]}")
-    if stored is None:
+        options["text_encoder"] = PlaceholderEncoder(config.text_encoder)
+    bits_and_bytes = base_quantization(quantization, dtype)
+    if bits_and_bytes is not None:  # it is quantised where it will stay
+        options |= {"quantization_config": bits_and_bytes, "device_map": {"": device}}
+    omitted = ("audio_encoder.",) if with_text_encoder else ("audio_encoder.", "text_encoder.")
+    weights = open_weights(
+        checkpoint.name,
+        checkpoint.source.arguments(),
+        lambda name: None if name.startswith(omitted) else name,
+        convert=bits_and_bytes is not None or dtype != torch.float32,
+    )
+    model = build_model(model_class, config, weights, checkpoint.name, dtype=dtype, **options)
+    if bits_and_bytes is None:
         return model.to(device).eval()
     keep_trainable(model)
     return model.eval()

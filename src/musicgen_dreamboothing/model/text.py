@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -31,19 +31,17 @@ def is_too_long(tokenizer: PreTrainedTokenizerBase, caption: str) -> bool:
 
 @torch.inference_mode()
 def encode_captions(
-    tokenizer: PreTrainedTokenizerBase, encoder: T5EncoderModel, captions: Sequence[str], batch_size: int = 32
+    tokenizer: PreTrainedTokenizerBase, encoder: T5EncoderModel, captions: Iterable[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each caption with its states, float32 `[L, D_text]` without padding.
+    """Yields each distinct caption with its states, float32 `[L, D_text]`, in the order of first appearance.
 
-    Captions of like length share a batch; a padded one gives the same states as alone.
+    Captions are encoded one by one. In a padded batch the matrix products have other shapes, so the last digit of a
+    caption's states would depend on the captions beside it; bf16 sampling turns that into different music.
     """
-    ordered = sorted(set(captions), key=lambda caption: (len(caption), caption))
-    for first in range(0, len(ordered), batch_size):
-        batch = ordered[first : first + batch_size]
-        ids, mask = tokenize(tokenizer, batch)
-        states = encoder(input_ids=ids.to(encoder.device), attention_mask=mask.to(encoder.device)).last_hidden_state
-        for caption, state, length in zip(batch, states.cpu(), mask.sum(-1).tolist(), strict=True):
-            yield caption, state[:length].float().numpy()
+    for caption in dict.fromkeys(captions):
+        ids, mask = (tensor.to(encoder.device) for tensor in tokenize(tokenizer, [caption]))
+        states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        yield caption, states[0].float().cpu().numpy()
 
 
 def pad_states(states: Sequence[np.ndarray | torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

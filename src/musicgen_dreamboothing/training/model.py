@@ -13,8 +13,9 @@ from accelerate import PartialState
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import say
 from musicgen_dreamboothing.data.files import write_json
+from musicgen_dreamboothing.data.layout import TOKENS
 from musicgen_dreamboothing.data.tables import Tables
-from musicgen_dreamboothing.data.tokens import TOKENS, word_states
+from musicgen_dreamboothing.data.text_states import word_states
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.device import parse_dtype

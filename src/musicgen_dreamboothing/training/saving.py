@@ -16,7 +16,7 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.model.adapter import has_learned, save_adapter
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, quiet_loading, save_processor
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_whole, save_processor
 from musicgen_dreamboothing.sharing.card import CardFacts, write_card
 from musicgen_dreamboothing.training.record import changed_options
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
@@ -87,10 +87,7 @@ def _name_base(path: Path, checkpoint: Checkpoint) -> None:
 
 def _save_whole(model: torch.nn.Module, folder: Path, checkpoint: Checkpoint) -> None:
     """A full fine-tune with the encoders it was trained without, as one checkpoint."""
-    with quiet_loading():
-        whole = checkpoint.model_class.from_pretrained(
-            checkpoint.name, dtype=torch.float32, **checkpoint.source.arguments()
-        )
+    whole: Any = load_whole(checkpoint)
     unexpected = whole.load_state_dict(model.state_dict(), strict=False).unexpected_keys
     if unexpected:
         raise RuntimeError(f"trained weights without a place in {type(whole).__name__}: {unexpected[:3]}")

@@ -203,12 +203,16 @@ def _limit(tables: Tables, options: TrainArguments) -> Tables:
     """The first clips only, where that was asked for."""
     train_rows = range(min(len(tables.train), options.max_train_samples or len(tables.train)))
     eval_rows = range(min(len(tables.held_out), options.max_eval_samples or len(tables.held_out)))
-    return Tables(tables.train.select(train_rows), tables.held_out.select(eval_rows), tables.captions)
+    return replace(tables, train=tables.train.select(train_rows), held_out=tables.held_out.select(eval_rows))
 
 
 def _announce(tables: Tables, options: TrainArguments) -> None:
     minutes = sum(tables.train["seconds"]) / 60
     say(f"training on {plural(len(tables.train), 'clip')}, {minutes:.1f} minutes")
+    for songs in tables.copies:
+        say(f"the same recording, held out or trained on together: {' = '.join(songs)}")
+    if tables.left_out:
+        say(f"not trained on, as the evaluation split has the same recording: {', '.join(tables.left_out)}")
     if held := tables.held_out_songs:
         names = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
         say(f"evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'song')} held out: {names}")

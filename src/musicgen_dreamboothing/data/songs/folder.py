@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
-from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.layout import CLIPS, SONGS
-from musicgen_dreamboothing.data.songs.sidecars import caption_beside, captions_of_metadata
+from musicgen_dreamboothing.console import UserError, plural
+from musicgen_dreamboothing.data.layout import CLIPS, GENERATED, SONGS
+from musicgen_dreamboothing.data.songs.names import unique_names, unused
+from musicgen_dreamboothing.data.songs.scan import Listing, scan
+from musicgen_dreamboothing.data.songs.sidecars import Sidecars
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns, Song
-
-
-def holds_songs(folder: Path) -> bool:
-    """Whether there is at least one audio file in a folder or below it."""
-    return bool(_audio_files(folder))
+from musicgen_dreamboothing.data.songs.tables import captions_of_tables
+from musicgen_dreamboothing.data.songs.tracks import CUE, Track, Tracks, find_tracks
 
 
 def songs_of_folder(folder: Path, columns: Columns) -> Collection:
@@ -22,33 +23,101 @@ def songs_of_folder(folder: Path, columns: Columns) -> Collection:
     Raises:
         UserError: there is no audio file, or none in the sub-folder that is to be held out.
     """
-    files = _audio_files(folder)
-    if not files:
-        known = ", ".join(sorted(suffix.lstrip(".") for suffix in AUDIO_SUFFIXES))
-        raise UserError(f"no audio files in {folder}; songs may be {known}")
-    captions = captions_of_metadata(folder, columns.text)
-    songs = [_song_of_listed_file(path, folder, captions, columns) for path in files]
-    if columns.eval_split and all(song.split == TRAIN for song in songs):
-        raise UserError(f"no songs in {folder / columns.eval_split}; --eval_split_name takes a sub-folder of {folder}")
-    return Collection(songs)
+    return songs_of_listing(scan(folder), columns)
 
 
-def _audio_files(folder: Path) -> list[Path]:
-    """In the order of their names, our own clips and the side files of macOS left out."""
-    there = [path for path in folder.rglob("*") if path.is_file() and not _is_our_clip(path, folder)]
-    there = [path for path in there if not path.name.startswith("._")]  # what macOS writes beside songs on other disks
-    return sorted(path for path in there if path.suffix.lower() in AUDIO_SUFFIXES)
+def songs_of_listing(listing: Listing, columns: Columns) -> Collection:
+    """The same for a folder that was walked already."""
+    if not listing.songs:
+        raise UserError(_why_no_songs(listing))
+    collection = _collect(listing, columns)
+    if columns.eval_split and all(song.split == TRAIN for song in collection.songs):
+        folder = listing.root / columns.eval_split
+        raise UserError(f"no songs in {folder}; --eval_split_name takes a sub-folder of {listing.root}")
+    return Collection(collection.songs, [*listing.notes(), *collection.notes])
 
 
-def _is_our_clip(path: Path, folder: Path) -> bool:
-    """Whether an earlier `prepare` cut this file: people put their output folders among their songs."""
-    return path.parent.name == CLIPS and path.parent != folder and (path.parent.parent / SONGS).exists()
+def songs_of_file(path: Path, columns: Columns) -> Collection:
+    """The song in one file, or its tracks; of a cue sheet, the tracks of its files."""
+    listing = Listing(path.parent)
+    try:
+        names = {name for name in os.listdir(path.parent) if not (path.parent / name).is_dir()}
+    except OSError:
+        names = {path.name}
+    listing.files[path.parent] = names
+    if path.suffix.lower() == CUE:
+        listing.songs = sorted(song for song in scan(path.parent).songs)
+        listing.files[path.parent] = {name for name in names if not name.lower().endswith(CUE)} | {path.name}
+        tracks = find_tracks(listing)
+        listing.songs = [song for song in listing.songs if song in tracks.by_file]
+        if not listing.songs:
+            raise UserError("; ".join(tracks.faults) or f"{path} names no file with several tracks")
+        return _collect(listing, columns)
+    listing.songs = [path]
+    collection = _collect(listing, columns)
+    return Collection(collection.songs, [line for line in collection.notes if "fit no song" not in line])
 
 
-def _song_of_listed_file(path: Path, folder: Path, captions: dict[str, str], columns: Columns) -> Song:
-    name = path.relative_to(folder).as_posix()
+def _why_no_songs(listing: Listing) -> str:
+    known = ", ".join(sorted(suffix.lstrip(".") for suffix in AUDIO_SUFFIXES))
+    text = f"no audio files in {listing.root}; songs may be {known}"
+    if SONGS in listing.files.get(listing.root, set()):
+        return (
+            f"no songs in {listing.root}, which is a prepared folder: train takes it as it is; "
+            f"to cut its clips again, give {listing.root / CLIPS}"
+        )
+    notes = [line.strip() for line in listing.notes()]
+    if any("generated clip" in name for name in listing.products):
+        notes.append(f"delete {GENERATED} to use generated clips as songs")
+    return " - ".join([text, *notes])
+
+
+def _collect(listing: Listing, columns: Columns) -> Collection:
+    """The songs of a listing: whole files, or the tracks of those that hold several."""
+    tracks = find_tracks(listing)
+    names = unique_names(listing.songs, listing.root)
+    songs = {path: _songs_of_file(path, names, tracks, columns) for path in listing.songs}
+    every_name = [*names.values(), *(song.name for group in songs.values() for song in group)]
+    tables = captions_of_tables(listing, every_name, columns.text)
+    sidecars = Sidecars(listing.files)
+    captioned = []
+    for path, group in songs.items():
+        of_file = sidecars.caption(path) or tables.by_name.get(names[path])
+        captioned += [
+            replace(song, caption=of_file if song.name == names[path] else tables.by_name.get(song.name) or of_file)
+            for song in group
+        ]
+    return Collection(captioned, [*_track_notes(tracks), *tables.notes, *sidecars.notes()])
+
+
+def _songs_of_file(path: Path, names: dict[Path, str], tracks: Tracks, columns: Columns) -> list[Song]:
+    name = names[path]
     is_eval = columns.eval_split is not None and name.startswith(f"{columns.eval_split}/")
-    return song_of_file(path, name, caption_beside(path) or captions.get(name), EVAL if is_eval else TRAIN)
+    whole = song_of_file(path, name, None, EVAL if is_eval else TRAIN)
+    if path not in tracks.by_file:
+        return [whole]
+    taken = set(names.values())
+    return [_song_of_track(whole, track, taken) for track in tracks.by_file[path]]
+
+
+def _song_of_track(whole: Song, track: Track, taken: set[str]) -> Song:
+    return replace(
+        whole,
+        name=unused(f"{whole.name}#{track.label}", taken),
+        fingerprint=f"{whole.fingerprint}-{track.start:.3f}-{track.end or 0:.3f}",
+        start=track.start,
+        end=track.end,
+    )
+
+
+def _track_notes(tracks: Tracks) -> list[str]:
+    lines = []
+    if tracks.by_file:
+        count = sum(map(len, tracks.by_file.values()))
+        lines.append(f"{plural(count, 'track')} in {plural(len(tracks.by_file), 'file')}, each used as a song")
+    if tracks.faults:
+        lines += [f"{plural(len(tracks.faults), 'list')} of tracks not used:", *(f"  {line}" for line in tracks.faults)]
+    return lines
 
 
 def song_of_file(path: Path, name: str, caption: str | None, split: str) -> Song:

@@ -1,58 +1,163 @@
-"""Captions that people keep beside their songs: text files, JSON files and metadata tables."""
+"""Captions in text and JSON files beside songs."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.textfiles import TEXT, read_json_lines, read_text
+from musicgen_dreamboothing.console import UserError, plural
+from musicgen_dreamboothing.data.songs.names import comparable, printable
+from musicgen_dreamboothing.data.songs.scan import some
+from musicgen_dreamboothing.data.textfiles import caption_of, read_text
 
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")
-CAPTION_NAMES = ("text", "caption", "description", "prompt")  # in `song.json`
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
+CAPTION_NAMES = ("text", "caption", "description", "prompt")  # in `song.json`, and columns of tables
 
-
-def caption_beside(song: Path) -> str | None:
-    """The caption in `song.txt` or `song.json`, on one line."""
-    path, data = song.with_suffix(".txt"), song.with_suffix(".json")
-    text = path.read_text(encoding=TEXT, errors="replace") if path.is_file() else ""
-    if not text.strip() and data.is_file():
-        text = _caption_of_json(data)
-    return " ".join(text.split()) or None
-
-
-def _caption_of_json(path: Path) -> str:
-    """The caption among what other trainers and players keep beside a song; a file without one says nothing."""
-    try:
-        values = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error.msg}, line {error.lineno}); mend it and run again") from error
-    if isinstance(values, str):
-        return values
-    found = (values.get(name) for name in CAPTION_NAMES) if isinstance(values, dict) else iter(())
-    return next((text for text in found if isinstance(text, str) and text.strip()), "")
+# In order of precedence, each behind `song` or `song.wav`: what is called a caption, then text, which some sets use for
+# lyrics beside `song.caption.txt`, then JSON.
+TEXT_ENDINGS = (".caption.txt", ".caption", "_caption.txt", ".prompt.txt", "_prompt.txt", ".txt")
+JSON_ENDING, CAPTION = ".json", ".caption"
+TEXTS = (".txt", CAPTION)
+SECTION = r"intro|verse|strophe|couplet|куплет|pre-?chorus|chorus|refrain|припев|hook|drop|bridge|break|solo|outro|coda"
+LYRICS = re.compile(
+    rf"\[\s*({SECTION}|instrumental|estribillo)\b[^\]\n]*\]"  # [Verse 1]
+    r"|^\s*\[\d+:\d\d"  # [00:12.34], of .lrc files
+    r"|^#(TITLE|ARTIST|BPM|GAP):",  # UltraStar
+    re.IGNORECASE | re.MULTILINE,
+)
+HEADINGS = re.compile(rf"^\W*({SECTION})\s*\d*\W*$", re.IGNORECASE | re.MULTILINE)  # two lines such as `Chorus:`
+MANY_LINES, MANY_WORDS = 8, 60  # of a text that may be lyrics
 
 
-def captions_of_metadata(folder: Path, column: str | None) -> dict[str, str]:
-    """Captions by file name, from the metadata files of an audiofolder; each speaks of what is beside and below it."""
-    captions = {}
-    for path in sorted(path for name in METADATA_FILES for path in folder.rglob(name)):
-        place = path.parent.relative_to(folder)
-        for row in _metadata_rows(path, column):
-            if caption := row.get(column or "text"):
-                captions[(place / str(row["file_name"])).as_posix()] = str(caption)
-    return captions
+@dataclass
+class Sidecars:
+    """Reads captions beside songs, and keeps account of files that are not used.
+
+    Attributes:
+        files: names of all files by folder.
+        faults: one line for each file that can't be read.
+        lyrics: files with lyrics, which are not used.
+        long: files that are used, but may hold lyrics.
+    """
+
+    files: dict[Path, set[str]]
+    faults: list[str] = field(default_factory=list)
+    lyrics: list[str] = field(default_factory=list)
+    long: list[str] = field(default_factory=list)
+    _comparable: dict[Path, dict[str, str]] = field(default_factory=dict)
+    _read: set[Path] = field(default_factory=set)
+    _stems: defaultdict[Path, set[str]] = field(default_factory=lambda: defaultdict(set))  # of songs, by folder
+
+    def caption(self, song: Path) -> str | None:
+        """The caption beside a song, on one line; the first file that has one counts."""
+        for path in self._candidates(song):
+            try:
+                text = (
+                    self._caption_of_json(path) if path.suffix.lower() == JSON_ENDING else self._caption_of_text(path)
+                )
+            except (UserError, ValueError) as error:
+                self.faults.append(str(error))
+                continue
+            if text:
+                return text
+        return None
+
+    def _candidates(self, song: Path) -> list[Path]:
+        """Files beside a song, by exact name first, else by one that differs in case or Unicode form."""
+        found = []
+        for ending in (*TEXT_ENDINGS, JSON_ENDING):
+            for stem in (song.name, song.stem):
+                if (name := self._there(song.parent, stem + ending)) is not None:
+                    found.append(song.parent / name)
+        self._read.update(found)
+        self._stems[song.parent].update({comparable(song.stem), comparable(song.name)})
+        return found
+
+    def _there(self, folder: Path, name: str) -> str | None:
+        names = self.files.get(folder, set())
+        if name in names:
+            return name
+        if folder not in self._comparable:
+            self._comparable[folder] = {comparable(one): one for one in sorted(names, reverse=True)}
+        return self._comparable[folder].get(comparable(name))
+
+    def _caption_of_text(self, path: Path) -> str:
+        text = read_text(path)
+        name = printable(path.name)
+        if is_lyrics(text):
+            self.lyrics.append(name)
+            return ""
+        lines, words = [line for line in text.split("\n") if line.strip()], text.split()
+        if len(lines) >= MANY_LINES and len(words) >= MANY_WORDS:
+            self.long.append(name)
+        return one_line(text)
+
+    def _caption_of_json(self, path: Path) -> str:
+        """The caption among what other trainers and players keep beside a song; a file without one says nothing."""
+        try:
+            values = json.loads(read_text(path))
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = (
+                f"{error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+            )
+            raise ValueError(f"{path} is not JSON ({reason})") from error
+        if isinstance(values, str):
+            return one_line(values)
+        named = {str(key).casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
+        for key in CAPTION_NAMES:
+            try:
+                if caption := caption_of(named.get(key)):
+                    return one_line(caption)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+        return ""
+
+    def notes(self) -> list[str]:
+        """What was not used, in lines."""
+        faults, lyrics, long = (list(dict.fromkeys(lines)) for lines in (self.faults, self.lyrics, self.long))
+        lines = []
+        if faults:
+            lines += [f"{plural(len(faults), 'caption file')} not used:", *(f"  {fault}" for fault in faults)]
+        if lyrics:
+            lines.append(f"{plural(len(lyrics), 'text file')} with lyrics not used as captions: {some(lyrics)}")
+        if long:
+            lines.append(
+                f"note: {plural(len(long), 'caption')} of many lines; if these are lyrics, rename song.txt to "
+                f"song.lyrics.txt: {some(long)}"
+            )
+        if unknown := sorted(self._unknown()):
+            lines.append(
+                f"{plural(len(unknown), 'text file')} beside songs not used; captions are called song.txt, "
+                f"song.wav.txt, song.caption or song.caption.txt: {some(unknown)}"
+            )
+        return lines
+
+    def _unknown(self) -> Iterator[str]:
+        """Texts that seem to belong to a song, or to be a caption, but have another name."""
+        for folder, stems in self._stems.items():
+            for name in self.files.get(folder, set()):
+                lower = comparable(name)
+                if folder / name in self._read or not lower.endswith(TEXTS) or "lyric" in lower or lower[0] == ".":
+                    continue
+                of_song = any(lower[: match.start()] in stems for match in re.finditer(r"[._-]", lower))
+                if of_song or lower.endswith(CAPTION):
+                    yield printable(name)
 
 
-def _metadata_rows(path: Path, column: str | None) -> list[dict[str, Any]]:
-    if path.suffix == ".csv":
-        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    else:
-        rows = read_json_lines(path)
-    for wanted in filter(None, ("file_name", column)):
-        if rows and wanted not in rows[0]:
-            raise UserError(f"no column {wanted!r} in {path}; it has {', '.join(rows[0])}")
-    return [row for row in rows if row.get("file_name")]
+def is_lyrics(text: str) -> bool:
+    """Whether a text has the marks of lyrics, such as `[Chorus]`.
+
+    >>> is_lyrics("[Verse 1]\\nla la"), is_lyrics("Verse:\\nla\\nChorus:\\nlo"), is_lyrics("a verse, then a chorus")
+    (True, True, False)
+    """
+    return bool(LYRICS.search(text)) or len(HEADINGS.findall(text)) > 1
+
+
+def one_line(text: str) -> str:
+    """The text on one line, without control characters."""
+    return " ".join("".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in text).split())

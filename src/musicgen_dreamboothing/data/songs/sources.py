@@ -13,10 +13,10 @@ from musicgen_dreamboothing.data.songs.dataset import (
     songs_of_table_file,
     songs_of_tables,
 )
-from musicgen_dreamboothing.data.songs.folder import holds_songs, song_of_file, songs_of_folder
+from musicgen_dreamboothing.data.songs.folder import songs_of_file, songs_of_listing
 from musicgen_dreamboothing.data.songs.hub import songs_of_hub
-from musicgen_dreamboothing.data.songs.sidecars import caption_beside
-from musicgen_dreamboothing.data.songs.song import TRAIN, Collection, Columns
+from musicgen_dreamboothing.data.songs.scan import scan
+from musicgen_dreamboothing.data.songs.song import Collection, Columns
 
 
 def find_songs(where: str, columns: Columns, *, token: str | None = None, cache_dir: str | None = None) -> Collection:
@@ -29,7 +29,7 @@ def find_songs(where: str, columns: Columns, *, token: str | None = None, cache_
     if path.is_file() and is_table(path.name):
         return songs_of_table_file(path, columns, cache_dir)
     if path.is_file():
-        return Collection([song_of_file(path, path.name, caption_beside(path), TRAIN)])
+        return songs_of_file(path, columns)
     if path.is_dir():
         return _songs_of_folder(path, columns, cache_dir)
     if _looks_like_path(where):
@@ -44,6 +44,7 @@ def _looks_like_path(where: str) -> bool:
 def _songs_of_folder(folder: Path, columns: Columns, cache_dir: str | None) -> Collection:
     if is_saved_dataset(folder):
         return songs_of_saved_dataset(folder, columns)
-    if not holds_songs(folder) and holds_tables(folder):
+    listing = scan(folder)
+    if not listing.songs and holds_tables(folder):
         return songs_of_tables(folder, columns, cache_dir)
-    return songs_of_folder(folder, columns)
+    return songs_of_listing(listing, columns)

@@ -1,0 +1,228 @@
+"""Files to samples: by libav, and by libsndfile where libav reads nothing or stops before the end."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EINVAL
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import av
+import soundfile
+from av.container import InputContainer
+
+from musicgen_dreamboothing.audio import mp3
+from musicgen_dreamboothing.audio.samples import to_wave
+from musicgen_dreamboothing.audio.waves import AudioError, Wave, reason_of
+
+_TAGS = (b"ID3", b"TAG", b"APETAGEX")  # in the middle of MP3 files that were joined: no sound is lost
+_FRAMES = 65_536  # that libsndfile reads at once
+_UNKNOWN_FRAMES = 2**48  # libsndfile gives 2^63 - 1 where it does not know the length
+_LEAST_MISSING = 0.25  # seconds: above encoder delays
+_LEAST_SHARE = 0.01  # of what was decoded
+
+# Only these containers state a length in their header; for others libav counts, or guesses from a bit rate.
+_STATED_OF_TRACK = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "flac", "wv", "tta", "ape"})
+_STATED_OF_PCM = frozenset({"wav", "w64", "aiff", "au", "caf"})
+_STATED_OF_FILE = frozenset({"matroska,webm", "flv"})
+
+
+class Piece(NamedTuple):
+    """Some samples, as the file has them."""
+
+    wave: Wave  # [1 or 2, n]
+    rate: int  # Hz
+
+
+def _binary(source: Path | str | bytes) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return open(source, "rb")
+
+
+@contextmanager
+def opened(source: Path | str | bytes, label: str) -> Iterator[Reader]:
+    """A reader of a path or of the bytes of a file. Raises `AudioError` where the file cannot be opened."""
+    try:
+        file = _binary(source)
+    except (OSError, ValueError) as error:
+        raise AudioError(f"{label}: {reason_of(error)}") from error
+    with file:
+        yield Reader(file, label if isinstance(source, bytes) else str(source), label)
+
+
+class Reader:
+    """The first sound track of a file, and the account of what could not be read from it.
+
+    Attributes:
+        seconds: decoded so far.
+        skipped: packets that could not be decoded.
+        stopped: why reading ended before the end of the file.
+        stated: the length that the file states, in seconds; 0 where it states none, or that of its pictures.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, label: str) -> None:
+        self.file, self.name, self.label = file, name, label
+        self.seconds, self.skipped, self.stopped, self.stated = 0.0, 0, "", 0.0
+        self._skipped_last = 0  # packets since the last one that was decoded
+        self._last_rate = 0
+
+    def pieces(self) -> Iterator[Piece]:
+        """Waves as the file has them. Raises `AudioError` where neither library reads a single one."""
+        try:
+            yield from self._by_libav()
+        except AudioError:  # before the first piece
+            sound = self._libsndfile()
+            if sound is None:
+                raise
+            self.skipped, self.stopped = 0, ""
+            yield from self._by_libsndfile(sound)
+            if not self.seconds:
+                raise
+        else:
+            yield from self._rest()
+
+    def missing(self, end: float | None = None) -> str:
+        """What could not be read, up to `end` seconds, in a phrase; empty where nothing is missing."""
+        faults = []
+        if self.skipped:
+            faults.append(f"damaged packets left out: {self.skipped}")
+        if self.stopped:
+            faults.append(f"reading stopped at {self.seconds:.1f} s ({self.stopped})")
+        elif self._lacks(self.stated if end is None else end):
+            whole = f"{self.stated:.1f} s in its header" if end is None else f"{end:.1f} s where its track ends"
+            faults.append(f"{self.seconds:.1f} s decoded of the {whole}")
+        return ", ".join(faults)
+
+    def _lacks(self, seconds: float) -> bool:
+        return seconds - self.seconds > max(_LEAST_MISSING, _LEAST_SHARE * self.seconds)
+
+    def _by_libav(self) -> Iterator[Piece]:
+        with self._container() as container:
+            if not container.streams.audio:
+                raise AudioError(f"{self.label}: has no sound track")
+            track = container.streams.audio[0]
+            for packet in self._packets(container, track):
+                for piece in self._decoded(track, packet):
+                    yield self._counted(piece)
+            if not self.seconds:
+                is_empty = not (self.skipped or self.stopped)
+                raise AudioError(f"{self.label}: {'holds no samples' if is_empty else 'nothing in it can be decoded'}")
+            self.stated = self._stated_seconds(container, track)
+
+    @contextmanager
+    def _container(self) -> Iterator[InputContainer]:
+        try:
+            # Tags are often not UTF-8. A playlist posing as music must not open other files or addresses.
+            options = {"protocol_whitelist": "none"}
+            container = av.open(_File(self.file, self.name), "r", metadata_errors="replace", container_options=options)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise AudioError(f"{self.label}: not a readable audio file ({reason_of(error)})") from error
+        with container:
+            yield container
+
+    def _packets(self, container: InputContainer, track: av.AudioStream) -> Iterator[av.Packet[av.AudioStream]]:
+        try:
+            yield from container.demux(track)
+        except (av.FFmpegError, OSError) as error:
+            self.stopped = reason_of(error)
+
+    def _decoded(self, track: av.AudioStream, packet: av.Packet[av.AudioStream]) -> list[Piece]:
+        try:
+            frames = [frame for frame in track.decode(packet) if frame.samples and frame.sample_rate]
+            pieces = [Piece(_wave(frame), frame.sample_rate) for frame in frames]
+        except (av.FFmpegError, ValueError):  # ValueError: a sample format or layout that PyAV does not convert
+            if not bytes(packet).startswith(_TAGS):
+                self.skipped += 1
+                self._skipped_last += 1
+            return []
+        if pieces:
+            self._skipped_last = 0
+        return pieces
+
+    def _counted(self, piece: Piece) -> Piece:
+        self.seconds += piece.wave.shape[1] / piece.rate
+        self._last_rate = piece.rate
+        return piece
+
+    def _stated_seconds(self, container: InputContainer, track: av.AudioStream) -> float:
+        name, of_track = container.format.name, 0.0
+        if track.duration is not None and track.time_base is not None:
+            of_track = float(track.duration * track.time_base)
+        if name == "mp3":
+            return mp3.stated_seconds(self.file)
+        if name in _STATED_OF_TRACK or (name in _STATED_OF_PCM and track.codec_context.name.startswith("pcm_")):
+            return of_track
+        # Here a length of the track is the estimate that libav makes where the header states none.
+        is_stated = name in _STATED_OF_FILE and not of_track and len(container.streams) == 1
+        return container.duration / av.time_base if is_stated and container.duration is not None else 0.0
+
+    def _rest(self) -> Iterator[Piece]:
+        """What libsndfile reads behind the point where libav gave up, if libav decoded all before it."""
+        gave_up = bool(self.stopped or self._skipped_last) and self.skipped == self._skipped_last
+        sound = self._libsndfile() if gave_up else None
+        if sound is None or sound.samplerate != self._last_rate or not self._lacks(sound.frames / sound.samplerate):
+            return
+        faults, before = (self.skipped, self.stopped), self.seconds
+        self.skipped, self.stopped = 0, ""
+        yield from self._by_libsndfile(sound, round(before * sound.samplerate))
+        if self.seconds == before:
+            self.skipped, self.stopped = faults
+
+    def _libsndfile(self) -> soundfile.SoundFile | None:
+        """The file as libsndfile opens it; None where it does not."""
+        try:
+            self.file.seek(0)
+            return soundfile.SoundFile(self.file)
+        except (
+            soundfile.SoundFileError,
+            OSError,
+            TypeError,
+        ):  # TypeError: for `.raw`, of any content
+            return None
+
+    def _by_libsndfile(self, sound: soundfile.SoundFile, first: int = 0) -> Iterator[Piece]:
+        """The samples from the frame `first` on."""
+        with sound:
+            try:
+                if first:
+                    sound.seek(first)
+                while len(frames := sound.read(_FRAMES, dtype="float32", always_2d=True)):
+                    yield self._counted(Piece(to_wave(frames.T, [""] * sound.channels), sound.samplerate))
+            except soundfile.SoundFileError as error:
+                self.stopped = reason_of(error)
+            is_stated = sound.frames < _UNKNOWN_FRAMES and sound.format not in ("MPEG", "MP3")  # there an estimate
+            self.stated = sound.frames / sound.samplerate if is_stated else 0.0
+
+
+class _File:
+    """A file as PyAV reads it. A failed seek is answered in libav's way, with a negative number: PyAV would print an
+    exception, or keep it and raise it at some later call.
+
+    libav gets the file, not its name, in which it would take `a:b.mp3` for an address; the name only tells the suffix.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.file = file
+        self.name = name
+        self.read = file.read
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int) -> int:
+        try:
+            return self.file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -EINVAL
+
+
+def _wave(frame: av.AudioFrame) -> Wave:
+    """A decoded frame of any sample format as `[1 or 2, n]`."""
+    layout = frame.layout
+    if frame.format.is_planar and layout.nb_channels >= 8:  # where PyAV 18 counts planes beyond the last, and crashes
+        (frame,) = av.AudioResampler(format=frame.format.packed).resample(frame)
+    samples = frame.to_ndarray()  # [C, n], or [1, n * C] where the channels alternate
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, layout.nb_channels).T
+    return to_wave(samples, [channel.name for channel in layout.channels])

@@ -1,0 +1,63 @@
+"""Waves to files, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import soundfile
+
+from musicgen_dreamboothing.audio.waves import AudioError, AudioWriteError, Wave, label_of, reason_of
+
+_ENCODINGS = {".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".wav": ("WAV", "PCM_16")}
+WRITTEN_SUFFIXES: frozenset[str] = frozenset(_ENCODINGS)
+
+_WRITE_SAMPLES = 16_384  # libsndfile keeps a whole Vorbis write on the C stack: long ones crash the process
+
+
+def write(path: Path, wave: Wave, rate: int) -> None:
+    """Writes `[C, S]` at `rate` Hz as .wav or .flac (16 bit) or .ogg (Vorbis), whole or not at all.
+
+    Samples beyond full scale are clipped. The sound of two equal waves is equal, and the bytes too but for .ogg, where
+    libsndfile draws a random stream number. Raises `AudioError` for another suffix, NaN or infinite samples or a rate
+    the format cannot hold, `AudioWriteError` where the file system refuses (full, read-only, missing folder).
+    """
+    label = label_of(path)
+    if path.suffix.lower() not in _ENCODINGS:
+        raise AudioError(f"{label}: cannot write {path.suffix or 'no suffix'}, only {', '.join(sorted(_ENCODINGS))}")
+    if wave.ndim != 2:
+        raise AudioError(f"{label}: a wave is [channels, samples], not of shape {list(wave.shape)}")
+    if not np.isfinite(wave).all():
+        raise AudioError(f"{label}: holds NaN or infinite samples")
+    file_format, subtype = _ENCODINGS[path.suffix.lower()]
+    try:
+        encoded = _encoded(wave, rate, file_format, subtype)
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{label}: cannot hold this sound at {rate} Hz ({reason_of(error)})") from error
+    _put(path, encoded, label)
+
+
+def _encoded(wave: Wave, rate: int, file_format: str, subtype: str) -> bytes:
+    """The bytes of the file. Encoded in memory, since libsndfile hides what the file system says."""
+    memory = io.BytesIO()
+    with soundfile.SoundFile(memory, "w", rate, len(wave), subtype, format=file_format) as file:
+        for start in range(0, wave.shape[1], _WRITE_SAMPLES):
+            file.write(np.clip(wave[:, start : start + _WRITE_SAMPLES], -1.0, 1.0).T)
+    return memory.getvalue()
+
+
+def _put(path: Path, content: bytes, label: str) -> None:
+    """Writes under another name in the same folder, then renames: no one ever sees half a file."""
+    temporary = path.with_name(f".{uuid4().hex}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise AudioWriteError(f"{label}: cannot be written ({reason_of(error)})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

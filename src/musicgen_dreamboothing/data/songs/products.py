@@ -1,0 +1,73 @@
+"""What this program made itself: runs, samples, evaluations, prepared folders, generated clips. They are no songs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
+from musicgen_dreamboothing.data.layout import CLIPS, GENERATED, SONGS
+
+RUN = "run.json"
+# Files that a folder of ours holds, with keys that tell them from other programs' files of the same name.
+RECORDS = {
+    RUN: ("options", "base_model"),
+    "report.json": ("verdict", "figures"),  # an evaluation
+    "made.json": ("weights", "sampling"),  # the clips of an evaluation
+    "samples.json": ("prompts", "sampling"),  # the samples of a training step
+}
+DEMO_CLIPS = ("made_with", "files")  # in the `made.json` of a demo
+OF_PREPARED = (CLIPS, "stems", "tokens", "class")  # folders beside `songs.jsonl`
+OF_RUN = re.compile(r"samples|evaluation|checkpoint-\d+")  # folders beside `run.json`
+OF_WANDB = re.compile(r"(offline-)?run-\d")  # folders in `wandb/`, which keeps copies of samples
+STEM_FILE = re.compile(r"[0-9a-f]{24}\.flac")  # in `stems/`, which is there before `songs.jsonl`
+
+
+def is_product(folder: Path, names: set[str]) -> bool:
+    """Whether this program made a folder, by the names of what is in it.
+
+    People use folders of songs as output folders, too: a run with songs beside `run.json` is not passed over as a
+    whole, but see `is_product_of_parent`.
+    """
+    if folder.name == "wandb" and any(map(OF_WANDB.match, names)):
+        return True
+    sounds = {name for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES}
+    if folder.name == "stems" and sounds and all(map(STEM_FILE.fullmatch, sounds)):
+        return True
+    found = [record for record in RECORDS if record in names and _is_ours(folder / record)]
+    return bool(found) and not (found == [RUN] and sounds)
+
+
+def is_product_of_parent(folder: Path, siblings: set[str]) -> bool:
+    """Whether this program made a folder, by what stands beside it."""
+    if SONGS in siblings and folder.name in OF_PREPARED:
+        return True
+    return RUN in siblings and bool(OF_RUN.fullmatch(folder.name)) and _is_ours(folder.parent / RUN)
+
+
+def generated_files(folder: Path) -> set[str]:
+    """Names of the clips that `generate` wrote into a folder, which may hold songs as well."""
+    try:
+        lines = (folder / GENERATED).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    rows = (_parsed(line) for line in lines)  # a kill may leave half a line
+    return {str(row["file_name"]) for row in rows if isinstance(row, dict) and "file_name" in row}
+
+
+def _is_ours(record: Path) -> bool:
+    try:
+        values = _parsed(record.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return False
+    wanted = [RECORDS[record.name], *([DEMO_CLIPS] if record.name == "made.json" else [])]
+    return isinstance(values, dict) and any(set(keys) <= set(values) for keys in wanted)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None

@@ -1,0 +1,255 @@
+"""Captions in metadata tables as audiofolders and spreadsheets have them: JSON lines, CSV, TSV or parquet."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from musicgen_dreamboothing.console import UserError, plural
+from musicgen_dreamboothing.data.songs.names import NameIndex, comparable, printable
+from musicgen_dreamboothing.data.songs.scan import NAMED, Listing, some
+from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES, METADATA_FILES
+from musicgen_dreamboothing.data.textfiles import caption_of, json_object, numbered_lines, read_text
+
+FILE_NAMES = ("file_name", "filename", "file", "file_path", "filepath", "path", "audio", "audio_file", "audio_path")
+DELIMITERS = ",;\t|"
+
+
+class ForeignTableError(ValueError):
+    """A metadata file that does not name songs: of another program, or broken as a whole."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: the file as it is written there, and its caption."""
+
+    line: int
+    file: str
+    caption: str | None
+
+
+@dataclass
+class Captions:
+    """Captions by the names of songs, and what could not be used of the tables, in lines."""
+
+    by_name: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def captions_of_tables(listing: Listing, names: Iterable[str], column: str | None) -> Captions:
+    """Captions of songs from the metadata tables of a listing; each table speaks of what is beside and below it.
+
+    Args:
+        listing: of the folder.
+        names: of all songs, files and tracks, relative to the root.
+        column: of the captions; None takes the first of the usual ones.
+
+    Raises:
+        UserError: a table is no text, or lacks the column that was asked for.
+    """
+    captions, known, foreign = Captions(), set(names), list[str]()
+    for path in _tables(listing):
+        try:
+            rows, faults = read_table(path, column)
+        except ForeignTableError as error:
+            foreign.append(f"{listing.name(path)} ({error})")
+            continue
+        _join(rows, path, listing, known, captions)
+        if faults:
+            captions.notes.append(f"{plural(len(faults), 'line')} of {listing.name(path)} not used:")
+            captions.notes += [f"  {fault}" for fault in faults[:NAMED]]
+            captions.notes += [f"  and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
+    if foreign:
+        captions.notes.append(f"{plural(len(foreign), 'metadata file')} not used: {some(foreign)}")
+    return captions
+
+
+def _tables(listing: Listing) -> list[Path]:
+    """Those nearest to the songs come last, for they win."""
+    wanted = METADATA_FILES[::-1]
+    found = [
+        (len(folder.parts), wanted.index(name.lower()), folder / name)
+        for folder, names in listing.files.items()
+        for name in names
+        if name.lower() in wanted
+    ]
+    return [path for *_, path in sorted(found)]
+
+
+def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captions: Captions) -> None:
+    """Gives each song the caption of its row; of several rows that fit a song, those with the nearest name count."""
+    place, label = path.parent.relative_to(listing.root).as_posix(), listing.name(path)
+    prefix = "" if place == "." else f"{printable(place)}/"
+    index = NameIndex(name.removeprefix(prefix) for name in known if name.startswith(prefix))
+    fits = [(row, index.find(row.file)) for row in rows]
+    nearest: dict[str, int] = {}
+    for _, fit in fits:
+        if fit is not None:
+            nearest[fit[0]] = min(fit[1], nearest.get(*fit))
+    rows_of, lost = defaultdict[str, list[Row]](list), list[str]()
+    for row, fit in fits:
+        if fit is None or fit[1] > nearest[fit[0]]:
+            lost.append(printable(row.file))
+        else:
+            rows_of[fit[0]].append(row)
+    for name, own in rows_of.items():
+        caption = next((row.caption for row in reversed(own) if row.caption), None)
+        if caption is not None:
+            captions.by_name[prefix + name] = caption
+    if lost:
+        captions.notes.append(f"{len(lost)} of {plural(len(rows), 'row')} of {label} fit no song: {some(lost)}")
+    repeated = [
+        f"{name} (lines {', '.join(str(row.line) for row in own)})"
+        for name, own in rows_of.items()
+        if len({row.caption for row in own if row.caption}) > 1
+    ]
+    if repeated:
+        captions.notes.append(
+            f"{plural(len(repeated), 'song')} with several captions in {label}, the last one is used: {some(repeated)}"
+        )
+
+
+# --- reading
+
+
+Faults = list[tuple[int, str]]  # numbers of lines, and what is wrong with each
+
+
+def read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
+    """The rows of a table, and one line for each row that is broken.
+
+    Raises:
+        ForeignTableError: it has no column with files, or is broken as a whole.
+        UserError: it is no text, or lacks the column that was asked for.
+    """
+    suffix, faults = path.suffix.lower(), Faults()
+    if suffix == ".parquet":
+        cells = _parquet_rows(path, column)
+    elif suffix == ".jsonl":
+        cells = _json_rows(path, faults)
+    else:
+        cells = _csv_rows(path, faults)
+    rows = list(cells)
+    columns = list(dict.fromkeys(str(name) for _, row in rows for name in row))
+    if not rows:
+        if faults:
+            raise ForeignTableError(f"no usable line; line {faults[0][0]}: {faults[0][1]}")
+        return [], []
+    file = _column(columns, FILE_NAMES)
+    if file is None:
+        raise ForeignTableError(f"no column file_name; it has {', '.join(map(printable, columns[:8]))}")
+    text = _text_column(columns, column, path)
+    found = list(_read_rows(rows, file, text, faults))
+    return found, [f"line {line}: {fault}" for line, fault in sorted(faults)]
+
+
+def _read_rows(rows: list[tuple[int, dict[str, Any]]], file: str, text: str | None, faults: Faults) -> Iterator[Row]:
+    for line, row in rows:
+        name = row.get(file)
+        try:
+            caption = caption_of(row.get(text)) if text is not None else None
+            if isinstance(name, str) and name.strip():
+                yield Row(line, name.strip(), caption)
+            elif name is not None and name != "":
+                raise ValueError(f"{file} must be text, not {name!r:.40}")
+            elif caption:
+                raise ValueError(f"{file} is empty")
+        except ValueError as error:
+            faults.append((line, str(error)))
+
+
+def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first of the wanted columns that is there, in any case, with spaces or hyphens for underscores."""
+    normal = {_normal(column): column for column in reversed(columns)}
+    return next((normal[name] for name in wanted if name in normal), None)
+
+
+def _normal(column: str) -> str:
+    return comparable(column.strip()).replace(" ", "_").replace("-", "_")
+
+
+def _text_column(columns: list[str], wanted: str | None, path: Path) -> str | None:
+    if wanted is None:
+        return _column(columns, CAPTION_NAMES)
+    if wanted in columns:
+        return wanted
+    found = _column(columns, [_normal(wanted)])
+    if found is None:
+        raise UserError(f"no column {wanted!r} in {path}; it has {', '.join(columns)}")
+    return found
+
+
+def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in numbered_lines(path):
+        try:
+            yield number, json_object(line)
+        except ValueError as error:
+            faults.append((number, str(error)))
+
+
+def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        names = pa.parquet.read_schema(path).names
+        file = _column(names, FILE_NAMES)
+        wanted = [name for name in (file, _text_column(names, column, path)) if name is not None]
+        rows = pa.parquet.read_table(path, columns=wanted if file else names[:0]).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ForeignTableError(f"can't be read: {' '.join(str(error).split())[:80]}") from error
+    if file is None:
+        raise ForeignTableError(f"no column file_name; it has {', '.join(names[:8])}")
+    yield from enumerate(rows, start=1)
+
+
+def _csv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a text table whose first line names the columns, each with the number of its line."""
+    lines = read_text(path).split("\n")
+    first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else None
+    if first < len(lines) and (excel := lines[first].strip().lower()).startswith("sep=") and len(excel) == 5:
+        delimiter, first = excel[-1], first + 1  # Excel's note to itself
+    records = _records(lines, first, delimiter or _delimiter(lines[first : first + 1]), faults)
+    _, header = next(records, (0, []))
+    header = [name.strip() for name in header]
+    for line, cells in records:
+        if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
+            hint = " (a caption with commas needs quotation marks)" if delimiter is None else ""
+            faults.append((line, f"{len(cells)} values for {plural(len(header), 'column')}{hint}"))
+        elif any(cell.strip() for cell in cells):
+            yield line, dict(zip_longest(header, cells[: len(header)]))
+
+
+def _delimiter(header: list[str]) -> str:
+    """What separates the columns: spreadsheets of many countries write semicolons."""
+    line = header[0] if header else ""
+
+    def score(delimiter: str) -> tuple[int, int]:
+        columns = [name.strip(' "') for name in line.split(delimiter)]
+        return sum(_column(columns, names) is not None for names in (FILE_NAMES, CAPTION_NAMES)), len(columns)
+
+    return max(DELIMITERS, key=score)
+
+
+def _records(lines: list[str], start: int, delimiter: str, faults: Faults) -> Iterator[tuple[int, list[str]]]:
+    """The records from a line on, each with the number of its first line; a quoted cell may hold several lines.
+
+    After a fault reading goes on with the next line: a lost quotation mark costs its own line, not the rest.
+    """
+    while start < len(lines):
+        reader = csv.reader((f"{lines[i]}\n" for i in range(start, len(lines))), delimiter=delimiter, strict=True)
+        try:
+            record = next(reader)
+        except csv.Error as error:
+            faults.append((start + 1, f"the quotation marks don't match ({error})"))
+            start += 1
+            continue
+        if record:
+            yield start + 1, record
+        start += reader.line_num

@@ -1,0 +1,276 @@
+"""Tracks of a file that holds a whole album: by a cue sheet beside it or inside it, or by its chapters."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import mutagen
+
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.songs.names import NameIndex, printable
+from musicgen_dreamboothing.data.songs.scan import Listing
+from musicgen_dreamboothing.data.textfiles import read_text
+
+CUE = ".cue"
+CUE_FRAMES = 75  # to a second
+CHAPTERED = frozenset({".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".mka", ".mkv", ".webm"})  # always looked into
+TAGGED = frozenset(
+    {".flac", ".ogg", ".oga", ".opus"}
+)  # looked into where their first bytes name chapters or a cue sheet
+HEAD_BYTES = 1 << 16
+TITLE_LETTERS = 60
+TOLERANCE = 0.1  # seconds by which chapters may overlap, or a file be shorter than it says
+
+
+@dataclass(frozen=True)
+class Track:
+    """A part of a file: its number and title, and where it begins and ends, in seconds; None is the end of the file."""
+
+    label: str
+    start: float
+    end: float | None
+
+
+@dataclass
+class Tracks:
+    """Tracks by file, and one line for each cue sheet and list of chapters that could not be used."""
+
+    by_file: dict[Path, list[Track]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def find_tracks(listing: Listing) -> Tracks:
+    """The tracks of all files of a listing; a file without a usable list of tracks is one song."""
+    tracks = Tracks()
+    for folder in sorted(listing.files):
+        for name in sorted(listing.files[folder]):
+            if name.lower().endswith(CUE) and not name.startswith("._"):
+                _take_cue_sheet(folder / name, listing, tracks)
+    for song in listing.songs:
+        if song not in tracks.by_file:
+            _take_inner_tracks(song, listing, tracks)
+    return tracks
+
+
+# --- cue sheets
+
+
+@dataclass(frozen=True)
+class _Index:
+    """INDEX 01 of a track: the file that it lies in, and where."""
+
+    file: str
+    number: int
+    title: str
+    start: float
+
+
+def _take_cue_sheet(path: Path, listing: Listing, tracks: Tracks) -> None:
+    """Adds the tracks of a cue sheet; files that hold a single one of them stay what they are."""
+    by_file = defaultdict[str, list[_Index]](list)
+    try:
+        for index in parse_cue_sheet(_cue_text(path)):
+            by_file[index.file].append(index)
+        if not by_file:
+            raise ValueError("names no track with an INDEX 01")
+        albums = {name: indexes for name, indexes in by_file.items() if len(indexes) > 1}
+        songs = {printable(song.relative_to(path.parent).as_posix()): song for song in _below(path.parent, listing)}
+        names = NameIndex(songs) if albums else None
+        for name, indexes in albums.items():
+            found = names.find(name) if names else None
+            if found is None:
+                raise ValueError(f"names {name!r}, which is not among the songs")
+            _add_album(songs[found[0]], indexes, tracks)
+    except (ValueError, UserError, OSError) as error:
+        tracks.faults.append(f"{listing.name(path)}: {error}")
+
+
+def _below(folder: Path, listing: Listing) -> list[Path]:
+    return [song for song in listing.songs if song.is_relative_to(folder)]
+
+
+def _add_album(song: Path, indexes: list[_Index], tracks: Tracks) -> None:
+    starts = [index.start for index in indexes]
+    for (before, after), index in zip(pairwise(starts), indexes[1:], strict=False):
+        if after <= before:
+            raise ValueError(f"track {index.number} begins at {after:.1f} s, not behind the track before it")
+    seconds = _seconds(song, starts[-1])
+    if seconds is not None and starts[-1] >= seconds:
+        raise ValueError(
+            f"track {indexes[-1].number} begins at {starts[-1]:.1f} s, but {printable(song.name)} lasts {seconds:.1f} s"
+        )
+    ends = [*starts[1:], None]
+    found = [Track(_label(i.number, i.title), i.start, end) for i, end in zip(indexes, ends, strict=True)]
+    known = tracks.by_file.get(song)
+    if known is not None and [track.start for track in known] != starts:
+        raise ValueError(f"another cue sheet has other tracks for {printable(song.name)} and is used")
+    tracks.by_file.setdefault(song, found)
+
+
+def _cue_text(path: Path) -> str:
+    """The text of a cue sheet. Old ones are in any code page, but what matters of them, the times, is ASCII."""
+    try:
+        return read_text(path)
+    except UserError:
+        content = path.read_bytes()
+        if b"\0" in content:
+            raise
+        return content.decode("utf-8", errors="surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_cue_sheet(text: str) -> list[_Index]:
+    """INDEX 01 of each audio track of a cue sheet, in its order.
+
+    Raises:
+        ValueError: a track has a broken INDEX 01, or none.
+    """
+    indexes: list[_Index] = []
+    file, title, number, is_open = "", "", 0, False
+
+    def close() -> None:
+        if is_open:
+            raise ValueError(f"track {number} has no INDEX 01")
+
+    for line in text.split("\n"):
+        command, _, rest = line.strip().partition(" ")
+        command, rest = command.upper(), rest.strip()
+        if command == "FILE":
+            file = _quoted(rest.rpartition(" ")[0] if not rest.endswith('"') else rest)
+        elif command == "TRACK":
+            close()
+            digits, _, kind = rest.partition(" ")
+            number, title, is_open = int(digits) if digits.isdecimal() else number + 1, "", "AUDIO" in kind.upper()
+        elif command == "TITLE":
+            title = _quoted(rest)
+        elif command == "INDEX" and is_open and re.match(r"0*1\s", rest):
+            indexes.append(_Index(file, number, title, _cue_seconds(rest.split()[1:], number)))
+            is_open = False
+    close()
+    return indexes
+
+
+def _quoted(text: str) -> str:
+    match = re.fullmatch(r'\s*"(.*)"\s*', text)
+    return match[1] if match else text.strip()
+
+
+def _cue_seconds(words: list[str], track: int) -> float:
+    """`mm:ss:ff` in seconds."""
+    match = re.fullmatch(r"(\d+):(\d\d?):(\d\d?)", words[0]) if words else None
+    if match is None or int(match[2]) >= 60 or int(match[3]) >= CUE_FRAMES:
+        raise ValueError(f"track {track} has the INDEX 01 {' '.join(words)!r}, which is not minutes:seconds:frames")
+    return int(match[1]) * 60 + int(match[2]) + int(match[3]) / CUE_FRAMES
+
+
+def _label(number: int, title: str) -> str:
+    """`02 Title`, with nothing that means another folder."""
+    text = " ".join(re.sub(r"[/\\]", "_", title).split())
+    is_known = not any("\udc80" <= letter <= "\udcff" for letter in text)  # else: a code page that nobody names
+    return f"{number:02d} {printable(text[:TITLE_LETTERS])}".strip() if is_known else f"{number:02d}"
+
+
+# --- what the file itself says
+
+
+def _take_inner_tracks(song: Path, listing: Listing, tracks: Tracks) -> None:
+    """Adds the tracks of a cue sheet or of chapters inside a file."""
+    try:
+        hint = _hint(song)
+        if hint == "cue":
+            indexes = [index for text in _inner_cue_sheet(song) for index in parse_cue_sheet(text)]
+            if len(indexes) > 1:
+                _add_album(song, indexes, tracks)
+        elif hint == "chapters":
+            found = _chapters(song)
+            if len(found) > 1:
+                tracks.by_file[song] = found
+    except ValueError as error:
+        tracks.faults.append(f"{listing.name(song)}: {error}")
+
+
+def _hint(song: Path) -> str:
+    """Whether a file may have `chapters` or a `cue` sheet inside: most songs need not be opened for it."""
+    suffix = song.suffix.lower()
+    if suffix in CHAPTERED:
+        return "chapters"
+    if suffix not in TAGGED and suffix != ".mp3":
+        return ""
+    try:
+        with song.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+            if head[:3] == b"ID3":
+                size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+                head += file.read(max(0, size - len(head)))
+                return "chapters" if b"CHAP" in head else ""
+    except OSError:
+        return ""
+    small = head.lower()
+    return "cue" if b"cuesheet=" in small else "chapters" if b"chapter00" in small else ""
+
+
+def _inner_cue_sheet(song: Path) -> list[str]:
+    try:
+        file: Any = mutagen.File(song)
+        return [str(text).replace("\r\n", "\n").replace("\r", "\n") for text in (file.tags or {}).get("cuesheet", [])]
+    except Exception:  # mutagen's own errors, but malformed headers also bring KeyError, struct.error and others
+        return []
+
+
+def _chapters(song: Path) -> list[Track]:
+    """The chapters of a file; none where it can't be opened: decoding will say why.
+
+    Raises:
+        ValueError: they overlap, or lie behind the end.
+    """
+    opened = _opened(song)
+    chapters, seconds = opened if opened else ([], None)
+    found = [
+        Track(
+            _label(number, str(chapter["metadata"].get("title", ""))),
+            max(0.0, float(chapter["start"] * chapter["time_base"])),
+            float(chapter["end"] * chapter["time_base"]),
+        )
+        for number, chapter in enumerate(sorted(chapters, key=lambda one: one["start"] * one["time_base"]), start=1)
+    ]
+    for before, after in pairwise(found):
+        if before.end is not None and after.start < before.end - TOLERANCE:
+            raise ValueError(f"chapters {before.label!r} and {after.label!r} overlap")
+    if len(found) > 1 and seconds is not None and found[-1].start >= seconds:
+        raise ValueError(f"chapter {found[-1].label!r} begins at {found[-1].start:.1f} s, but it lasts {seconds:.1f} s")
+    if any(track.end is not None and track.end <= track.start for track in found):
+        raise ValueError("a chapter ends where it begins")
+    return found
+
+
+def _opened(song: Path) -> tuple[list[Any], float | None] | None:
+    """The chapters of a file and its stated length in seconds; None where it can't be opened."""
+    try:
+        with song.open("rb") as file:
+            options = {"protocol_whitelist": "none"}  # a playlist posing as music must not open anything else
+            with av.open(file, "r", metadata_errors="replace", container_options=options) as container:
+                length = container.duration / av.time_base if container.duration else None
+                return [chapter for chapter in container.chapters() if chapter["time_base"]], length
+    except (av.FFmpegError, OSError, ValueError):
+        return None
+
+
+def _seconds(song: Path, at_least: float) -> float | None:
+    """The length of a file, None where it can't be opened; the packets are counted where its header says too little.
+
+    The header of an mp3 without a stated length gives but an estimate.
+    """
+    opened = _opened(song)
+    if opened is None or opened[1] is None or opened[1] > at_least:
+        return opened[1] if opened else None
+    try:
+        with song.open("rb") as file, av.open(file, "r", container_options={"protocol_whitelist": "none"}) as container:
+            track = container.streams.audio[0]
+            return float(sum(packet.duration or 0 for packet in container.demux(track)) * (track.time_base or 0))
+    except (av.FFmpegError, OSError, ValueError, IndexError):
+        return None
