@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Ran, prepare_words, read_checkpoint, train_words
+from conftest import Ran, prepare_words, read_checkpoint, tone_song, train_words
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.cli import main
@@ -216,6 +216,35 @@ def test_a_full_fine_tune_is_compared_with_the_base_of_its_record(
     assert (loss["base"], loss["tuned"]) == pytest.approx(
         (summary["loss_before"], summary["eval_loss"]), rel=ROUNDING[precision]
     )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "unknown"),
+    [
+        ([2.0], {"style_distance", "style_gap_closed", "neutral_distance", "kernel_distance", "diversity"}),
+        ([2.0, 2.0], {"style_distance", "style_gap_closed", "kernel_distance"}),
+        ([2.0] * 6, {"style_distance", "style_gap_closed", "kernel_distance"}),
+    ],
+    ids=["one clip", "one recording twice", "one recording six times"],
+)
+def test_what_too_few_songs_do_not_tell_has_a_reason(
+    cli: Cli, tiny: Path, tmp_path: Path, lengths: list[float], unknown: set[str]
+) -> None:
+    """Of equal songs every draw of the bootstrap is one song: there is no distance between songs to divide by."""
+    for number, seconds in enumerate(lengths):
+        (tmp_path / "songs").mkdir(exist_ok=True)
+        audio.write(tmp_path / "songs" / f"{number}.wav", tone_song(seconds, 3), 16_000)
+    words = train_words(tmp_path / "songs", tmp_path / "run", tiny)
+    assert cli(*words, "--max_steps", 1).code == 0
+    alone = ["--seconds", 2]
+    alone += ["--neutral_prompts", "a quiet song", "--variations", 1, "--prompts", "punk", "slow punk"]
+    ran = cli("evaluate", tmp_path / "run", *SOON, *alone)
+    assert ran.code == 0, ran.err
+    figures = figures_of(tmp_path / "run")
+    assert {key for key in unknown if figures[key]["tuned"] is not None} == set()
+    assert all(figures[key]["reason"] for key in unknown)
+    assert "can't be told from so few songs" in figures["style_distance"]["reason"]
+    assert (tmp_path / "run" / "evaluation" / "report.html").is_file()
 
 
 def test_captions_are_played_as_they_are(cli: Cli, songs: Path, tiny: Path, tmp_path: Path) -> None:

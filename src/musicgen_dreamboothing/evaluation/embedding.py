@@ -134,10 +134,7 @@ class SignalEmbedder:
     have in common counts no more than what tells them apart.
 
     Args:
-        reference: waves with their rates; at least two, or one of 8 s.
-
-    Raises:
-        UserError: there are fewer.
+        reference: waves with their rates. One that is shorter than 8 s is compared with by its halves.
     """
 
     name = SIGNAL
@@ -148,7 +145,7 @@ class SignalEmbedder:
         heard = reference[:: 1 + len(reference) // MOST_CLIPS]
         pieces = heard if len(heard) >= FEW_CLIPS else [piece for sound in heard for piece in _cut(*sound)]
         if len(pieces) < 2:
-            raise UserError(f"too little sound to compare with: give two clips, or one of {2 * PIECE_SECONDS:g} s")
+            pieces = [(half, rate) for wave, rate in pieces for half in np.array_split(wave, 2, axis=1)]
         rows = np.stack([_statistics(*piece) for piece in pieces])
         self._space = signal.Space.fit(rows)
         self._distance = float(np.sqrt((self._space.project(rows) ** 2).sum(axis=1).mean()))

@@ -96,27 +96,36 @@ def figures_of(heard: Heard) -> list[Figure]:
     """All figures; one that can't be had says why."""
     found = [
         *_losses(heard),
-        *_distances(heard),
-        _from_neutral(heard),
-        _kernel(heard),
+        *_if_enough(_distances, heard, "style_distance", "style_gap_closed"),
+        *_if_enough(lambda heard: [_from_neutral(heard)], heard, "neutral_distance"),
+        *_if_enough(lambda heard: [_kernel(heard)], heard, "kernel_distance"),
         _frechet(heard),
         _text(heard),
         _tags(heard),
         *_adherence(heard),
-        _variety(heard),
+        *_if_enough(lambda heard: [_variety(heard)], heard, "diversity"),
         _drift(heard),
     ]
     return [_told(figure, heard) for figure in found]
 
 
+def _if_enough(measure: Callable[[Heard], list[_Found]], heard: Heard, *keys: str) -> list[_Found]:
+    """What is measured, or the reason why there are too few songs or clips for it."""
+    try:
+        return measure(heard)
+    except metrics.TooFewError as error:
+        return [_missing(key, f"it can't be told from so few songs: {error}") for key in keys]
+
+
 def collapsed_prompts(heard: Heard) -> list[str]:
     """Style prompts whose clips are all but the same."""
     tuned, songs = heard.vectors.tuned, heard.vectors.songs
-    return [
-        heard.base[rows[0]].prompt
-        for rows in heard.by_prompt(STYLE)
-        if len(rows) > 1 and metrics.is_collapsed(tuned[rows], songs, _labels(heard.songs.songs))
-    ]
+    groups = [rows for rows in heard.by_prompt(STYLE) if len(rows) > 1]
+    try:
+        collapsed = [metrics.is_collapsed(tuned[rows], songs, _labels(heard.songs.songs)) for rows in groups]
+    except metrics.TooFewError:  # there is no variety of songs to compare with
+        return []
+    return [heard.base[rows[0]].prompt for rows, is_collapsed in zip(groups, collapsed, strict=True) if is_collapsed]
 
 
 @cache

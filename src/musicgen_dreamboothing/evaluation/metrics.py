@@ -28,6 +28,13 @@ TAG_FLOOR = 1e-6  # audiocraft's, in metrics/kld.py
 COLLAPSED = 0.1  # of the songs' variety
 
 
+EQUAL = 1e-5  # of other distances: what rounding leaves between equal sounds
+
+
+class TooFewError(ValueError):
+    """There are too few different songs or clips to measure something; the message says what it takes."""
+
+
 @dataclass(frozen=True)
 class Change:
     """A figure of the base and of the fine-tuned model; `change` is the interval of tuned - base, if it is known."""
@@ -181,8 +188,8 @@ def _kernel_of(reference: Array, generated: Array, bandwidth: float | None = Non
     """`kernel_distance` from how often each clip of `generated` and of `reference` was drawn."""
     _check_several(reference, generated)
     sigma = median_distance(reference) if bandwidth is None else bandwidth
-    if sigma <= 0:
-        raise ValueError("a kernel needs a bandwidth above 0; the clips of the reference are all the same")
+    if sigma <= EQUAL * float(distances(reference, generated).max()):
+        raise TooFewError("the clips of the songs are all the same")
     between, of_songs, of_clips = (
         np.exp(-(distances(x, y) ** 2) / (2 * sigma**2))
         for x, y in ((generated, reference), (reference, reference), (generated, generated))
@@ -212,6 +219,7 @@ def _change(
 
     rows = [np.arange(len(one)) for one in (clips, reference)]
     before, after = measure(*rows)
+    _defined(before, after)
     first, second = resampled(measure, *rows, seed=seed, groups=(prompts, songs)).reshape(-1, 2).T
     return Change(Estimate(before, interval(first)), Estimate(after, interval(second)), interval(second - first))
 
@@ -229,7 +237,7 @@ def _off_diagonal(square: Array) -> float:
 def _check_several(*sets: Array) -> None:
     for rows in sets:
         if len(rows) < 2:
-            raise ValueError(f"a set needs two clips at least, not {len(rows)}")
+            raise TooFewError(f"it takes two clips at least, not {len(rows)}")
 
 
 # Style: how near to the songs
@@ -262,7 +270,9 @@ def style_distance(
     """
     spread = _between_songs(distances(reference, reference), reference_songs)
     each, all_songs = np.ones(len(clips)), np.ones(len(reference))
-    return _style_of(clips, reference, clip_songs)(each, all_songs, spread(all_songs))
+    distance = _style_of(clips, reference, clip_songs)(each, all_songs, spread(all_songs))
+    _defined(distance)
+    return distance
 
 
 def style_change(
@@ -295,9 +305,15 @@ def _style_of(clips: Array, reference: Array, clip_songs: ArrayLike | None) -> C
 
     def measure(drawn: Array, songs: Array, spread: float) -> float:
         apart = float(drawn @ between @ songs) / float(drawn.sum() * songs.sum())
-        return (2 * apart - within(drawn)) / spread - 1
+        return (2 * apart - within(drawn)) / spread - 1 if spread > EQUAL * apart else math.nan  # a draw of equal songs
 
     return measure
+
+
+def _defined(*values: float) -> None:
+    """Refuses style distances to songs that are all the same."""
+    if any(map(math.isnan, values)):
+        raise TooFewError("the clips of the songs are all the same")
 
 
 def _between_songs(values: Array, names: ArrayLike | None) -> Callable[[Array], float]:
@@ -308,7 +324,7 @@ def _between_songs(values: Array, names: ArrayLike | None) -> Callable[[Array], 
     labels = np.arange(len(values)) if names is None else np.asarray(names)
     pairs = (labels[:, None] != labels).astype(float)
     if pairs.shape != values.shape or not pairs.any():
-        raise ValueError(f"a set needs clips of two songs at least, not {len(values)} clips of {len(set(labels))}")
+        raise TooFewError(f"it takes clips of two songs at least, not {len(values)} of {len(set(labels.tolist()))}")
     counted = values * pairs
 
     def mean(drawn: Array) -> float:
@@ -380,6 +396,7 @@ def style_gap(
 
     rows = [np.arange(len(clips)) for clips in (base, goal, reference)]
     before, after, best = measure(*rows)
+    _defined(before, after, best)
     drawn = resampled(measure, *rows, seed=seed, groups=(prompts, goal_songs, reference_songs)).reshape(-1, 3)
     first, second, third = drawn.T
     closed = gap_closed(before, after, best)

@@ -11,7 +11,7 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.captions import key_phrase
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.evaluation.embedding import load_embedder
-from musicgen_dreamboothing.evaluation.metrics import style_distance
+from musicgen_dreamboothing.evaluation.metrics import TooFewError, style_distance
 from musicgen_dreamboothing.evaluation.songs import Excerpts, excerpts
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
@@ -50,6 +50,10 @@ def style_meter(
     )
     reference = embedder.embed(songs.waves)
     names = songs.songs if len(set(songs.songs)) > 1 else None
+    try:
+        style_distance(reference, reference, reference_songs=names)
+    except TooFewError as error:
+        raise UserError(f"--metric_for_best_model style needs more songs: {error}") from error
 
     def measure(model: Any) -> float:
         clips = sampler.make(model, prompts, -(-CLIPS // len(prompts)), seconds)
