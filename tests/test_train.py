@@ -19,7 +19,7 @@ import datasets
 import pytest
 import torch
 import yaml
-from conftest import SAMPLING_RATE, Ran, prepare_words, tone_song, train_words
+from conftest import PRECISIONS, SAMPLING_RATE, Ran, prepare_words, tone_song, train_words
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from test_prepare import audio_dataset
@@ -435,8 +435,8 @@ class Interrupting(train.Lines):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, data: Path, base: Path) -> Path:
+@pytest.fixture(scope="module", params=PRECISIONS)
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data: Path, base: Path) -> Path:
     """A file of options in which everything random is at work: six updates in two epochs."""
     path = tmp_path_factory.mktemp("config") / "run.json"
     values = {
@@ -456,6 +456,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, data: Path, base: Path) -> 
         "disable_tqdm": True,
         "eval_strategy": "no",
         "eval_on_start": False,
+        "dtype": request.param,  # the killed process chooses by itself, and has other units than it may have here
     }
     path.write_text(json.dumps(values))
     return path

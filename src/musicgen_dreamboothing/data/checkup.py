@@ -21,7 +21,7 @@ from musicgen_dreamboothing.data.layout import CLIPS, TOKENS
 from musicgen_dreamboothing.data.report import lines, write_report
 from musicgen_dreamboothing.data.tokens import INFO
 from musicgen_dreamboothing.model import codec
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint, load_codec
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint, load_codec, load_tokenizer
 from musicgen_dreamboothing.model.device import best_device
 
 REPORT = "report.html"
@@ -45,7 +45,8 @@ def check_up(folder: Path, checkpoint: Checkpoint | None, *, workers: int) -> Pa
     """The same for a checkpoint that is at hand; without one the codec is not previewed."""
     rate = checkpoint.sampling_rate if checkpoint else _rate_of(folder)
     preview = _preview(checkpoint) if checkpoint else None
-    examination = examine(folder, preview=preview, rate=rate, workers=workers)
+    tokenizer = load_tokenizer(checkpoint) if checkpoint else None
+    examination = examine(folder, preview=preview, rate=rate, workers=workers, tokenizer=tokenizer)
     for line in lines(examination):
         say(line)
     write_report(examination, folder / REPORT)

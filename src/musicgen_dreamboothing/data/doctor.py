@@ -6,18 +6,20 @@ Only facts are gathered here. What they mean is said in `findings.py`, and shown
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.caption_check import Fault, caption_faults
 from musicgen_dreamboothing.data.clips import listed_clips, read_records
 from musicgen_dreamboothing.data.cutting import SongRecord
 from musicgen_dreamboothing.data.files import digest, write_text
@@ -91,6 +93,7 @@ class Examination:
         songs: what became of each song.
         duplicates: pairs of `clips`, by number.
         previews: what the codec makes of some clips.
+        caption_faults: captions that the text encoder reads only in part, as far as it is known.
     """
 
     folder: Path
@@ -99,6 +102,7 @@ class Examination:
     songs: tuple[SongRecord, ...]
     duplicates: tuple[Duplicate, ...]
     previews: tuple[Coded, ...]
+    caption_faults: Mapping[str, Fault] = field(default_factory=dict)
 
     @property
     def heard(self) -> list[tuple[Clip, Sound]]:
@@ -115,7 +119,14 @@ class Examination:
         return self.folder / CLIPS / clip.file_name
 
 
-def examine(folder: Path, *, preview: Preview | None, rate: int, workers: int = 1) -> Examination:
+def examine(
+    folder: Path,
+    *,
+    preview: Preview | None,
+    rate: int,
+    workers: int = 1,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Examination:
     """Listens to all clips of a prepared folder.
 
     A clip that was measured before is not decoded again. One that cannot be read is named, and the others go on.
@@ -126,6 +137,7 @@ def examine(folder: Path, *, preview: Preview | None, rate: int, workers: int = 
             longer. None leaves the previews out.
         rate: of the codec, in Hz.
         workers: processes that measure.
+        tokenizer: of the text encoder; None leaves out whether it can read the captions.
 
     Raises:
         UserError: there is no metadata, or a line of it is no JSON, or no clip in it can be read.
@@ -137,7 +149,8 @@ def examine(folder: Path, *, preview: Preview | None, rate: int, workers: int = 
     if not any(clip.sound for clip in clips):
         raise UserError(f"no clip listed in {folder / CLIPS / METADATA} can be read; run prepare again")
     previews = _previews(folder, _chosen(clips), preview, rate) if preview else ()
-    return Examination(folder, rate, clips, tuple(read_records(folder)), _duplicates(clips), previews)
+    faults = caption_faults((clip.text for clip in clips), tokenizer) if tokenizer else {}
+    return Examination(folder, rate, clips, tuple(read_records(folder)), _duplicates(clips), previews, faults)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from musicgen_dreamboothing.console import plural
+from musicgen_dreamboothing.data.caption_check import FAULTS, Fault
 from musicgen_dreamboothing.data.clips import AUDIBLY_SOFT
 from musicgen_dreamboothing.data.doctor import Clip, Examination
 from musicgen_dreamboothing.data.song_audio import INVALID
@@ -99,13 +100,7 @@ def _files(examination: Examination) -> list[Finding]:
             "A part of each file can't be decoded and is left out; the music jumps there.",
             "Run prepare again on an undamaged copy of the song.",
         ),
-        *_songs(
-            skipped,
-            "listen",
-            "skipped",
-            "Nothing of a skipped song is learned.",
-            "Mend what is said of it, and run prepare again.",
-        ),
+        *_songs(skipped, "listen", "skipped", "Nothing is learned of it.", "Repair it and run prepare again."),
         *_songs(hurt, "listen", "damaged", "What could be decoded is used.", "Look for a better copy."),
         *_songs(notes, "know", "with a remark", "It was made when the song was cut.", "Nothing, if you agree."),
         *_levels(examination),
@@ -163,6 +158,20 @@ def _captions(examination: Examination) -> list[Finding]:
             "Write their text in clips/metadata.jsonl, or give an --instance_prompt.",
         ),
         *_about(
+            _with_fault(examination, "too long"),
+            "listen",
+            "{} with a caption that is too long",
+            f"It is {FAULTS['too long']}: what stands behind that is not learned.",
+            "Shorten it in clips/metadata.jsonl: a sentence does.",
+        ),
+        *_about(
+            _with_fault(examination, "unknown letters"),
+            "mend",
+            "{} with a caption in unknown letters",
+            f"It is {FAULTS['unknown letters']}.",
+            "Write it in English, or at least in Latin letters, in clips/metadata.jsonl.",
+        ),
+        *_about(
             [clip for clip in examination.clips if clip.vocals],
             "listen",
             "{} with somebody singing",
@@ -170,6 +179,10 @@ def _captions(examination: Examination) -> list[Finding]:
             "Run prepare with --audio_separation true to take the vocals out.",
         ),
     ]
+
+
+def _with_fault(examination: Examination, fault: Fault) -> list[Clip]:
+    return [clip for clip in examination.clips if examination.caption_faults.get(clip.text) == fault]
 
 
 def _sounds(examination: Examination) -> list[Finding]:

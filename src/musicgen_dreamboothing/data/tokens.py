@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.arrow_tables import save_table
+from musicgen_dreamboothing.data.caption_check import caption_notes
 from musicgen_dreamboothing.data.captions import key_phrase, thinned_copies, with_instance_prompt
 from musicgen_dreamboothing.data.clips import listed_clips
 from musicgen_dreamboothing.data.files import digest, write_json
@@ -34,7 +35,7 @@ from musicgen_dreamboothing.data.text_states import CAPTIONS, WORDS, update_stat
 from musicgen_dreamboothing.listening.copies import joined_fingerprint, same_recordings
 from musicgen_dreamboothing.listening.duplicates import Fingerprint, fingerprint
 from musicgen_dreamboothing.model import codec
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_tokenizer
 from musicgen_dreamboothing.model.device import release_memory
 from musicgen_dreamboothing.model.keyword import texts_of
 
@@ -95,6 +96,8 @@ def tokenize_clips(
     rows = clip_rows(folder, instance_prompt, class_prompt)
     if state.is_main_process:
         _begin(tokens, checkpoint)
+        for note in caption_notes(rows, load_tokenizer(checkpoint)):
+            say(note)
     state.wait_for_everyone()
     encoded = _update_codes(folder, rows, checkpoint, batch_size, workers)
     captioned = 0

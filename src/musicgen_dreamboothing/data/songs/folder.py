@@ -58,10 +58,15 @@ def songs_of_file(path: Path, columns: Columns) -> Collection:
     return Collection(collection.songs, [line for line in collection.notes if "fit no song" not in line])
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether `prepare` made this folder out of songs."""
+    return (folder / SONGS).is_file()
+
+
 def _why_no_songs(listing: Listing) -> str:
     known = ", ".join(sorted(suffix.lstrip(".") for suffix in AUDIO_SUFFIXES))
     text = f"no audio files in {listing.root}; songs may be {known}"
-    if SONGS in listing.files.get(listing.root, set()):
+    if is_prepared(listing.root):
         return (
             f"no songs in {listing.root}, which is a prepared folder: train takes it as it is; "
             f"to cut its clips again, give {listing.root / CLIPS}"

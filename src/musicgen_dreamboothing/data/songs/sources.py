@@ -13,7 +13,7 @@ from musicgen_dreamboothing.data.songs.dataset import (
     songs_of_table_file,
     songs_of_tables,
 )
-from musicgen_dreamboothing.data.songs.folder import songs_of_file, songs_of_listing
+from musicgen_dreamboothing.data.songs.folder import is_prepared, songs_of_file, songs_of_listing
 from musicgen_dreamboothing.data.songs.hub import songs_of_hub
 from musicgen_dreamboothing.data.songs.scan import scan
 from musicgen_dreamboothing.data.songs.song import Collection, Columns
@@ -45,6 +45,6 @@ def _songs_of_folder(folder: Path, columns: Columns, cache_dir: str | None) -> C
     if is_saved_dataset(folder):
         return songs_of_saved_dataset(folder, columns)
     listing = scan(folder)
-    if not listing.songs and holds_tables(folder):
+    if not listing.songs and not is_prepared(folder) and holds_tables(folder):
         return songs_of_tables(folder, columns, cache_dir)
     return songs_of_listing(listing, columns)

@@ -1,0 +1,71 @@
+"""Captions that the text encoder reads only in part: too long for it, or in letters that it does not know."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from musicgen_dreamboothing.console import plural
+from musicgen_dreamboothing.model.text import MAX_CAPTION_TOKENS, is_too_long
+
+Fault = Literal["too long", "unknown letters"]
+
+UNKNOWN_SHARE = 0.2  # of a caption's letters: fewer are a name or a sign, and the rest still says something
+NAMED = 3  # songs in a line
+FAULTS: Mapping[Fault, str] = {
+    "too long": f"longer than the {MAX_CAPTION_TOKENS} tokens that the text encoder reads, and cut there",
+    "unknown letters": "largely in letters that the text encoder does not know, and say little to it",
+}
+
+
+def caption_faults(captions: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Fault]:
+    """The captions that are read only in part, with what is wrong with each."""
+    faults: dict[str, Fault] = {}
+    for caption in dict.fromkeys(captions):
+        if is_too_long(tokenizer, caption):
+            faults[caption] = "too long"
+        elif unknown_share(tokenizer, caption) >= UNKNOWN_SHARE:
+            faults[caption] = "unknown letters"
+    return faults
+
+
+def unknown_share(tokenizer: PreTrainedTokenizerBase, caption: str) -> float:
+    """The share of a caption's letters and pictographs that become the unknown token; 0 where it has none.
+
+    T5's vocabulary has no bytes to fall back on, and one unknown token stands for a whole run of unknown letters: so
+    letters are counted, not tokens.
+    """
+    ids = tokenizer(caption, truncation=False, verbose=False)["input_ids"]
+    read = _letters(tokenizer.decode(ids, skip_special_tokens=True))
+    written = _letters(caption)
+    return (written - read).total() / written.total() if written else 0.0
+
+
+def _letters(text: str) -> Counter[str]:
+    """Letters and pictographs as SentencePiece normalises them (NFKC), with how often each stands there."""
+    normal = unicodedata.normalize("NFKC", text)
+    return Counter(letter for letter in normal if letter.isalpha() or unicodedata.category(letter) == "So")
+
+
+def caption_notes(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """One line for each fault: how many songs have a caption with it, and the first of them.
+
+    Args:
+        rows: clips with `source`, `text` and `variants`.
+        tokenizer: of the text encoder.
+    """
+    captions_of: dict[str, list[str]] = {}
+    for row in rows:
+        captions_of.setdefault(row["source"], []).extend([row["text"], *row["variants"]])
+    faults = caption_faults((caption for captions in captions_of.values() for caption in captions), tokenizer)
+    notes = []
+    for fault, meaning in FAULTS.items():
+        songs = [song for song, captions in captions_of.items() if fault in map(faults.get, captions)]
+        if songs:
+            names = ", ".join(songs[:NAMED]) + (", …" if len(songs) > NAMED else "")
+            notes.append(f"captions of {plural(len(songs), 'song')} are {meaning}: {names}")
+    return notes
