@@ -657,14 +657,18 @@ def test_another_instance_prompt_spares_edited_captions(
     assert {row["instance_prompt"] for row in metadata(work / "data")} == {"metal"}
 
 
-def test_a_clip_that_a_person_added_stays(work: Path, tiny: Path) -> None:
-    write_song(work / "data" / "clips" / "mine.flac", 1.0, seed=7)
-    change_metadata(work / "data", lambda rows: [*rows, {"file_name": "mine.flac", "text": "my own", "mood": "dark"}])
+@pytest.mark.parametrize("name", ["mine.flac", "{stem}-remix.flac", "{stem}-take2.flac", "{stem}-900.flac"])
+def test_a_clip_that_a_person_added_stays(work: Path, tiny: Path, name: str) -> None:
+    """Whatever it is called: a name that begins as those of a song's clips makes it none of them."""
+    stem = metadata(work / "data")[0]["file_name"].rpartition("-")[0]
+    name = name.format(stem=stem)
+    write_song(work / "data" / "clips" / name, 1.0, seed=7)
+    change_metadata(work / "data", lambda rows: [*rows, {"file_name": name, "text": "my own", "mood": "dark"}])
     for encoded in (1, 0):
         made = run(work / "songs", work / "data", tiny)
         assert (made.clips, made.clips_encoded) == (6, encoded)
-    assert metadata(work / "data")[-1] == {"file_name": "mine.flac", "text": "my own", "mood": "dark"}
-    assert codes(work / "data")["mine.flac"].shape == (4, 50)
+    assert metadata(work / "data")[-1] == {"file_name": name, "text": "my own", "mood": "dark"}
+    assert codes(work / "data")[name].shape == (4, 50)
 
 
 def test_overwrite_cache_begins_anew(work: Path, finished: Path, tiny: Path) -> None:

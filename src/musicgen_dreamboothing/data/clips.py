@@ -141,11 +141,19 @@ def _legal(name: str) -> str:
 
 
 def _delete_strays(clips: Path, before: list[SongRecord], stems: set[str], records: list[SongRecord]) -> None:
-    """Removes our clips of songs that are gone or were cut anew, and what a killed run left; not a person's own."""
+    """Removes our clips of songs that are gone or were cut anew, and what a killed run left.
+
+    Ours is what the records list; a killed run leaves numbered clips that neither records nor metadata list. Whatever
+    else is there belongs to a person and stays.
+    """
     kept = {clip["file_name"] for record in records for clip in record.clips}
-    stems = stems | {record.stem for record in before if record.clips}
+    ours = {clip["file_name"] for record in before for clip in record.clips}
+    metadata = clips / METADATA
+    listed = {row.get("file_name") for row in listed_clips(clips.parent)} if metadata.exists() else set()
     for path in clips.glob("*.flac"):
-        if path.stem.rpartition("-")[0] in stems and path.name not in kept:
+        stem, _, number = path.stem.rpartition("-")
+        left_over = stem in stems and re.fullmatch(r"\d{3,}", number) and path.name not in listed
+        if path.name not in kept and (path.name in ours or left_over):
             path.unlink()
 
 
