@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,9 @@ def test_clips_are_joined_at_their_places() -> None:
     joined = joined_fingerprint([(4.0, other), (0.0, one)])
     assert joined.tolist() == [1] * 50 + [0] * (4 * FRAME_RATE - 50) + [2] * 50
     assert joined_fingerprint([(0.0, one), (0.0, other)]).tolist() == [1] * 50 + [2] * 50
+    edited = joined_fingerprint([(math.nan, other), (1e9, one)])  # by people, in metadata.jsonl
+    assert [edited[-100], edited[-50]] == [1, 2]
+    assert len(edited) < 20_000
 
 
 def write_songs(folder: Path) -> None:
@@ -149,12 +153,15 @@ def test_a_table_without_recordings_is_made_anew(cli: Callable[..., Ran], tiny: 
     path = tmp_path / "data" / "tokens" / "clips"
     table = datasets.load_from_disk(str(path))
     codes = table["codes"][:]
+    held_out = load_tables(tmp_path / "data", eval_fraction=0.1, seed=0).held_out_songs
     table.remove_columns(["fingerprint", "recording"]).save_to_disk(str(tmp_path / "old"))
     for file in path.iterdir():
         file.unlink()
     for file in (tmp_path / "old").iterdir():
         (path / file.name).write_bytes(file.read_bytes())
+    assert len(load_tables(tmp_path / "data", eval_fraction=0.1, seed=0).held_out_songs) == 1  # by songs, as it was
     assert cli(*words).code == 0
     again = datasets.load_from_disk(str(path))
     assert again["codes"][:] == codes
+    assert load_tables(tmp_path / "data", eval_fraction=0.1, seed=0).held_out_songs == held_out
     assert json.dumps(sorted(set(again["recording"]))) == json.dumps(sorted({ONE[0], TWO[0], "three.wav"}))

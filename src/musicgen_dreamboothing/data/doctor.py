@@ -56,6 +56,7 @@ class Clip:
         vocals: whether somebody was heard singing; None where nobody listened for it.
         sound: None where the file could not be read.
         broken: why it could not.
+        variants: its other captions.
     """
 
     file_name: str
@@ -69,6 +70,7 @@ class Clip:
     vocals: bool | None
     sound: Sound | None
     broken: str | None
+    variants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def examine(
     if not any(clip.sound for clip in clips):
         raise UserError(f"no clip listed in {folder / CLIPS / METADATA} can be read; run prepare again")
     previews = _previews(folder, _chosen(clips), preview, rate) if preview else ()
-    faults = caption_faults((clip.text for clip in clips), tokenizer) if tokenizer else {}
+    captions = (text for clip in clips for text in (clip.text, *clip.variants))
+    faults = caption_faults(captions, tokenizer) if tokenizer else {}
     return Examination(folder, rate, clips, tuple(read_records(folder)), _duplicates(clips), previews, faults)
 
 
@@ -222,6 +225,7 @@ def _clip(row: dict[str, Any], found: Sound | str) -> Clip:
         split=str(row.get("split") or TRAIN),
         start=_number(row.get("start")) or 0.0,
         text=str(row.get("text") or "").strip(),
+        variants=tuple(map(str, row["variants"])) if isinstance(row.get("variants"), list) else (),
         tempo=_number(tempo),
         key=str(key) if key else None,
         tags=tuple(str(word) for group in groups if isinstance(group, list) for word in group),

@@ -182,7 +182,8 @@ def _captions(examination: Examination) -> list[Finding]:
 
 
 def _with_fault(examination: Examination, fault: Fault) -> list[Clip]:
-    return [clip for clip in examination.clips if examination.caption_faults.get(clip.text) == fault]
+    faults = examination.caption_faults
+    return [clip for clip in examination.clips if fault in map(faults.get, (clip.text, *clip.variants))]
 
 
 def _sounds(examination: Examination) -> list[Finding]:

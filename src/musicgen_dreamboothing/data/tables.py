@@ -70,7 +70,8 @@ def load_tables(folder: Path, *, eval_fraction: float, seed: int, text_states: b
     """
     clips = datasets.load_from_disk(str(folder / TOKENS / CODES))
     captions = datasets.load_from_disk(str(folder / TOKENS / CAPTIONS)) if text_states else None
-    recordings = clips["recording"]
+    # A folder of an earlier version has no recordings: evaluation, which prepares nothing, goes by songs as it did.
+    recordings = clips["recording" if "recording" in clips.column_names else "source"]
     held_out = [split == EVAL for split in clips["split"]]
     if any(held_out):
         kept_out = {recording for recording, is_held_out in zip(recordings, held_out, strict=True) if is_held_out}

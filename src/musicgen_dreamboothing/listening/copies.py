@@ -7,6 +7,7 @@ nothing of files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 
@@ -21,19 +22,22 @@ COMMON = 32  # songs that share a word: a more common one tells nothing, and the
 LEAST_WORDS = 2  # equal words at one offset that make a pair worth comparing
 MOST_OFFSETS = 6  # compared for each pair: an edit has a few
 BLOCK = 2 * FRAME_RATE  # moments, 2 s, that are judged together
+LONGEST_GAP = 600.0  # seconds
 LEAST_SHARE = 0.5  # of the shorter song that must be in the other one
 
 
 def joined_fingerprint(clips: Sequence[tuple[float, Fingerprint]]) -> Fingerprint:
     """One fingerprint of a song from the start in seconds and the fingerprint of each of its clips, in any order.
 
-    What is between two clips counts as silence; a clip that would begin within the one before it follows that.
+    What is between two clips counts as silence, for at most `LONGEST_GAP`: people edit the starts. A clip that would
+    begin within the one before it, or has no finite start, follows that.
     """
-    parts, end = [], 0
-    for start, words in sorted(clips, key=lambda clip: clip[0]):
-        gap = max(0, round(start * FRAME_RATE) - end)
-        parts += [np.zeros(gap, np.uint32), words]
-        end += gap + len(words)
+    parts: list[Fingerprint] = []
+    before = 0.0  # where the last clip ends, by its start
+    for start, words in sorted(clips, key=lambda clip: clip[0] if math.isfinite(clip[0]) else math.inf):
+        gap = min(max(0.0, start - before), LONGEST_GAP) if math.isfinite(start) else 0.0
+        parts += [np.zeros(round(gap * FRAME_RATE), np.uint32), words]
+        before = max(before, start if math.isfinite(start) else before) + len(words) / FRAME_RATE
     return np.concatenate(parts)
 
 
