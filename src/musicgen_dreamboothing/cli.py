@@ -6,7 +6,6 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
@@ -45,16 +44,14 @@ INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 for an error told in one line, 130 after Ctrl-C.
 
-    Where nobody reads the output any more (`| head`), the work is finished without it. Where the progress bars have no
+    Where nobody reads the output any more (`| head`), the work is finished without it. Where its bars have no
     reader either, it stops with 1 and without a traceback: what is done is kept.
     """
     words = list(sys.argv[1:] if words is None else words)
     print_any_text()
     try:
         return _main(words)
-    except BrokenPipeError as error:
-        with suppress(BrokenPipeError):  # of stderr; any other pipe that broke is worth a line
-            return _fail(f"stopped: {error.strerror or 'broken pipe'}; what is done is kept")
+    except BrokenPipeError:
         return 1
     finally:
         _flush()
