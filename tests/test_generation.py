@@ -288,7 +288,7 @@ def test_prompts_come_from_the_command_line_and_from_a_file(
     out = tmp_path / "out"
     ran = cli("generate", tiny, "punk", "--prompts_file", listed, "--output_dir", out, *SHORT)
     assert ran.code == 0, ran.err
-    assert names_in(out) == ["00_punk_seed0_0.wav", "01_dub_seed0_0.wav", "02_ska_seed0_0.wav", "03_prompt_seed0_0.wav"]
+    assert names_in(out) == ["00_punk_seed0_0.wav", "01_dub_seed0_0.wav", "02_ska_seed0_0.wav", "03_日本_seed0_0.wav"]
     rows = [json.loads(line) for line in (out / GENERATED).read_text(encoding="utf-8").splitlines()]
     assert {row["file_name"]: row["prompt"] for row in rows} == dict(
         zip(names_in(out), ["punk", "dub", "ska", "日本"], strict=True)
@@ -329,7 +329,28 @@ def test_a_prompt_of_ten_thousand_characters_is_cut_and_said_so(
     assert ran.code == 0, ran.err
     assert f"prompt of {len(long)} characters is cut to what the text encoder reads: 'loud guitars" in ran.out
     (name,) = names_in(tmp_path)
-    assert name == "00_loud-guitars-loud-guitars-loud-guitars-l_seed0_0.wav"
+    assert re.fullmatch(r"00_loud-guitars-loud-guitars-loud-guitars-l-[0-9a-f]{8}_seed0_0\.wav", name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("быстрый панк", "медленный блюз"),
+        ("Punk, fast!", "punk fast"),
+        ("🎸🔥", "🔥🎸"),
+        ("loud " * 20, "loud " * 20 + "soft"),
+        ("e\u0301", "\u00e8"),
+    ],
+)
+def test_another_prompt_overwrites_nothing(
+    tiny: Path, tmp_path: Path, cli: Callable[..., Ran], one: str, other: str
+) -> None:
+    assert cli("generate", tiny, one, "--output_dir", tmp_path, *SHORT).code == 0
+    (first,) = names_in(tmp_path)
+    before = (tmp_path / first).read_bytes()
+    assert cli("generate", tiny, other, "--output_dir", tmp_path, *SHORT).code == 0
+    assert len(names_in(tmp_path)) == 2
+    assert (tmp_path / first).read_bytes() == before
 
 
 def test_more_than_the_models_were_trained_on_is_noted(

@@ -71,38 +71,42 @@ def load_tables(folder: Path, *, eval_fraction: float, seed: int, text_states: b
     clips = datasets.load_from_disk(str(folder / TOKENS / CODES))
     captions = datasets.load_from_disk(str(folder / TOKENS / CAPTIONS)) if text_states else None
     # A folder of an earlier version has no recordings: evaluation, which prepares nothing, goes by songs as it did.
+    sources = clips["source"]
     recordings = clips["recording" if "recording" in clips.column_names else "source"]
+    songs = _songs_of_recordings(sources, recordings)
     held_out = [split == EVAL for split in clips["split"]]
     if any(held_out):
         kept_out = {recording for recording, is_held_out in zip(recordings, held_out, strict=True) if is_held_out}
     else:
-        kept_out = _held_out_songs(set(recordings), eval_fraction, seed)
+        kept_out = _held_out(songs, eval_fraction, seed)
         held_out = [recording in kept_out for recording in recordings]
     trained = [recording not in kept_out for recording in recordings]
     if not any(trained):
         raise UserError(f"{folder} has no clip to train on: all {len(clips)} are for evaluation")
-    sources = clips["source"]
     return Tables(
         clips.select(np.flatnonzero(trained)),
         clips.select(np.flatnonzero(held_out)),
         captions,
-        _copies(sources, recordings),
+        tuple(tuple(sorted(names)) for names in songs.values() if len(names) > 1),
         tuple(sorted({sources[row] for row in np.flatnonzero(~np.array(trained) & ~np.array(held_out))})),
     )
 
 
-def _copies(sources: list[str], recordings: list[str]) -> tuple[tuple[str, ...], ...]:
-    """The songs of each recording that is there more than once."""
-    groups: dict[str, set[str]] = {}
+def _songs_of_recordings(sources: list[str], recordings: list[str]) -> dict[str, set[str]]:
+    """The songs that are each recording; of most there is one."""
+    songs: dict[str, set[str]] = {}
     for source, recording in zip(sources, recordings, strict=True):
-        groups.setdefault(recording, set()).add(source)
-    return tuple(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
+        songs.setdefault(recording, set()).add(source)
+    return songs
 
 
-def _held_out_songs(songs: set[str], fraction: float, seed: int) -> set[str]:
+def _held_out(songs: dict[str, set[str]], fraction: float, seed: int) -> set[str]:
+    """A share of the recordings: those with the fewest songs first, for all copies of one are held out together."""
     if fraction <= 0 or len(songs) < MIN_SONGS_TO_SPLIT:
         return set()
-    ordered = sorted(
-        songs, key=lambda song: hashlib.sha256(f"{seed} {song}".encode(errors="backslashreplace")).hexdigest()
-    )
+
+    def drawn(recording: str) -> str:
+        return hashlib.sha256(f"{seed} {recording}".encode(errors="backslashreplace")).hexdigest()
+
+    ordered = sorted(songs, key=lambda recording: (len(songs[recording]), drawn(recording)))
     return set(ordered[: max(1, round(fraction * len(songs)))])

@@ -21,6 +21,7 @@ from musicgen_dreamboothing.evaluation.statistics import Estimate, estimate, pai
 
 Array = NDArray[np.float64]
 
+FEWEST_SONGS = 3  # whose distances from each other are a yardstick for the style
 CODEBOOK = "ce_q"  # begins the keys of the losses of single codebooks
 
 
@@ -201,6 +202,7 @@ def _losses(heard: Heard) -> list[_Found]:
 
 def _distances(heard: Heard) -> list[_Found]:
     """How near the clips of style prompts are to the songs, and how much of the way was gone."""
+    _check_songs(heard)
     base, tuned = _of_style(heard)
     reference, held_out, songs = heard.vectors.songs, heard.vectors.held_out, _labels(heard.songs.songs)
     if heard.held_out is None or held_out is None or len(held_out) < 2:
@@ -232,7 +234,15 @@ def _from_neutral(heard: Heard) -> _Found:
     return _changed(heard, "neutral_distance", metrics.style_change, neutral, _prompts(heard, NEUTRAL))
 
 
+def _check_songs(heard: Heard) -> None:
+    """Clips of one or two songs are too alike to say how far songs of this style are from each other."""
+    songs = len(set(heard.songs.songs))
+    if songs < FEWEST_SONGS:
+        raise metrics.TooFewError(f"it takes {FEWEST_SONGS} songs that were trained on, not {songs}")
+
+
 def _kernel(heard: Heard) -> _Found:
+    _check_songs(heard)
     songs, held_out = heard.vectors.songs, heard.vectors.held_out
     goal = None if held_out is None or len(held_out) < 2 else metrics.kernel_distance(songs, held_out)
     return _changed(heard, "kernel_distance", metrics.kernel_change, songs, _labels(heard.songs.songs), goal)

@@ -6,6 +6,8 @@ import json
 import math
 import re
 import time
+import unicodedata
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,6 +151,12 @@ def _warn(generator: Generator, prompts: list[str], seconds: float) -> None:
 
 
 def _file_name(clip: GeneratedClip, prompts: list[str], seed: int, suffix: str) -> str:
-    """The prompt's number and words, the seed and the variation: another seed overwrites nothing."""
-    slug = re.sub(r"[^a-z0-9]+", "-", clip.prompt.lower()).strip("-")[:MAX_SLUG].strip("-") or "prompt"
+    """The prompt's number and words, the seed and the variation: another prompt or seed overwrites nothing.
+
+    Words keep the letters of all scripts. Where they are not all of the prompt, a hash of it follows.
+    """
+    prompt = unicodedata.normalize("NFC", clip.prompt)
+    slug = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:MAX_SLUG].strip("-")
+    if slug.replace("-", " ") != prompt:
+        slug = f"{slug or 'prompt'}-{zlib.crc32(clip.prompt.encode(errors='replace')):08x}"
     return f"{prompts.index(clip.prompt):02d}_{slug}_seed{seed}_{clip.variation}{suffix}"
