@@ -207,10 +207,10 @@ def test_a_sound_may_be_kept_in_many_ways(tmp_path: Path, column: pa.Array, layo
     LAYOUTS[layout][0](tmp_path / "data", pa.table({"sound": column}))
     (tmp_path / "data" / "songs").mkdir()
     (tmp_path / "data" / "songs" / "1.flac").write_bytes(flac(1))
-    # songs beside tables come first, and these stand for the files that a table names
-    (tmp_path / "data" / "songs").rename(tmp_path / "elsewhere")
-    (tmp_path / "data" / "songs").symlink_to(tmp_path / "elsewhere")
-    (song,) = songs(tmp_path / "data", audio="sound").songs
+    found = songs(tmp_path / "data", audio="sound")
+    (song,) = found.songs
+    names_the_file = song.read() == tmp_path / "data" / "songs" / "1.flac"
+    assert len(found.notes) == (0 if names_the_file else 1)  # the audio file beside the table is named
     np.testing.assert_allclose(heard(song), sound(1), atol=2**-14)
     (again,) = songs(tmp_path / "data", audio="sound").songs
     assert song.fingerprint == again.fingerprint
@@ -240,6 +240,13 @@ def test_rows_without_a_sound_are_named(tmp_path: Path) -> None:
         ({"array": [0.1, 0.2], "sampling_rate": None}, "1 row whose audio array has no sampling rate: train/000000"),
         ({"array": [0.1, 0.2], "sampling_rate": 0}, "1 row whose audio array has no sampling rate: train/000000"),
         ({"array": [[0.1], [0.2, 0.3]], "sampling_rate": 8000}, r"1 row whose audio array is not \[S\], \[C, S\] or"),
+        ({"array": [[[0.1] * 3, [0.2] * 5]] * 2, "sampling_rate": 8000}, r"1 row whose audio array is not \[S\], "),
+        ({"array": [[0.1] * 3, [0.2] * 5], "sampling_rate": 8000}, r"1 row whose audio array is not \[S\], \[C, S\]"),
+        ({"array": ["0.1", "0.2"], "sampling_rate": 8000}, r"1 row whose audio array is not \[S\], \[C, S\]"),
+        ({"array": [0.1, 0.2], "sampling_rate": 2e12}, r"1 row whose sampling rate is none of sound: train/000000 \(2"),
+        ({"array": [0.1, 0.2], "sampling_rate": float("inf")}, "1 row whose sampling rate is none of sound: train/000"),
+        ({"array": [0.1, 0.2], "sampling_rate": "8000"}, "1 row whose audio array has no sampling rate: train/000000"),
+        ("a" * 300, r"1 row whose audio file is missing: train/000000 \(aaa"),
         ({"array": [], "sampling_rate": 8000}, "1 row without audio: train/000000"),
         ({"array": None, "sampling_rate": 8000}, "1 row without audio: train/000000"),
         ("", "1 row without audio: train/000000"),
@@ -294,7 +301,36 @@ def test_captions_of_every_type(
     )
 
 
-@pytest.mark.parametrize("column", ["text", "caption", "description", "prompt"])
+@pytest.mark.parametrize("layout", ["saved", "parquet, split in the file name"])
+def test_a_caption_that_is_no_utf8_costs_itself_only(tmp_path: Path, layout: str) -> None:
+    broken = pa.array([b"caf\xe9", "caf\u00e9".encode()]).view(pa.string())
+    content = pa.table({"audio": pa.array(cells(0, 1), FILE), "text": broken})
+    LAYOUTS[layout][0](tmp_path / "data", content)
+    found = songs(tmp_path / "data")
+    assert [song.caption for song in found.songs] == [None, "caf\u00e9"]
+    assert found.notes == ["1 row whose caption is no text and is left out: train/000000"]
+
+
+def test_a_path_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "data", pa.table({"audio": pa.array([b"caf\xe9.wav"]).view(pa.string())}))
+    with pytest.raises(UserError, match=r"1 row whose audio file is missing: train/000000 \(caf\\xe9\.wav\)$"):
+        songs(tmp_path / "data")
+
+
+def test_a_song_that_is_gone_when_it_is_read_is_a_fault_of_this_song(tmp_path: Path) -> None:
+    (tmp_path / "a.flac").write_bytes(flac(0))
+    saved(tmp_path / "data", pa.table({"audio": [str(tmp_path / "a.flac")]}))
+    shard(tmp_path / "tars" / "train.tar", {"a.flac": flac(0)})
+    (row,), (member,) = songs(tmp_path / "data").songs, songs(tmp_path / "tars").songs
+    (tmp_path / "a.flac").unlink()
+    (tmp_path / "tars" / "train.tar").unlink()
+    with pytest.raises(audio.AudioError, match=r"^train/000000 is a row whose audio file is missing \(.*a\.flac\)$"):
+        row.read()
+    with pytest.raises(audio.AudioError, match=r"^train\.tar/a\.flac can't be read \(No such file"):
+        member.read()
+
+
+@pytest.mark.parametrize("column", ["text", "caption", "description", "prompt", "Caption", "PROMPT"])
 def test_captions_are_found_under_the_usual_names(tmp_path: Path, column: str) -> None:
     saved(tmp_path / "data", table({"sound": cells(0), column: ["slow"], "other": ["fast"]}, sound=AUDIO))
     assert songs(tmp_path / "data").songs[0].caption == "slow"
@@ -325,6 +361,12 @@ def test_splits_may_be_added_up(tmp_path: Path) -> None:
     saved_splits(tmp_path / "data", table({"audio": cells(0, 1)}, audio=AUDIO))
     found = songs(tmp_path / "data", "clean+noisy")
     assert [song.name for song in found.songs] == ["clean/000000", "clean/000001", "noisy/000000"]
+    twice = songs(tmp_path / "data", "clean+clean")
+    assert [song.name for song in twice.songs] == ["clean/000000", "clean/000001"]
+    with pytest.raises(
+        UserError, match=r"split 'noisy' is in --train_split_name clean\+noisy and in --eval_split_name"
+    ):
+        songs(tmp_path / "data", "clean+noisy", eval_split="noisy")
     with pytest.raises(UserError, match=r"no split 'dirty' in .*; it has clean, noisy"):
         songs(tmp_path / "data", "clean+dirty")
 
@@ -454,7 +496,8 @@ def test_songs_of_webdataset_shards(tmp_path: Path) -> None:
     ]
     assert found.notes == [
         "1 row without audio: train/train-0001/d",
-        "1 row whose caption is no text and is left out: train/train-0001/e",
+        "1 caption file not used:",
+        "  train-0001.tar/e.json is not JSON (Expecting property name enclosed in double quotes, line 1)",
     ]
     for seed, song in enumerate(found.songs):
         np.testing.assert_allclose(heard(song), sound(seed), atol=2**-14)
@@ -472,12 +515,105 @@ def test_one_of_several_sounds_of_a_sample(tmp_path: Path) -> None:
     np.testing.assert_allclose(heard(song), sound(1), atol=2**-14)
 
 
+def test_songs_of_equal_names_in_tar_files_of_several_folders(tmp_path: Path) -> None:
+    for seed, folder in enumerate(("rock", "jazz")):
+        shard(tmp_path / "data" / folder / "00000.tar", {"000.flac": flac(seed)})
+    names = [song.name for song in songs(tmp_path / "data").songs]
+    assert sorted(names) == ["train/jazz/00000/000.flac", "train/rock/00000/000.flac"]
+
+
+def test_names_in_a_tar_file_that_are_no_utf8(tmp_path: Path) -> None:
+    shard(tmp_path / "data" / "train.tar", {"caf\udce9.flac": flac(0), "na\udce9.txt": b"alone"})
+    found = songs(tmp_path / "data")
+    assert [song.name for song in found.songs] == ["train/train/caf\\xe9.flac"]
+    assert found.notes == ["1 row without audio: train/train/na\\xe9"]
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (("Vol. 1.flac", "Vol. 2.flac"), ("Vol. 1.flac", "Vol. 2.flac")),
+        (("Vol.1.flac", "Vol.2.flac"), ("Vol.1.flac", "Vol.2.flac")),
+        (("Mr.Big.flac", "Mr.Bad.flac", "b.flac"), ("Mr.Big.flac", "Mr.Bad.flac", "b.flac")),
+        (("x/Vol. 1.flac", "x/Vol. 2.flac", "y/Vol. 1.flac"), ("x/Vol. 1.flac", "x/Vol. 2.flac", "y/Vol. 1.flac")),
+    ],
+)
+def test_titles_with_dots_in_a_tar_file_are_songs(tmp_path: Path, files: list[str], names: list[str]) -> None:
+    texts = {f"{name.removesuffix('.flac')}.txt": name.encode() for name in files}
+    shard(tmp_path / "data" / "train.tar", dict.fromkeys(files, flac(0)) | texts)
+    found = songs(tmp_path / "data")
+    assert [song.name for song in found.songs] == [f"train/train/{name}" for name in names]
+    assert [song.caption for song in found.songs] == list(files)
+    assert not found.notes
+
+
+SIDECARS: dict[str, tuple[dict[str, bytes], str | None]] = {
+    "utf-16": ({"a.txt": "caf\u00e9".encode("utf-16")}, "caf\u00e9"),
+    "capitals": ({"A.TXT": b"slow"}, "slow"),
+    "behind the suffix": ({"a.flac.txt": b"slow"}, "slow"),
+    "caption first": ({"a.txt": b"la la", "a.caption.txt": b"slow"}, "slow"),
+    "lyrics": ({"a.txt": b"[Verse]\nla la", "a.json": b'{"caption": "slow"}'}, "slow"),
+    "called lyrics": ({"a.lyrics.txt": b"la la"}, None),
+    "not text": ({"a.txt": b"caf\xe9"}, None),
+    "control characters": ({"a.txt": b"slow\x07\tjam"}, "slow jam"),
+    "JSON of other cases": ({"a.json": b'{"Caption": "slow"}'}, "slow"),
+    "JSON of numbers": ({"a.json": b'{"caption": 5}'}, None),
+    "JSON, nested": ({"a.json": b"[" * 100_000}, None),
+}
+
+
+@pytest.mark.parametrize("key", SIDECARS)
+def test_captions_in_tar_files_are_read_as_those_beside_songs(tmp_path: Path, key: str) -> None:
+    files, caption = SIDECARS[key]
+    shard(tmp_path / "tars" / "train.tar", {"a.flac": flac(0)} | {n.replace("A", "a"): c for n, c in files.items()})
+    (tmp_path / "files").mkdir()
+    for name, content in {"a.flac": flac(0), **files}.items():
+        (tmp_path / "files" / name).write_bytes(content)
+    in_tar, beside = songs(tmp_path / "tars"), songs(tmp_path / "files")
+    assert in_tar.songs[0].caption == beside.songs[0].caption == caption
+    if key != "called lyrics":
+        notes = [note.replace(f"{tmp_path}/files", "train.tar") for note in beside.notes]
+        assert in_tar.notes == notes
+
+
 def test_a_torn_shard_is_named_and_passed_over(tmp_path: Path) -> None:
     shard(tmp_path / "data" / "train-0.tar", {"a.flac": flac(0)})
     (tmp_path / "data" / "train-1.tar").write_bytes(b"torn")
     found = songs(tmp_path / "data")
     assert len(found.songs) == 1
     assert found.notes == ["1 file can't be read as a tar file: train-1.tar (truncated header)"]
+
+
+# --- tables and audio files in one folder
+
+
+def test_tables_with_songs_go_before_audio_files(tmp_path: Path) -> None:
+    parquet("data", "train.parquet")(tmp_path / "data", table({"audio": cells(0, 1)}))
+    (tmp_path / "data" / "demo.flac").write_bytes(flac(2))
+    found = songs(tmp_path / "data")
+    assert [song.name for song in found.songs] == ["train/000000", "train/000001"]
+    assert found.notes == ["1 audio file not read, for the songs come from tables: demo.flac"]
+
+
+def test_audio_files_go_before_tables_without_songs(tmp_path: Path) -> None:
+    parquet("plays.parquet")(tmp_path / "data", table({"title": ["a"], "plays": [3]}))
+    (tmp_path / "data" / "torn.arrow").write_bytes(b"torn")
+    (tmp_path / "data" / "a.flac").write_bytes(flac(2))
+    found = songs(tmp_path / "data")
+    assert [song.name for song in found.songs] == ["a.flac"]
+    assert found.notes == ["2 tables not read, for the songs come from audio files: plays.parquet, torn.arrow"]
+
+
+@pytest.mark.parametrize("place", [("prep", "tokens", "clips"), (".git", "lfs"), (".cache",)], ids=str)
+def test_tables_that_no_one_put_there_are_no_dataset(tmp_path: Path, place: tuple[str, ...]) -> None:
+    arrow(tmp_path.joinpath("data", *place, "a.arrow"), pa.table({"digest": ["a"], "codes": [[1]]}))
+    if place[0] == "prep":
+        (tmp_path / "data" / "prep" / "songs.jsonl").touch()
+        (tmp_path / "data" / "prep" / "tokens" / "info.json").write_text("{}")
+    with pytest.raises(UserError, match=f"^no audio files in {tmp_path / 'data'}"):
+        songs(tmp_path / "data")
+    parquet("songs", "train.parquet")(tmp_path / "data", table({"audio": cells(0)}))
+    assert [song.name for song in songs(tmp_path / "data").songs] == ["train/000000"]
 
 
 # --- through `prepare`

@@ -17,6 +17,9 @@ import pytest
 from hub import LocalHub
 from test_datasets import AUDIO, DECLARED, cells, flac, saved_splits, shard, table, tiny_punk
 
+from musicgen_dreamboothing.data.songs.song import Columns
+from musicgen_dreamboothing.data.songs.sources import find_songs
+
 # Finds songs in each repository, reads them, and prints what came of it.
 CLIENT = """
 import json, sys
@@ -44,11 +47,14 @@ VISITS: dict[str, tuple[str, dict[str, Any]]] = {
     "files": ("someone/files", {}),
     "tar": ("someone/tar", {}),
     "paths": ("someone/paths", {"audio": "sound"}),
+    "beside": ("someone/beside", {}),
+    "foreign": ("someone/foreign", {}),
 }
 LIMITED: dict[str, tuple[str, dict[str, Any]]] = {
     "limited parquet": ("someone/large", {"max_train_songs": 2}),
     "limited tar": ("someone/large-tar", {"max_train_songs": 1}),
 }
+ARCHIVES: dict[str, tuple[str, dict[str, Any]]] = {"archives": ("someone/archives", {})}
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "config": ("someone/punk", {"config": "live"}),
     "split": ("someone/punk", {"train_split": "train"}),
@@ -83,6 +89,10 @@ def fill(hub: LocalHub, work: Path) -> None:
     add("tar", {f"data/train-{n}.tar": archive(work, n) for n in range(2)})
     paths = table({"sound": ["songs/0.flac", "songs/gone.flac", "../../0.flac"]})
     add("paths", {"train.parquet": bytes_of(paths, work), "songs/0.flac": flac(0)})
+    add("beside", {"demo.flac": flac(3), "data/train.parquet": bytes_of(two_songs(0), work)})
+    plays = bytes_of(table({"title": ["a"], "plays": [3]}), work)
+    add("foreign", {"a.flac": flac(0), "a.txt": b"slow", "plays.parquet": plays})
+    add("archives", {"a.flac": flac(0), "copy.tar": archive(work, 1)})
     add("large", {f"data/train-0000{n}-of-00004.parquet": bytes_of(two_songs(n), work) for n in range(4)})
     add("large-tar", {f"train-{n}.tar": archive(work, n) for n in range(4)})
     for name, files in (
@@ -136,7 +146,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     with LocalHub() as hub:
         fill(hub, work)
         client = Client(hub, work / "home")
-        client.online = client.run(VISITS | LIMITED | WRONG)
+        client.online = client.run(VISITS | LIMITED | ARCHIVES | WRONG)
         unsigned = {"private": ("someone/private", {}), "gated": WRONG["gated"], "gated files": WRONG["gated files"]}
         client.unsigned = client.run(unsigned, signed_in=False)
         client.stranger = client.run({"files": VISITS["files"]}, HF_TOKEN="hf_wrong")
@@ -156,12 +166,31 @@ def test_songs_of_every_layout(client: Client) -> None:
         ],
         "saved": [["clean/000000", "slow", size[0]], ["clean/000001", None, size[1]]],
         "files": [["a.FLAC", "slow", size[0]], ["more/b.flac", None, size[1]]],
-        "tar": [[f"train/train-{n}/a.flac", "slow", size[n]] for n in range(2)],
+        "tar": [[f"train/data/train-{n}/a.flac", "slow", size[n]] for n in range(2)],
         "paths": [["train/000000", None, size[0]]],
+        "beside": [["train/000000", None, size[0]], ["train/000001", None, size[1]]],
+        "foreign": [["a.flac", "slow", size[0]]],
     }
     assert client.online["paths"][1] == [
         "2 rows whose audio file is missing: train/000001 (songs/gone.flac), train/000002 (../../0.flac)"
     ]
+
+
+@pytest.mark.parametrize("key", ["tar", "paths", "beside", "foreign", "archives"])
+def test_a_clone_has_the_songs_of_the_hub(client: Client, tmp_path: Path, key: str) -> None:
+    name, columns = (VISITS | ARCHIVES)[key]
+    stored = client.hub.files(name, "dataset")
+    for path, content in stored.items():
+        (tmp_path / "clone" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clone" / path).write_bytes(content)
+    found = find_songs(str(tmp_path / "clone"), Columns(**columns), cache_dir=str(tmp_path / "cache"))
+    assert [[song.name, song.caption] for song in found.songs] == [song[:2] for song in client.online[key][0]]
+
+
+def test_tables_or_audio_files_that_are_not_read_are_named(client: Client) -> None:
+    assert client.online["beside"][1] == ["1 audio file not read, for the songs come from tables: demo.flac"]
+    for key, name in (("foreign", "plays.parquet"), ("archives", "copy.tar")):
+        assert client.online[key][1] == [f"1 table not read, for the songs come from audio files: {name}"]
 
 
 @pytest.mark.parametrize("key", VISITS)

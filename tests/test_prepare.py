@@ -295,7 +295,7 @@ def test_captions_come_from_text_files_and_metadata(tmp_path: Path, tiny: Path) 
             "both.wav": f"{prompt}from the file",
             "file.wav": f"{prompt}slow tones",
             "none.wav": prompt.strip(", "),
-            "row.wav": f"{prompt}from \u2028 the row",
+            "row.wav": f"{prompt}from the row",
             "sub/deep/row.wav": f"{prompt}deeper",
             "sub/row.wav": f"{prompt}below",
         }

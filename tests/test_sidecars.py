@@ -197,6 +197,13 @@ def test_a_broken_row_is_named_and_the_others_count(look: Look, name: str, lines
     assert found.notes[1].startswith(f"  {told}")
 
 
+def test_a_caption_in_a_table_is_one_line(look: Look) -> None:
+    found = look({"metadata.csv": 'file_name,text\na.wav,"slow\n\tjam\x07"\n', "metadata.jsonl": ""})
+    assert captions(found)["a.wav"] == "slow jam"
+    found = look({"metadata.csv": "", "metadata.jsonl": '{"file_name": "a.wav", "text": ["x\\ny", null, "z"]}'})
+    assert captions(found)["a.wav"] == "x y, z"
+
+
 @pytest.mark.parametrize("text", ["null", "NaN", '""', "[]", '"  "'])
 def test_no_caption_is_no_fault(look: Look, text: str) -> None:
     found = look({"metadata.jsonl": f'{{"file_name": "a.wav", "text": {text}}}'})

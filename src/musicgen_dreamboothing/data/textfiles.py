@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +30,70 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: it cannot be read, or is not such text.
     """
+    return decode_text(read_content(path), str(path))
+
+
+def read_content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
+
+
+def decode_text(content: bytes, name: str) -> str:
+    """The text in the bytes of a file, as `read_text`; `name` stands for the file in errors.
+
+    Raises:
+        UserError: it is not such text.
+    """
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         kind = encoding.removesuffix("-sig").upper()
-        raise UserError(f"{path} is not {kind} text (byte {error.start}); save it as UTF-8 and run again") from error
+        raise UserError(f"{name} is not {kind} text (byte {error.start}); save it as UTF-8 and run again") from error
     if "\0" in text:  # UTF-16 without a mark, or no text at all
-        raise UserError(f"{path} is not UTF-8 text (it holds zero bytes); save it as UTF-8 and run again")
+        raise UserError(f"{name} is not UTF-8 text (it holds zero bytes); save it as UTF-8 and run again")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def caption_of(value: Any) -> str | None:
-    """The caption in a cell of a table or a value of a JSON file; None where it is empty.
+def caption_of(value: Any, labels: Sequence[str] | None = None) -> str | None:
+    """The caption in a text file, a cell of a table or a value of a JSON file, on one line; None where it is empty.
 
-    A list of texts is joined with commas.
+    Args:
+        value: text, or a list of texts, which are joined with commas; None and NaN are empty.
+        labels: texts that a number stands for, where the values are classes.
 
     Raises:
         ValueError: it is neither text nor a list of texts.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    texts = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"the caption must be text or a list of texts, not {json.dumps(value, default=str)}")
-    return encodable(", ".join(text for text in texts if text.strip())) or None
+    try:
+        return _caption(value, labels) or None
+    except TypeError as error:
+        shown = json.dumps(value, default=str)
+        raise ValueError(f"the caption must be text or a list of texts, not {shown}") from error
+
+
+def _caption(value: Any, labels: Sequence[str] | None) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN for a missing text
+        return ""
+    if isinstance(value, str):
+        return one_line(encodable(value))
+    if isinstance(value, list | tuple):
+        return ", ".join(filter(None, (_caption(item, labels) for item in value)))
+    if labels and isinstance(value, int) and not isinstance(value, bool):
+        return labels[value] if 0 <= value < len(labels) else ""  # datasets writes -1 for "no label"
+    raise TypeError(type(value).__name__)
+
+
+def one_line(text: str) -> str:
+    """The text on one line, without control characters."""
+    return " ".join("".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in text).split())
 
 
 def encodable(text: str) -> str:

@@ -5,29 +5,33 @@ Nothing is unpacked: a song is read from its place in the tar file.
 
 from __future__ import annotations
 
-import json
+import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
+from musicgen_dreamboothing.audio import AUDIO_SUFFIXES, AudioError
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.songs.cells import NO_AUDIO, caption_of_value, fingerprint_of_bytes
-from musicgen_dreamboothing.data.songs.columns import existing_column
+from musicgen_dreamboothing.data.songs.cells import NO_AUDIO, fingerprint_of_bytes
+from musicgen_dreamboothing.data.songs.columns import existing_column, find_column
+from musicgen_dreamboothing.data.songs.names import comparable, printable, unused
 from musicgen_dreamboothing.data.songs.notes import RowNotes
-from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES
+from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES, JSON_ENDING, TEXT_ENDINGS, CaptionFiles
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 
-TEXT_FIELDS = ("txt", "text", "caption")
-DATA_FIELD = "json"
+CAPTION_ENDINGS = (*TEXT_ENDINGS, ".text", JSON_ENDING)  # in order of precedence
 MOST_TEXT_BYTES = 1 << 20  # a longer text or JSON file is no caption
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar file: its name there, where its bytes begin and how many there are."""
+    """A file in a tar file: its name there, where its bytes begin and how many there are.
+
+    Reading raises `AudioError` where the tar file is gone.
+    """
 
     archive: Path
     name: str
@@ -35,9 +39,17 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        with self.archive.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        try:
+            with self.archive.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(self.size)
+        except OSError as error:
+            raise AudioError(f"{self.label} can't be read ({error.strerror})") from error
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return printable(f"{self.archive.name}/{self.name}")
 
 
 Sample = Mapping[str, Member]  # by field: `mp3`, `drums.wav`, `json`, ...
@@ -46,49 +58,93 @@ Sample = Mapping[str, Member]  # by field: `mp3`, `drums.wav`, `json`, ...
 def count_samples(archive: Path) -> int:
     """How many samples of a tar file have audio; 0 where it cannot be read."""
     try:
-        return sum(bool(_audio_fields(sample)) for sample in _samples(archive).values())
+        return sum(bool(_audio_fields(sample)) for sample in _samples(archive, None).values())
     except (tarfile.TarError, OSError):
         return 0
 
 
-def songs_of_archives(archives: Iterable[Path], split: str, role: str, columns: Columns, name: str) -> Collection:
-    """The songs in the tar files of one split.
+def songs_of_archives(
+    archives: Iterable[Path], split: str, role: str, columns: Columns, root: Path, name: str
+) -> Collection:
+    """The songs in the tar files of one split, named by the path of each below the folder of the dataset, `root`.
 
     Raises:
         UserError: samples hold several sounds and none was chosen, or not the chosen one.
     """
-    notes = RowNotes()
-    samples: dict[str, Sample] = {}
+    notes, captions, taken = RowNotes(), CaptionFiles(), set[str]()
+    samples: list[tuple[str, Sample]] = []
     for archive in archives:
         try:
-            samples |= {f"{split}/{archive.stem}/{key}": sample for key, sample in _samples(archive).items()}
+            of_archive = _samples(archive, columns.audio)
         except (tarfile.TarError, OSError) as error:
             notes.add("can't be read as a tar file", f"{archive.name} ({error})", noun="file")
-    if columns.audio is not None and samples:
-        existing_column(columns.audio, dict.fromkeys(chain.from_iterable(samples.values())), name)
-    songs = []
-    for key, sample in samples.items():
-        field = _audio_field(sample, columns.audio, name)
-        if field is None:
-            notes.add(NO_AUDIO, key)
             continue
-        caption = _caption(sample, columns.text, key, notes)
-        data = sample[field]
-        songs.append(Song(f"{key}.{field}", data.read, caption, role, fingerprint_of_bytes(data.read())))
-    return Collection(songs, notes.lines())
+        samples += [(f"{split}/{_place(archive, root)}/{key}", sample) for key, sample in of_archive.items()]
+    chosen = None
+    if columns.audio is not None and samples:
+        fields = dict.fromkeys(chain.from_iterable(sample for _, sample in samples))
+        chosen = existing_column(columns.audio, fields, name)
+    songs = []
+    for key, sample in samples:
+        field = _audio_field(sample, chosen, name)
+        if field is None:
+            notes.add(NO_AUDIO, printable(key))
+            continue
+        caption = _caption(sample, field, columns.text, captions)
+        read = sample[field].read
+        songs.append(
+            Song(unused(printable(f"{key}.{field}"), taken), read, caption, role, fingerprint_of_bytes(read()))
+        )
+    return Collection(songs, [*notes.lines(), *captions.notes()])
 
 
-def _samples(archive: Path) -> dict[str, dict[str, Member]]:
-    """The files of a tar file by sample and field: WebDataset cuts a name at the first dot behind the folders."""
-    samples: dict[str, dict[str, Member]] = {}
+def _place(archive: Path, root: Path) -> str:
+    """The path of a tar file below the folder of the dataset, without its suffix."""
+    place = Path(os.path.relpath(archive, root))
+    return (Path(archive.name) if ".." in place.parts else place).with_suffix("").as_posix()
+
+
+def _samples(archive: Path, chosen: str | None) -> dict[str, dict[str, Member]]:
+    """The files of a tar file by sample and field.
+
+    WebDataset cuts a name at the first dot behind the folders. Where that throws songs with dots in their titles
+    together, as `Vol. 1.wav` and `Vol. 2.wav`, names are cut at the suffix.
+    """
+    members = list(_members(archive))
+    samples = _grouped(members, lambda name: name.partition("."))
+    fields = set(chain.from_iterable(samples.values()))
+    if (chosen is None or find_column(fields, [chosen]) is None) and _cuts_titles(samples):
+        return _grouped(members, lambda name: name.rpartition("."))
+    return samples
+
+
+def _members(archive: Path) -> Iterator[Member]:
     with tarfile.open(archive, "r:") as tar:
         for info in tar:
-            path = PurePosixPath(info.name)
-            if info.isfile() and not path.name.startswith("."):
-                key, _, field = path.name.partition(".")
-                member = Member(archive.absolute(), info.name, info.offset_data, info.size)
-                samples.setdefault(str(path.parent / key), {})[field] = member
+            if info.isfile() and not PurePosixPath(info.name).name.startswith("."):
+                yield Member(archive.absolute(), info.name, info.offset_data, info.size)
+
+
+def _grouped(members: Iterable[Member], cut: Callable[[str], tuple[str, str, str]]) -> dict[str, dict[str, Member]]:
+    samples: dict[str, dict[str, Member]] = {}
+    for member in members:
+        path = PurePosixPath(member.name)
+        key, _, field = cut(path.name)
+        samples.setdefault(str(path.parent / key), {})[field] = member
     return samples
+
+
+def _cuts_titles(samples: Mapping[str, Sample]) -> bool:
+    """Whether what stands behind the first dot are titles and no fields, such as `vocals.wav` and `drums.wav`.
+
+    Fields hold no spaces, and are the same in other samples or stand beside one without a second dot, as `a.json`.
+    """
+    several = [sample for sample in samples.values() if len(_audio_fields(sample)) > 1]
+    uses = Counter(chain.from_iterable(samples.values()))
+    fields = [field for sample in several for field in sample]
+    if any(" " in field for field in fields):
+        return True
+    return bool(several) and all("." in field and uses[field] == 1 for field in fields)
 
 
 def _audio_fields(sample: Sample) -> list[str]:
@@ -100,29 +156,29 @@ def _audio_field(sample: Sample, chosen: str | None, name: str) -> str | None:
         return chosen if chosen in sample else None
     fields = _audio_fields(sample)
     if len(fields) > 1:
-        raise UserError(
-            f"samples of {name} hold several sounds; choose one with --target_audio_column_name: {', '.join(fields)}"
-        )
+        shown = printable(", ".join(fields))
+        raise UserError(f"samples of {name} hold several sounds; choose one with --target_audio_column_name: {shown}")
     return fields[0] if fields else None
 
 
-def _caption(sample: Sample, chosen: str | None, key: str, notes: RowNotes) -> str | None:
+def _caption(sample: Sample, audio: str, chosen: str | None, captions: CaptionFiles) -> str | None:
     """The caption in a text file of the sample, or in its JSON file under the chosen or a usual name."""
-    texts = [field for field in sample if (field == chosen if chosen else field.rpartition(".")[2] in TEXT_FIELDS)]
-    try:
-        if texts:
-            return caption_of_value(_text(sample[texts[0]]))
-        values = json.loads(_text(sample[DATA_FIELD])) if DATA_FIELD in sample else None
-        if not isinstance(values, dict):
-            return caption_of_value(values)
-        names = (chosen,) if chosen else CAPTION_NAMES
-        return next(filter(None, (caption_of_value(values.get(name)) for name in names)), None)
-    except (TypeError, ValueError):  # JSON and UTF-8 errors are ValueErrors
-        notes.add_no_text(key)
-        return None
+    for field in _caption_fields(sample, audio, chosen):
+        member = sample[field]
+        if member.size > MOST_TEXT_BYTES:
+            captions.faults.append(f"{member.label} is too long for a caption")
+        elif caption := captions.caption(member.read(), member.label, (chosen,) if chosen else CAPTION_NAMES):
+            return caption
+    return None
 
 
-def _text(member: Member) -> str:
-    if member.size > MOST_TEXT_BYTES:
-        raise ValueError(f"{member.name} is too long for a caption")
-    return member.read().decode("utf-8-sig")
+def _caption_fields(sample: Sample, audio: str, chosen: str | None) -> list[str]:
+    """Those that may hold the caption, as files beside a song may: of `vocals.wav`, `vocals.txt` before `txt`."""
+    if chosen and (found := find_column(sample, [chosen])) is not None:
+        return [found]
+    present = {comparable(field): field for field in reversed(list(sample))}
+    title = audio.rpartition(".")[0]
+    stems = dict.fromkeys((f".{audio}", f".{title}" if title else "", ""))
+    endings = (JSON_ENDING,) if chosen else CAPTION_ENDINGS
+    names = (comparable(f"{stem}{ending}".removeprefix(".")) for ending in endings for stem in stems)
+    return list(dict.fromkeys(present[name] for name in names if name in present))

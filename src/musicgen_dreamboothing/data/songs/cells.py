@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import soundfile
 
 NO_AUDIO = "without audio"
 NO_FILE = "whose audio file is missing"
 NO_RATE = "whose audio array has no sampling rate"
+WRONG_RATE = "whose sampling rate is none of sound"
 NO_WAVE = "whose audio array is not [S], [C, S] or [S, C]"
 INT16_SCALE, INT32_SCALE = 2.0**15, 2.0**31  # full scale of integer samples
+HIGHEST_RATE = 2**31 - 1  # that a WAV file can state, in Hz
 
 
 class UnusableCellError(ValueError):
@@ -81,29 +85,22 @@ def fingerprint_of_bytes(data: Any) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def caption_of_value(value: Any, labels: Sequence[str] | None = None) -> str | None:
-    """The caption in a value of a text column, on one line: text, a list of texts (joined) or labels by their number.
-
-    Raises:
-        TypeError: the value is something else, such as a number.
-    """
-    if value is None or value != value:  # NaN is what pandas makes of a missing text
-        return None
-    if isinstance(value, str):
-        return " ".join(value.split()) or None
-    if isinstance(value, list | tuple):
-        return ", ".join(filter(None, (caption_of_value(item, labels) for item in value))) or None
-    if labels and isinstance(value, int) and not isinstance(value, bool):
-        return labels[value] if 0 <= value < len(labels) else None  # datasets writes -1 for "no label"
-    raise TypeError(f"{type(value).__name__} is no text")
-
-
 def values_of_text(column: pa.ChunkedArray) -> list[Any]:
-    """A text column as Python values; what can be no text, such as sounds, is not read and stands as an object."""
+    """A text column as Python values; what is no text, such as sounds or broken UTF-8, stands as an object."""
     kind = _plain_type(column.type)
     if (pa.types.is_nested(kind) and not _is_list(kind)) or _is_binary(kind) or isinstance(kind, pa.BaseExtensionType):
         return [object() if valid else None for valid in column.is_valid().to_pylist()]
-    return list(column.to_pylist())
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [_value(cell) for chunk in column.chunks for cell in chunk]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return object()
 
 
 def _content(cell: pa.Scalar, folders: Sequence[Path]) -> Path | pa.Buffer | tuple[np.ndarray, int]:
@@ -112,7 +109,7 @@ def _content(cell: pa.Scalar, folders: Sequence[Path]) -> Path | pa.Buffer | tup
     if cell is None:
         raise UnusableCellError(NO_AUDIO)
     if _is_text(cell.type):
-        return _existing_file(cell.as_py(), folders)
+        return _existing_file(cell, folders)
     if _is_binary(cell.type):
         if not len(cell.as_buffer()):
             raise UnusableCellError(NO_AUDIO)
@@ -123,7 +120,7 @@ def _content(cell: pa.Scalar, folders: Sequence[Path]) -> Path | pa.Buffer | tup
     if array is not None:
         return _samples(array.values), _rate(_plain(cell.get("sampling_rate")))
     if path is not None:
-        return _existing_file(path.as_py(), folders)
+        return _existing_file(path, folders)
     raise UnusableCellError(NO_AUDIO)
 
 
@@ -134,20 +131,24 @@ def _plain(cell: pa.Scalar | None) -> pa.Scalar | None:
     return cell if cell is not None and cell.is_valid else None
 
 
-def _existing_file(path: str, folders: Sequence[Path]) -> Path:
+def _existing_file(cell: pa.Scalar, folders: Sequence[Path]) -> Path:
+    path = bytes(cell.as_buffer()).decode(errors="backslashreplace")
     if not path.strip():
         raise UnusableCellError(NO_AUDIO)
     for name in (path, path.replace("\\", "/")):
         for folder in folders:
-            if (folder / name).is_file():  # an absolute name stays as it is
+            if os.path.isfile(folder / name):  # False for names too long for the system; absolute ones stay as they are
                 return (folder / name).absolute()
     raise UnusableCellError(NO_FILE, path)
 
 
 def _rate(rate: pa.Scalar | None) -> int:
-    if rate is None or not rate.as_py() > 0:
+    value = None if rate is None else rate.as_py()
+    if not isinstance(value, int | float) or not value > 0:
         raise UnusableCellError(NO_RATE)
-    return round(rate.as_py())
+    if not 1 <= value <= HIGHEST_RATE:
+        raise UnusableCellError(WRONG_RATE, f"{value} Hz")
+    return round(value)
 
 
 def _samples(values: pa.Array) -> np.ndarray:
@@ -156,7 +157,7 @@ def _samples(values: pa.Array) -> np.ndarray:
         wave = np.atleast_1d(_array(values).squeeze())
     except (ValueError, pa.ArrowInvalid) as error:  # lists of different lengths
         raise UnusableCellError(NO_WAVE) from error
-    if wave.ndim > 2 or not wave.size:
+    if wave.ndim > 2 or not wave.size or wave.dtype.kind not in "iuf":
         raise UnusableCellError(NO_WAVE if wave.size else NO_AUDIO)
     if wave.ndim == 1:
         wave = wave[:, None]
@@ -168,11 +169,17 @@ def _samples(values: pa.Array) -> np.ndarray:
 
 
 def _array(values: pa.Array) -> np.ndarray:
-    """An array of the shape of nested lists that have equal lengths."""
+    """An array of the shape of nested lists.
+
+    Raises:
+        ValueError: lists that stand side by side have different lengths.
+    """
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
     if not _is_list(values.type):
         return values.to_numpy(zero_copy_only=False)
+    if len(pc.unique(pc.list_value_length(values))) > 1:
+        raise ValueError("lists of different lengths")
     return _array(values.flatten()).reshape(len(values), len(values.flatten()) // max(1, len(values)), -1)
 
 

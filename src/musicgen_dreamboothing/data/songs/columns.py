@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.songs.cells import holds_audio
+from musicgen_dreamboothing.data.songs.names import comparable
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES
 
 
@@ -26,21 +27,29 @@ def audio_column(schema: pa.Schema, chosen: str | None, name: str) -> str:
         UserError: there is no such column, it cannot hold audio, or several can.
     """
     if chosen is not None:
-        if not holds_audio(schema.field(existing_column(chosen, schema.names, name)).type):
+        column = existing_column(chosen, schema.names, name)
+        if not holds_audio(schema.field(column).type):
             raise UserError(
-                f"column {chosen!r} of {name} holds {schema.field(chosen).type}, not audio; "
+                f"column {chosen!r} of {name} holds {schema.field(column).type}, not audio; "
                 f"choose another --target_audio_column_name: {', '.join(_audio_columns(schema) or schema.names)}"
             )
-        return chosen
+        return column
     columns = _audio_columns(schema)
     if len(columns) == 1:
         return columns[0]
-    if "audio" in schema.names and holds_audio(schema.field("audio").type):
-        return "audio"
+    if (usual := find_column(schema.names, ["audio"])) is not None and holds_audio(schema.field(usual).type):
+        return usual
     raise UserError(
         f"which column of {name} holds the songs? Say it with --target_audio_column_name; "
         f"it has {', '.join(columns or schema.names)}"
     )
+
+
+def may_hold_songs(schema: pa.Schema, chosen: str | None) -> bool:
+    """Whether a table has a column for `audio_column` to take or to choose from."""
+    usual = find_column(schema.names, [chosen or "audio"])
+    is_usual = usual is not None and holds_audio(schema.field(usual).type)
+    return is_usual or (chosen is None and bool(_audio_columns(schema)))
 
 
 def _audio_columns(schema: pa.Schema) -> list[str]:
@@ -63,7 +72,7 @@ def text_column(names: Iterable[str], chosen: str | None, name: str) -> str | No
     columns = list(names)
     if chosen is not None:
         return existing_column(chosen, columns, name)
-    return next((usual for usual in CAPTION_NAMES if usual in columns), None)
+    return find_column(columns, CAPTION_NAMES)
 
 
 def label_names(feature: Any) -> list[str] | None:
@@ -78,11 +87,29 @@ def _type_name(feature: Any) -> str | None:
 
 
 def existing_column(column: str, columns: Iterable[str], name: str) -> str:
-    """The column itself.
+    """The column as it is written there.
 
     Raises:
         UserError: it is not one of the columns.
     """
-    if column not in columns:
+    columns = list(columns)
+    found = find_column(columns, [column])
+    if found is None:
         raise UserError(f"no column {column!r} in {name}; it has {', '.join(columns)}")
-    return column
+    return found
+
+
+def find_column(columns: Iterable[str], wanted: Iterable[str]) -> str | None:
+    """The first of the wanted columns that is there: as it is written, else in any case, with `_` for spaces or `-`.
+
+    >>> find_column(["File Name", "Caption"], ["text", "caption"]), find_column(["TEXT", "text"], ["text"])
+    ('Caption', 'text')
+    """
+    columns = list(columns)
+    normal = {_normal(column): column for column in reversed(columns)}
+    matches = (name if name in columns else normal.get(_normal(name)) for name in wanted)
+    return next((match for match in matches if match is not None), None)
+
+
+def _normal(column: str) -> str:
+    return comparable(column.strip()).replace(" ", "_").replace("-", "_")

@@ -7,6 +7,7 @@ decoded, and nothing that decodes has to be installed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -17,19 +18,28 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 
+from musicgen_dreamboothing.audio import AudioError
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.songs.archives import count_samples, songs_of_archives
 from musicgen_dreamboothing.data.songs.cells import (
     UnusableCellError,
     audio_of_cell,
-    caption_of_value,
     fingerprint_of_cell,
     values_of_text,
 )
-from musicgen_dreamboothing.data.songs.columns import audio_column, declared_features, label_names, text_column
+from musicgen_dreamboothing.data.songs.columns import (
+    audio_column,
+    declared_features,
+    label_names,
+    may_hold_songs,
+    text_column,
+)
 from musicgen_dreamboothing.data.songs.notes import RowNotes
+from musicgen_dreamboothing.data.songs.scan import Listing, is_hidden
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns, Song
+from musicgen_dreamboothing.data.textfiles import caption_of
 
 READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # of `datasets`, by suffix
 SAVED, SAVED_SPLITS, INFO = "state.json", "dataset_dict.json", "dataset_info.json"
@@ -77,9 +87,19 @@ def is_table(path: str) -> bool:
     return path.endswith(tuple(READERS)) and not path.endswith("metadata.parquet")
 
 
-def holds_tables(folder: Path) -> bool:
-    """Whether there are Parquet, Arrow or tar files in a folder or below it."""
-    return any(is_table(path.name) and path.is_file() for path in folder.rglob("*"))
+def tables_of(listing: Listing) -> list[Path]:
+    """The Parquet, Arrow and tar files in a folder and below it, but for those in what this program made."""
+    paths = (folder / name for folder, names in listing.files.items() for name in names if not is_hidden(name))
+    return sorted(path for path in paths if is_table(path.name) and path.is_file())
+
+
+def hold_songs(tables: Iterable[Path], columns: Columns) -> bool:
+    """Whether any of some tables has a column with songs, so that it goes before audio files beside it.
+
+    Tar files do not count: beside songs they are more often a copy of them than a dataset.
+    """
+    files = (file for file in tables if file.suffix != ".tar")
+    return any(may_hold_songs(schema, columns.audio) for file in files for schema in _schemas([file]).values())
 
 
 def songs_of_saved_dataset(folder: Path, columns: Columns, name: str | None = None) -> Collection:
@@ -120,26 +140,29 @@ def songs_of_table_file(file: Path, columns: Columns, cache_dir: str | None) -> 
     return songs_of_splits({columns.train_split: [file]}, columns, place)
 
 
-def songs_of_tables(folder: Path, columns: Columns, cache_dir: str | None, name: str | None = None) -> Collection:
-    """The songs of a folder of Parquet, Arrow or tar files, such as the clone of a dataset repository.
+def songs_of_tables(
+    folder: Path, tables: Sequence[Path], columns: Columns, cache_dir: str | None, name: str
+) -> Collection:
+    """The songs of a folder with Parquet, Arrow or tar files, such as the clone of a dataset repository.
 
     Raises:
         UserError: there is no such configuration, split or column, or a file cannot be read.
     """
-    place = Place(name or str(folder), (folder, Path()), cache_dir)
+    place = Place(name, (folder, Path()), cache_dir)
     try:
-        splits = _splits_of_folder(folder, columns, place)
+        splits = _splits_of_folder(folder, tables, columns, place)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{place.name} can't be read as a dataset: {' '.join(str(error).split())}") from error
     return songs_of_splits(splits, columns, place)
 
 
-def _splits_of_folder(folder: Path, columns: Columns, place: Place) -> Splits:
+def _splits_of_folder(folder: Path, tables: Sequence[Path], columns: Columns, place: Place) -> Splits:
     if (folder / INFO).exists() and (cached := _cached_splits(folder)):
         return cached
-    present = [path.name for path in folder.rglob("*") if is_table(path.name)]
-    splits = files_by_split(str(folder), columns.config, present, place)
-    return {split: [Path(file) for file in files] for split, files in splits.items()}
+    splits = files_by_split(str(folder), columns.config, [table.name for table in tables], place)
+    listed = set(map(os.path.abspath, tables))
+    kept = {split: [Path(file) for file in files if os.path.abspath(file) in listed] for split, files in splits.items()}
+    return {split: files for split, files in kept.items() if files}
 
 
 def _cached_splits(folder: Path) -> dict[str, list[Path]]:
@@ -208,16 +231,21 @@ def wanted_splits(columns: Columns, present: Iterable[str], name: str) -> list[t
     """The splits to read, each with its role, `train` or `eval`; `train+validation` stands for both.
 
     Raises:
-        UserError: one is not there.
+        UserError: one is not there, or is for training and for evaluation.
     """
     present = list(present)
-    wanted = []
+    wanted: list[tuple[str, str]] = []
     for choice, role in ((columns.train_split, TRAIN), (columns.eval_split or "", EVAL)):
         wanted += [(split, role) for split in ([choice] if choice in present else choice.split("+")) if choice]
     for split, _ in wanted:
         if split not in present:
             raise UserError(f"no split {split!r} in {name}; it has {', '.join(present) or 'none'}")
-    return wanted
+        if (split, TRAIN) in wanted and (split, EVAL) in wanted:
+            raise UserError(
+                f"split {split!r} is in --train_split_name {columns.train_split} and in --eval_split_name "
+                f"{columns.eval_split}; leave it out of one of them"
+            )
+    return list(dict.fromkeys(wanted))
 
 
 def songs_of_splits(splits: Splits, columns: Columns, place: Place) -> Collection:
@@ -238,7 +266,7 @@ def songs_of_splits(splits: Splits, columns: Columns, place: Place) -> Collectio
 
 def _songs_of_files(files: Sequence[Path], split: str, role: str, columns: Columns, place: Place) -> Collection:
     if any(file.suffix == ".tar" for file in files):
-        return songs_of_archives(files, split, role, columns, place.name)
+        return songs_of_archives(files, split, role, columns, place.folders[0], place.name)
     notes = RowNotes()
     schemas = _schemas(files, notes)
     if not schemas:
@@ -248,14 +276,15 @@ def _songs_of_files(files: Sequence[Path], split: str, role: str, columns: Colum
     return Collection(list(_songs_of_table(arrow_files, table, split, role, place, notes)), notes.lines())
 
 
-def _schemas(files: Sequence[Path], notes: RowNotes) -> dict[Path, pa.Schema]:
+def _schemas(files: Sequence[Path], notes: RowNotes | None = None) -> dict[Path, pa.Schema]:
     """The columns of each file; a file that cannot be read is noted and left out."""
     schemas = {}
     for file in files:
         try:
             schemas[file] = pq.read_schema(file) if file.suffix == ".parquet" else _arrow_table(file).schema
         except (OSError, pa.ArrowException) as error:
-            notes.add("can't be read", f"{file.name} ({' '.join(str(error).split())})", noun="file")
+            if notes is not None:
+                notes.add("can't be read", f"{file.name} ({' '.join(str(error).split())})", noun="file")
     return schemas
 
 
@@ -329,12 +358,18 @@ def _songs_of_table(
             except UnusableCellError as error:
                 notes.add(error.reason, f"{name} ({error.detail})" if error.detail else name)
                 continue
-            read = partial(_read, file, table.audio, row, place.folders)
+            read = partial(_read, file, table.audio, row, place.folders, name)
             yield Song(name, read, _as_text(caption, table.labels, name, notes), role, fingerprint)
 
 
-def _read(file: Path, column: str, row: int, folders: tuple[Path, ...]) -> Path | bytes:
-    return audio_of_cell(_arrow_table(file).column(column)[row], folders)
+def _read(file: Path, column: str, row: int, folders: tuple[Path, ...], name: str) -> Path | bytes:
+    """What `audio_of_cell` gives; whatever became of the files since they were listed is a fault of this song only."""
+    try:
+        return audio_of_cell(_arrow_table(file).column(column)[row], folders)
+    except UnusableCellError as error:
+        raise AudioError(f"{name} is a row {error.reason}" + (f" ({error.detail})" if error.detail else "")) from error
+    except (OSError, OverflowError, pa.ArrowException, soundfile.SoundFileError) as error:
+        raise AudioError(f"{name} can't be read ({' '.join(str(error).split())})") from error
 
 
 def _captions(file: Path, table: _Table) -> list[Any]:
@@ -345,8 +380,8 @@ def _captions(file: Path, table: _Table) -> list[Any]:
 
 def _as_text(value: Any, labels: list[str] | None, name: str, notes: RowNotes) -> str | None:
     try:
-        return caption_of_value(value, labels)
-    except TypeError:
+        return caption_of(value, labels)
+    except ValueError:
         notes.add_no_text(name)
         return None
 

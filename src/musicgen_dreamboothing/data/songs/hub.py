@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -33,57 +34,66 @@ from musicgen_dreamboothing.data.songs.dataset import (
     Splits,
     count_rows,
     files_by_split,
-    holds_tables,
-    is_saved_dataset,
+    hold_songs,
     is_table,
-    songs_of_saved_dataset,
-    songs_of_splits,
-    songs_of_tables,
     wanted_splits,
 )
-from musicgen_dreamboothing.data.songs.folder import songs_of_folder
-from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns
+from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Columns
 
 SIDECARS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".cue", ".yaml", ".yml", ".md", "metadata.parquet")
 PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
 LOG_IN = "log in with `hf auth login` or pass --token"
 
 
-def songs_of_hub(name: str, columns: Columns, token: str | None, cache_dir: str | None) -> Collection:
-    """The songs of a dataset repository on the Hub.
+@dataclass(frozen=True)
+class Download:
+    """What was downloaded of a dataset repository.
+
+    Attributes:
+        folder: of the repository in the cache.
+        splits: the files of each split, where its tables are read; None where the folder tells what to read.
+        archives: names of tar files that are not downloaded, for there are audio files.
+    """
+
+    folder: Path
+    splits: Splits | None = None
+    archives: tuple[str, ...] = ()
+
+
+def download(name: str, columns: Columns, token: str | None, cache_dir: str | None) -> Download:
+    """Brings the songs of a dataset repository on the Hub into the cache.
 
     Raises:
         UserError: there is no such repository, it may not be read, or it has no such configuration, split or column.
     """
-    place = Place(name, (), cache_dir)
     try:
-        folder, splits = _download(columns, place, token)
+        return _download(columns, Place(name, (), cache_dir), token)
     except (HTTPError, HFValidationError, OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(_explanation(name, error)) from error
-    if splits is not None:
-        return songs_of_splits(splits, columns, Place(name, (folder,), cache_dir))
-    if is_saved_dataset(folder):
-        return songs_of_saved_dataset(folder, columns, name)
-    if holds_tables(folder):
-        return songs_of_tables(folder, columns, cache_dir, name)
-    return songs_of_folder(folder, columns)
 
 
-def _download(columns: Columns, place: Place, token: str | None) -> tuple[Path, Splits | None]:
-    """The folder of the repository in the cache, and the files of each split where tables are downloaded."""
+def _download(columns: Columns, place: Place, token: str | None) -> Download:
     files = _files_of_repository(place.name, token)
     if files is None:
         folder = _snapshot(place, [], token, only_local=True)  # what is there may be a part of the repository
         say(f"the Hub can't be reached; reading what the cache has of {place.name}")
-        return folder, None
+        return Download(folder)
     audio = [file for file in files if file.lower().endswith(tuple(AUDIO_SUFFIXES))]
     if {SAVED, SAVED_SPLITS} & set(files):
-        return _snapshot(place, [file for file in files if file.endswith((".arrow", ".json"))], token), None
-    if any(map(is_table, files)):
+        return Download(_snapshot(place, [*audio, *(f for f in files if f.endswith((".arrow", ".json")))], token))
+    tables = sorted(filter(is_table, files))
+    if tables and (not audio or _hold_songs(tables, columns, place, token)):
         return _download_tables(files, audio, columns, place, token)
     if audio:
-        return _snapshot(place, [*audio, *(file for file in files if file.lower().endswith(SIDECARS))], token), None
+        folder = _snapshot(place, [*audio, *(file for file in files if file.lower().endswith(SIDECARS))], token)
+        return Download(folder, archives=tuple(table for table in tables if table.endswith(".tar")))
     raise UserError(_nothing_to_read(place.name, files))
+
+
+def _hold_songs(tables: Iterable[str], columns: Columns, place: Place, token: str | None) -> bool:
+    """The same for tables of the repository, which are downloaded one by one until one holds songs."""
+    wanted = (table for table in tables if not table.endswith(".tar"))
+    return hold_songs((_snapshot(place, [table], token) / table for table in wanted), columns)
 
 
 def _files_of_repository(name: str, token: str | None) -> list[str] | None:
@@ -100,9 +110,7 @@ def _files_of_repository(name: str, token: str | None) -> list[str] | None:
         return None
 
 
-def _download_tables(
-    files: list[str], audio: list[str], columns: Columns, place: Place, token: str | None
-) -> tuple[Path, Splits]:
+def _download_tables(files: list[str], audio: list[str], columns: Columns, place: Place, token: str | None) -> Download:
     """Parquet, Arrow or tar files; where songs are limited, only the first ones of the wanted splits."""
     urls = files_by_split(place.name, columns.config, filter(is_table, files), place, token)
     remote = {split: [_path_in_repository(url) for url in files] for split, files in urls.items()}
@@ -112,7 +120,8 @@ def _download_tables(
     if not any(limits.values()):  # without all that the README lists it could not be read without a network
         common += [file for paths in remote.values() for file in paths]
     folder = _snapshot(place, common, token)
-    return folder, {split: list(_downloaded(remote[split], limits[role], place, token)) for split, role in wanted}
+    splits = {split: list(_downloaded(remote[split], limits[role], place, token)) for split, role in wanted}
+    return Download(folder, splits)
 
 
 def _downloaded(paths: Sequence[str], limit: int | None, place: Place, token: str | None) -> Iterator[Path]:

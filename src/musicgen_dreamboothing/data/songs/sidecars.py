@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 from musicgen_dreamboothing.console import UserError, plural
 from musicgen_dreamboothing.data.songs.names import comparable, printable
 from musicgen_dreamboothing.data.songs.scan import some
-from musicgen_dreamboothing.data.textfiles import caption_of, read_text
+from musicgen_dreamboothing.data.textfiles import caption_of, decode_text, read_content
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 CAPTION_NAMES = ("text", "caption", "description", "prompt")  # in `song.json`, and columns of tables
@@ -35,20 +35,91 @@ MANY_LINES, MANY_WORDS = 8, 60  # of a text that may be lyrics
 
 
 @dataclass
-class Sidecars:
-    """Reads captions beside songs, and keeps account of files that are not used.
+class CaptionFiles:
+    """Reads captions from the bytes of text and JSON files, and keeps account of files that are not used.
 
     Attributes:
-        files: names of all files by folder.
         faults: one line for each file that can't be read.
         lyrics: files with lyrics, which are not used.
         long: files that are used, but may hold lyrics.
     """
 
-    files: dict[Path, set[str]]
     faults: list[str] = field(default_factory=list)
     lyrics: list[str] = field(default_factory=list)
     long: list[str] = field(default_factory=list)
+
+    def caption(self, content: bytes, path: str, keys: Sequence[str] = CAPTION_NAMES) -> str | None:
+        """The caption in a file.
+
+        Args:
+            content: of the file.
+            path: its suffix tells JSON from text, and messages name it.
+            keys: under which a JSON file may have it, in any case; the first that has one counts.
+        """
+        try:
+            text = decode_text(content, path)
+            return (
+                _caption_in_json(text, path, keys)
+                if path.lower().endswith(JSON_ENDING)
+                else self._caption_in_text(text, printable(PurePath(path).name))
+            )
+        except (UserError, ValueError) as error:
+            self.faults.append(str(error))
+            return None
+
+    def _caption_in_text(self, text: str, name: str) -> str | None:
+        if is_lyrics(text):
+            self.lyrics.append(name)
+            return None
+        lines, words = [line for line in text.split("\n") if line.strip()], text.split()
+        if len(lines) >= MANY_LINES and len(words) >= MANY_WORDS:
+            self.long.append(name)
+        return caption_of(text)
+
+    def notes(self) -> list[str]:
+        """What was not used, in lines."""
+        faults, lyrics, long = (list(dict.fromkeys(lines)) for lines in (self.faults, self.lyrics, self.long))
+        lines = []
+        if faults:
+            lines += [f"{plural(len(faults), 'caption file')} not used:", *(f"  {fault}" for fault in faults)]
+        if lyrics:
+            lines.append(f"{plural(len(lyrics), 'text file')} with lyrics not used as captions: {some(lyrics)}")
+        if long:
+            lines.append(
+                f"note: {plural(len(long), 'caption')} of many lines; if these are lyrics, rename song.txt to "
+                f"song.lyrics.txt: {some(long)}"
+            )
+        return lines
+
+
+def _caption_in_json(text: str, path: str, keys: Sequence[str]) -> str | None:
+    """The caption among what other trainers and players keep beside a song; a file without one says nothing."""
+    try:
+        values = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = f"{error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise ValueError(f"{path} is not JSON ({reason})") from error
+    if isinstance(values, str):
+        return caption_of(values)
+    named: dict[str, Any] = (
+        {str(key).casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
+    )
+    try:
+        return next(filter(None, (caption_of(named.get(key.casefold())) for key in keys)), None)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@dataclass
+class Sidecars:
+    """Finds captions beside songs, and keeps account of files that are not used.
+
+    Attributes:
+        files: names of all files by folder.
+    """
+
+    files: dict[Path, set[str]]
+    _captions: CaptionFiles = field(default_factory=CaptionFiles)
     _comparable: dict[Path, dict[str, str]] = field(default_factory=dict)
     _read: set[Path] = field(default_factory=set)
     _stems: defaultdict[Path, set[str]] = field(default_factory=lambda: defaultdict(set))  # of songs, by folder
@@ -57,14 +128,12 @@ class Sidecars:
         """The caption beside a song, on one line; the first file that has one counts."""
         for path in self._candidates(song):
             try:
-                text = (
-                    self._caption_of_json(path) if path.suffix.lower() == JSON_ENDING else self._caption_of_text(path)
-                )
-            except (UserError, ValueError) as error:
-                self.faults.append(str(error))
+                content = read_content(path)
+            except UserError as error:
+                self._captions.faults.append(str(error))
                 continue
-            if text:
-                return text
+            if caption := self._captions.caption(content, str(path)):
+                return caption
         return None
 
     def _candidates(self, song: Path) -> list[Path]:
@@ -86,50 +155,9 @@ class Sidecars:
             self._comparable[folder] = {comparable(one): one for one in sorted(names, reverse=True)}
         return self._comparable[folder].get(comparable(name))
 
-    def _caption_of_text(self, path: Path) -> str:
-        text = read_text(path)
-        name = printable(path.name)
-        if is_lyrics(text):
-            self.lyrics.append(name)
-            return ""
-        lines, words = [line for line in text.split("\n") if line.strip()], text.split()
-        if len(lines) >= MANY_LINES and len(words) >= MANY_WORDS:
-            self.long.append(name)
-        return one_line(text)
-
-    def _caption_of_json(self, path: Path) -> str:
-        """The caption among what other trainers and players keep beside a song; a file without one says nothing."""
-        try:
-            values = json.loads(read_text(path))
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = (
-                f"{error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
-            )
-            raise ValueError(f"{path} is not JSON ({reason})") from error
-        if isinstance(values, str):
-            return one_line(values)
-        named = {str(key).casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
-        for key in CAPTION_NAMES:
-            try:
-                if caption := caption_of(named.get(key)):
-                    return one_line(caption)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-        return ""
-
     def notes(self) -> list[str]:
         """What was not used, in lines."""
-        faults, lyrics, long = (list(dict.fromkeys(lines)) for lines in (self.faults, self.lyrics, self.long))
-        lines = []
-        if faults:
-            lines += [f"{plural(len(faults), 'caption file')} not used:", *(f"  {fault}" for fault in faults)]
-        if lyrics:
-            lines.append(f"{plural(len(lyrics), 'text file')} with lyrics not used as captions: {some(lyrics)}")
-        if long:
-            lines.append(
-                f"note: {plural(len(long), 'caption')} of many lines; if these are lyrics, rename song.txt to "
-                f"song.lyrics.txt: {some(long)}"
-            )
+        lines = self._captions.notes()
         if unknown := sorted(self._unknown()):
             lines.append(
                 f"{plural(len(unknown), 'text file')} beside songs not used; captions are called song.txt, "
@@ -156,8 +184,3 @@ def is_lyrics(text: str) -> bool:
     (True, True, False)
     """
     return bool(LYRICS.search(text)) or len(HEADINGS.findall(text)) > 1
-
-
-def one_line(text: str) -> str:
-    """The text on one line, without control characters."""
-    return " ".join("".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in text).split())
