@@ -30,7 +30,7 @@ def songs_of_listing(listing: Listing, columns: Columns) -> Collection:
     """The same for a folder that was walked already."""
     if not listing.songs:
         raise UserError(_why_no_songs(listing))
-    collection = _collect(listing, columns)
+    collection = _collect(listing, find_tracks(listing), columns)
     if columns.eval_split and all(song.split == TRAIN for song in collection.songs):
         folder = listing.root / columns.eval_split
         raise UserError(f"no songs in {folder}; --eval_split_name takes a sub-folder of {listing.root}")
@@ -52,10 +52,9 @@ def songs_of_file(path: Path, columns: Columns) -> Collection:
         listing.songs = [song for song in listing.songs if song in tracks.by_file]
         if not listing.songs:
             raise UserError("; ".join(tracks.faults) or f"{path} names no file with several tracks")
-        return _collect(listing, columns)
-    listing.songs = [path]
-    collection = _collect(listing, columns)
-    return Collection(collection.songs, [line for line in collection.notes if "fit no song" not in line])
+        return _collect(listing, tracks, columns)
+    listing.songs, listing.is_single_song = [path], True
+    return _collect(listing, find_tracks(listing), columns)
 
 
 def is_prepared(folder: Path) -> bool:
@@ -77,9 +76,8 @@ def _why_no_songs(listing: Listing) -> str:
     return " - ".join([text, *notes])
 
 
-def _collect(listing: Listing, columns: Columns) -> Collection:
+def _collect(listing: Listing, tracks: Tracks, columns: Columns) -> Collection:
     """The songs of a listing: whole files, or the tracks of those that hold several."""
-    tracks = find_tracks(listing)
     names = unique_names(listing.songs, listing.root)
     songs = {path: _songs_of_file(path, names, tracks, columns) for path in listing.songs}
     every_name = [*names.values(), *(song.name for group in songs.values() for song in group)]

@@ -6,7 +6,6 @@ import csv
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captio
         caption = next((row.caption for row in reversed(own) if row.caption), None)
         if caption is not None:
             captions.by_name[prefix + name] = caption
-    if lost:
+    if lost and not listing.is_single_song:
         captions.notes.append(f"{len(lost)} of {plural(len(rows), 'row')} of {label} fit no song: {some(lost)}")
     repeated = [
         f"{name} (lines {', '.join(str(row.line) for row in own)})"
@@ -217,13 +216,23 @@ def _csv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]
         delimiter, first = excel[-1], first + 1  # Excel's note to itself
     records = _records(lines, first, delimiter or _delimiter(lines[first : first + 1]), faults)
     _, header = next(records, (0, []))
-    header = [name.strip() for name in header]
+    header = _without_empty_end(header)
     for line, cells in records:
-        if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
-            hint = " (a caption with commas needs quotation marks)" if delimiter is None else ""
-            faults.append((line, f"{len(cells)} values for {plural(len(header), 'column')}{hint}"))
-        elif any(cell.strip() for cell in cells):
-            yield line, dict(zip_longest(header, cells[: len(header)]))
+        count = max(len(_without_empty_end(cells)), min(len(cells), len(header)))
+        if not any(cell.strip() for cell in cells):
+            continue
+        if count == len(header):
+            yield line, dict(zip(header, cells, strict=False))  # empty cells may follow
+        else:
+            is_longer = count > len(header)
+            hint = " (a caption with commas needs quotation marks)" if is_longer and delimiter is None else ""
+            faults.append((line, f"{plural(len(cells), 'value')} for {plural(len(header), 'column')}{hint}"))
+
+
+def _without_empty_end(cells: list[str]) -> list[str]:
+    """Stripped cells without the empty ones at the end, which spreadsheets add."""
+    stripped = [cell.strip() for cell in cells]
+    return stripped[: max((place for place, cell in enumerate(stripped, start=1) if cell), default=0)]
 
 
 def _delimiter(header: list[str]) -> str:
