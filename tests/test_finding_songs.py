@@ -258,7 +258,9 @@ def test_a_second_run_among_the_songs_has_the_same_songs(cli: Cli, songs: Path, 
 
 
 def test_a_prepared_folder_is_no_folder_of_songs_but_its_clips_are(prepared: Path) -> None:
-    with pytest.raises(UserError, match=r"which is a prepared folder: train takes it as it is; .*clips$"):
+    with pytest.raises(
+        UserError, match=r"which is a prepared folder: train takes it as it is; .*clips and another --output_dir$"
+    ):
         found(prepared)
     clips = found(prepared / "clips")
     assert len(clips.songs) == 16

@@ -686,6 +686,42 @@ def test_a_wrong_place_costs_nothing_that_is_prepared(work: Path, finished: Path
     assert_same_result(work / "data", finished / "data")
 
 
+@pytest.mark.parametrize("place", ["clips", "tokens", "a clip", "link", "relative", "linked folder", "linked clip"])
+@pytest.mark.parametrize("options", [(), ("--overwrite_cache", "true")])
+def test_songs_where_clips_are_written_are_refused(
+    cli: Cli, work: Path, finished: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, place: str, options: tuple[str]
+) -> None:
+    """They would be deleted as clips of an earlier run."""
+    clips = work / "data" / "clips"
+    (work / "mixed").mkdir()
+    write_song(work / "mixed" / "song.wav", 2.0)
+    (work / "link").symlink_to(clips)
+    if place == "linked folder":
+        (work / "mixed" / "more").symlink_to(clips)
+    elif place == "linked clip":
+        (work / "mixed" / "best.flac").symlink_to(clips / "song_0-000.flac")
+    monkeypatch.chdir(work / "songs")
+    songs = {
+        "clips": clips,
+        "tokens": work / "data" / "tokens",
+        "a clip": clips / "song_0-000.flac",
+        "link": work / "link",
+        "relative": "../data/../data/clips",
+    }.get(place, work / "mixed")
+    ran = cli(*prepare_words(Path(songs), work / "data", tiny), *options)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert "where this run writes: choose another --output_dir" in ran.err
+    assert_same_result(work / "data", finished / "data")
+
+
+def test_own_songs_in_a_folder_called_clips_are_refused_before_they_are_mixed(cli: Cli, work: Path, tiny: Path) -> None:
+    mine = write_song(work / "songs" / "clips" / "mine.flac", 2.0)
+    ran = cli(*prepare_words(work / "songs", work / "songs", tiny), "--overwrite_cache", "true")
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "mine.flac is in" in ran.err
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.flac"]
+
+
 def test_another_base_encodes_again(work: Path, finished: Path, tmp_path: Path) -> None:
     other = write_tiny_checkpoint(tmp_path / "other", seed=1)
     made = run(work / "songs", work / "data", other)

@@ -26,6 +26,7 @@ from musicgen_dreamboothing.data.files import write_json_lines, write_text
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
 from musicgen_dreamboothing.data.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.names import comparable, without_suffix
+from musicgen_dreamboothing.data.songs.scan import some
 from musicgen_dreamboothing.data.songs.song import EVAL, Song
 from musicgen_dreamboothing.data.textfiles import caption_of, numbered_json_lines
 from musicgen_dreamboothing.data.workers import in_processes, in_threads
@@ -33,7 +34,6 @@ from musicgen_dreamboothing.data.workers import in_processes, in_threads
 JOURNALS = "songs-*.jsonl"  # of the other processes, while they cut
 WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
 DESCRIBED = ("tempo", "key", "tags", "variants")  # columns of ours that stand only where clips are described
-NAMED = 3  # songs in a line of the account
 AUDIBLY_SOFT = 0.5  # LU
 STEM_BYTES = 120  # file systems take names of 255 bytes, encrypted ones of 143
 # The audiofolder loader takes these words in file names for splits, and would leave out all other files.
@@ -301,6 +301,4 @@ def _levels_account(records: list[SongRecord]) -> list[str]:
 
 
 def _names(records: list[SongRecord]) -> str:
-    """The first few songs by name."""
-    names = [record.source for record in records[:NAMED]]
-    return ", ".join(names) + (f" and {len(records) - NAMED} more" if len(records) > NAMED else "")
+    return some([record.source for record in records])

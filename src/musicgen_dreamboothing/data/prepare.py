@@ -27,6 +27,7 @@ from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_cli
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.publish import open_dataset, push_clips
+from musicgen_dreamboothing.data.songs.scan import scan
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.textfiles import read_json_lines
@@ -98,11 +99,6 @@ def checkpoint_of(options: ModelArguments) -> Checkpoint:
     )
 
 
-def is_prepared(folder: Path) -> bool:
-    """Whether a folder was made by `prepare` (or has clips and a metadata file in the same places)."""
-    return (folder / CLIPS / METADATA).is_file()
-
-
 def prepare_songs(
     songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True
 ) -> Prepared:
@@ -112,6 +108,7 @@ def prepare_songs(
     if options.max_duration_in_seconds <= 0:
         raise UserError(f"--max_duration_in_seconds {options.max_duration_in_seconds:g} must be more than 0")
     _check_captions(options)
+    _refuse_own_clips(songs, folder)
     cutting, describing = _cutting(options, checkpoint), _describing(options, checkpoint.source)
     dataset = _open_dataset(options, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +130,17 @@ def prepare_songs(
         if dataset is not None:
             say(f"uploaded to {push_clips(folder, dataset, token=checkpoint.source.token)}")
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
+
+
+def _refuse_own_clips(songs: str, folder: Path) -> None:
+    """Refuses songs in the folders that this run writes to: they would be deleted as clips of an earlier one."""
+    source, written = Path(songs).expanduser(), [(folder / name).resolve() for name in (CLIPS, TOKENS)]
+    if not source.exists() or not any(path.is_dir() for path in written):
+        return
+    for path in [source, *(scan(source).songs if source.is_dir() else [])]:
+        place = path.resolve()
+        if any(place.is_relative_to(own) for own in written):
+            raise UserError(f"{path} is in {place.parent}, where this run writes: choose another --output_dir")
 
 
 def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> str | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
 from musicgen_dreamboothing.console import UserError, plural
-from musicgen_dreamboothing.data.layout import CLIPS, GENERATED, SONGS
+from musicgen_dreamboothing.data.layout import CLIPS, GENERATED
+from musicgen_dreamboothing.data.layout import is_prepared as is_prepared
 from musicgen_dreamboothing.data.songs.names import unique_names, unused
 from musicgen_dreamboothing.data.songs.scan import Listing, scan
 from musicgen_dreamboothing.data.songs.sidecars import Sidecars
@@ -57,18 +58,13 @@ def songs_of_file(path: Path, columns: Columns) -> Collection:
     return _collect(listing, find_tracks(listing), columns)
 
 
-def is_prepared(folder: Path) -> bool:
-    """Whether `prepare` made this folder out of songs."""
-    return (folder / SONGS).is_file()
-
-
 def _why_no_songs(listing: Listing) -> str:
     known = ", ".join(sorted(suffix.lstrip(".") for suffix in AUDIO_SUFFIXES))
     text = f"no audio files in {listing.root}; songs may be {known}"
     if is_prepared(listing.root):
         return (
-            f"no songs in {listing.root}, which is a prepared folder: train takes it as it is; "
-            f"to cut its clips again, give {listing.root / CLIPS}"
+            f"no songs in {listing.root}, which is a prepared folder: train takes it as it is; to cut its clips again, "
+            f"give {listing.root / CLIPS} and another --output_dir"
         )
     notes = [line.strip() for line in listing.notes()]
     if any("generated clip" in name for name in listing.products):
