@@ -18,7 +18,7 @@ from musicgen_dreamboothing.arguments import (
     PrepareArguments,
     TrainArguments,
 )
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data import clips as clipping
 from musicgen_dreamboothing.data.checkup import REPORT, check_up
 from musicgen_dreamboothing.data.clips import account_of, cut_songs, update_metadata
@@ -124,7 +124,7 @@ def prepare_songs(
         state.wait_for_everyone()
         if options.audio_separation:
             found = _without_dropped_stems(folder, found, options, checkpoint.source.cache_dir)
-        cut = _cut(folder, found, options, cutting, describing)
+        cut = _cut(folder, found, options, cutting, describing, keep_others=_is_limited(songs, options))
         state.wait_for_everyone()
         encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
         if dataset is not None:
@@ -249,6 +249,13 @@ def _columns(options: DataArguments) -> Columns:
     )
 
 
+def _is_limited(songs: str, options: DataArguments) -> bool:
+    """Whether only some files of a Hub dataset are read; what is on this machine is read as a whole."""
+    if not isinstance(options, TrainArguments) or Path(songs).expanduser().exists():
+        return False
+    return bool(options.max_train_samples or options.max_eval_samples)
+
+
 def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
     _check_captions(options)
@@ -261,17 +268,27 @@ def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, tex
 
 
 def _cut(
-    folder: Path, songs: list[Song], options: DataArguments, cutting: Cutting, describing: Describing | None
+    folder: Path,
+    songs: list[Song],
+    options: DataArguments,
+    cutting: Cutting,
+    describing: Describing | None,
+    *,
+    keep_others: bool,
 ) -> int:
     """How many songs had to be cut; the main process writes what is known of their clips."""
-    records, fresh = cut_songs(folder, songs, cutting, options.preprocessing_num_workers)
+    records, fresh = cut_songs(folder, songs, cutting, options.preprocessing_num_workers, keep_others=keep_others)
+    if (others := len(records) - len(songs)) > 0:
+        say(f"{plural(others, 'song')} prepared earlier kept, which the limit on samples leaves out of this run")
     for line in account_of(records):
         say(line)
     if not any(record.clips for record in records):
         raise UserError("no song could be used; the reasons stand above")
     prompt, descriptions = options.instance_prompt, {}
     if describing is not None:
-        descriptions = describe_clips(folder, cutting.rate, songs, records, prompt, describing)
+        record_of = {record.source: record for record in records}
+        own = [record_of[song.name] for song in songs]
+        descriptions = describe_clips(folder, cutting.rate, songs, own, prompt, describing)
     if PartialState().is_main_process:
         update_metadata(folder, songs, records, prompt, descriptions, options.class_prompt)
     return fresh
