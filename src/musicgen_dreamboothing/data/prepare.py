@@ -139,8 +139,9 @@ def _refuse_own_clips(songs: str, folder: Path) -> None:
         return
     for path in [source, *(scan(source).songs if source.is_dir() else [])]:
         place = path.resolve()
-        if any(place.is_relative_to(own) for own in written):
-            raise UserError(f"{path} is in {place.parent}, where this run writes: choose another --output_dir")
+        for own in written:
+            if place.is_relative_to(own):
+                raise UserError(f"{path} can't be read as songs: this run writes to {own}; choose another --output_dir")
 
 
 def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> str | None:
