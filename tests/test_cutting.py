@@ -199,7 +199,7 @@ def test_songs_that_their_peaks_keep_soft_are_counted_and_named(tmp_path: Path) 
     assert account_of([soft, usual])[1:] == ["1 song stays below -14 LUFS because of its peaks: song.flac"]
     five = [SongRecord(f"{number}.ogg", "", "", loudness=-16.0 - number, soft_by=2.0 + number) for number in range(5)]
     (line,) = account_of(five)[1:]
-    assert line == "5 songs stay below -14 LUFS because of their peaks: 4.ogg, 3.ogg, 2.ogg and 2 more"
+    assert line == "5 songs stay below -14 LUFS because of their peaks: 4.ogg, 3.ogg, 2.ogg, 1.ogg and 1 more"
 
 
 # DC offset

@@ -200,7 +200,8 @@ RUN_RECORD = json.dumps({"options": {}, "base_model": "x", "base_revision": None
         ("out/base/made.json", '{"weights": "", "sampling": {}}', ["out/base/a.wav"]),
         ("demo/before/made.json", '{"made_with": {}, "files": []}', ["demo/before/a.wav"]),
         ("step_1/samples.json", '{"prompts": {}, "sampling": {}}', ["step_1/a.wav"]),
-        ("data/songs.jsonl", "", ["data/clips/a.flac", "data/stems/a.flac", "data/class/own/clips/a.flac"]),
+        ("data/songs.jsonl", "", ["data/clips/a-000.flac", "data/clips/a-001.flac"]),  # killed while cutting
+        ("class/own/songs.jsonl", "", ["class/own/clips/a-000.flac"]),
         ("data/stems/x.txt", "", ["data/stems/0123456789abcdef01234567.flac"]),  # killed while separating
         ("wandb/offline-run-1/x.wandb", "", ["wandb/offline-run-1/files/media/audio/a.wav"]),
     ],
@@ -211,7 +212,7 @@ def test_outputs_are_no_songs(fill: Fill, record: str, content: str, songs: list
     assert [song.name for song in collection.songs] == ["a.wav"]
     assert len(collection.notes) == 1
     assert collection.notes[0].startswith("Passed over what this program made: ")
-    assert names(root / Path(songs[0]).parent) == [Path(songs[0]).name]  # whoever asks for them gets them
+    assert names(root / Path(songs[0]).parent)[0] == Path(songs[0]).name  # whoever asks for them gets them
 
 
 @pytest.mark.parametrize("record", ["run.json", "report.json", "made.json", "samples.json"])
@@ -222,11 +223,23 @@ def test_records_of_other_programs_mean_nothing(fill: Fill, record: str) -> None
 
 def test_a_folder_of_songs_may_be_an_output_folder(fill: Fill) -> None:
     files = {"run.json": RUN_RECORD, "songs.jsonl": "", "album/run.json": RUN_RECORD, "new/generated.jsonl": "{torn"}
+    files["clips/metadata.jsonl"] = ""
     root = fill("a.wav", "b/c.wav", "album/d.wav", "album/samples/x.wav", "samples/x.wav", "clips/x.flac", **files)
     with (root / "generated.jsonl").open("w") as file:
         file.write('{"file_name": "x.wav"}\n{"file_name": "y')
     fill("x.wav", "y.wav")
     assert names(root) == ["a.wav", "album/d.wav", "b/c.wav", "y.wav"]
+
+
+def test_folders_of_songs_keep_their_names_beside_prepared_ones(fill: Fill) -> None:
+    """A person's `stems`, `class`, `clips` and `tokens` are no outputs because a run was there."""
+    own = ["class/a.wav", "clips/one.flac", "clips/one-001.flac", "stems/drums.wav", "tokens/a.wav"]
+    root = fill("a.wav", *own, **{"songs.jsonl": ""})
+    assert names(root) == ["a.wav", *sorted(own)]
+    fill("stems/0123456789abcdef01234567.flac")
+    collection = found(root)
+    assert [song.name for song in collection.songs] == ["a.wav", *sorted(own)]
+    assert collection.notes == ["Passed over what this program made: 1 generated clip in stems"]
 
 
 def test_a_second_run_among_the_songs_has_the_same_songs(cli: Cli, songs: Path, tiny: Path) -> None:
@@ -245,7 +258,9 @@ def test_a_second_run_among_the_songs_has_the_same_songs(cli: Cli, songs: Path, 
 
 
 def test_a_prepared_folder_is_no_folder_of_songs_but_its_clips_are(prepared: Path) -> None:
-    with pytest.raises(UserError, match=r"which is a prepared folder: train takes it as it is; .*clips$"):
+    with pytest.raises(
+        UserError, match=r"which is a prepared folder: train takes it as it is; .*clips and another --output_dir$"
+    ):
         found(prepared)
     clips = found(prepared / "clips")
     assert len(clips.songs) == 16
@@ -329,6 +344,33 @@ def test_a_cue_sheet_that_does_not_fit_is_named(fill: Fill, sheet: str | bytes, 
     assert told in found(root).notes[1]
 
 
+@pytest.mark.parametrize("sheet", [CUE.replace("album.wav", "other.wav"), "no cue sheet at all", b"\0\1\2"])
+def test_a_cue_sheet_of_other_songs_says_nothing_of_one_song(fill: Fill, sheet: str | bytes) -> None:
+    root = fill("a.wav", "album.wav", **{"x.cue": sheet, "metadata.csv": "file,text\na.wav,slow\nalbum.wav,fast\n"})
+    collection = found(root / "a.wav")
+    assert [(song.name, song.caption) for song in collection.songs] == [("a.wav", "slow")]
+    assert not collection.notes
+
+
+def test_a_faulty_cue_sheet_of_one_song_is_named(fill: Fill) -> None:
+    root = fill("album.wav", **{"x.cue": CUE.replace("00:01:15", "09:00:00"), "album.cue": "no cue sheet at all"})
+    assert found(root / "album.wav").notes == [
+        "2 lists of tracks not used:",
+        "  album.cue: names no track with an INDEX 01",
+        "  x.cue: track 2 begins at 540.0 s, but album.wav lasts 2.0 s",
+    ]
+
+
+def test_one_of_several_files_of_a_cue_sheet(fill: Fill) -> None:
+    sheet = "".join(
+        f"FILE {n}.wav WAVE\nTRACK {n}1 AUDIO\nINDEX 01 0:0:0\nTRACK {n}2 AUDIO\nINDEX 01 0:1:0\n" for n in (1, 2)
+    )
+    root = fill("1.wav", "2.wav", "2.flac", **{"x.cue": sheet})
+    assert [name for name, *_ in tracks(root / "2.wav")] == ["2.wav#21", "2.wav#22"]
+    assert not [note for note in found(root / "2.wav").notes if "not used" in note]
+    assert tracks(root / "2.flac") == [("2.flac", 0.0, None)]
+
+
 def test_data_tracks_are_no_songs() -> None:
     sheet = "FILE a.bin BINARY\nTRACK 01 MODE1/2352\nINDEX 01 00:00:00\nTRACK 02 AUDIO\nINDEX 1 70:00:74\n"
     assert [(one.number, one.start) for one in parse_cue_sheet(sheet)] == [(2, 4200 + 74 / 75)]
@@ -358,10 +400,17 @@ def test_chapters_make_tracks(fill: Fill, suffix: str) -> None:
     root = fill()
     root.mkdir()
     write_chapters(root / f"mix{suffix}", [(0, 1, "Uno"), (1, 3, "Dos")])
-    expected = [(f"mix{suffix}#01 Uno", 0.0, 1.0), (f"mix{suffix}#02 Dos", 1.0, 3.0)]
+    expected = [(f"mix{suffix}#01 Uno", 0.0, 1.0), (f"mix{suffix}#02 Dos", 1.0, None)]
     assert tracks(root) == tracks(root / f"mix{suffix}") == expected
     write_chapters(root / f"mix{suffix}", [(0, 3, "all of it")])
     assert tracks(root) == [(f"mix{suffix}", 0.0, None)]
+
+
+def test_tracks_leave_no_gaps(fill: Fill) -> None:
+    root = fill("album.flac", **{"album.cue": CUE.replace("01 00:00:00", "01 00:01:00")})
+    assert tracks(root) == TRACKS
+    write_chapters(root / "mix.mka", [(0.5, 1, "Uno"), (1.5, 2, "Dos")])
+    assert tracks(root)[2:] == [("mix.mka#01 Uno", 0.0, 1.5), ("mix.mka#02 Dos", 1.5, None)]
 
 
 def test_chapters_that_overlap_are_named(fill: Fill) -> None:

@@ -23,12 +23,15 @@ from test_audio import dominant, encode, sine, sound_file
 from transformers import MusicgenForConditionalGeneration
 
 from musicgen_dreamboothing import PrepareArguments, audio, prepare
+from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import text_states, tokens
 from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, refresh
+from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, prepare_songs, refresh
 from musicgen_dreamboothing.data.song_audio import INVALID
+from musicgen_dreamboothing.data.songs.song import Collection, Columns
+from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec, load_tokenizer
 
@@ -657,6 +660,68 @@ def test_another_instance_prompt_spares_edited_captions(
     assert {row["instance_prompt"] for row in metadata(work / "data")} == {"metal"}
 
 
+@pytest.fixture
+def hub_of_songs(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives the Hub a dataset with the songs of `work`, each in a file of its own."""
+
+    def find(where: str, columns: Columns, **_: object) -> Collection:
+        assert where == "someone/songs"
+        return Collection(find_songs(str(work / "songs"), Columns()).songs[: columns.max_train_songs])
+
+    monkeypatch.setattr("musicgen_dreamboothing.data.prepare.find_songs", find)
+
+
+def run_limited(folder: Path, base: Path, most: int | None, songs: str = "someone/songs", **more: Any) -> Prepared:
+    """What `train` does with songs before it trains."""
+    usual = {"instance_prompt": "punk", "max_duration_in_seconds": 2, "min_duration_in_seconds": 1}
+    options = TrainArguments(output_dir=str(folder), max_train_samples=most, normalize_loudness=False, **usual | more)
+    return prepare_songs(songs, folder, options, read_checkpoint(base))
+
+
+@pytest.mark.usefixtures("hub_of_songs")
+def test_a_limit_on_songs_keeps_what_is_on_record(work: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Edits, deletions and clips of the songs that it leaves out; without the limit nothing is cut again."""
+    data = work / "data"
+    change_metadata(data, lambda rows: [*rows[:2], rows[2] | {"text": "my own words", "mood": "dark"}, rows[4]])
+    before = metadata(data), (data / "songs.jsonl").read_bytes(), sorted((data / "clips").glob("*.flac"))
+    for most in (1, None, 2):
+        made = run_limited(data, tiny, most)
+        assert (made.clips, made.songs_cut, made.clips_encoded) == (4, 0, 0)
+        assert before == (metadata(data), (data / "songs.jsonl").read_bytes(), sorted((data / "clips").glob("*.flac")))
+        assert list(codes(data)) == [row["file_name"] for row in metadata(data)]
+        kept = {1: "2 songs prepared earlier kept", None: "", 2: "1 song prepared earlier kept"}[most]
+        assert kept in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("hub_of_songs")
+def test_a_limit_on_songs_limits_what_is_new(work: Path, tiny: Path) -> None:
+    for most, songs, cut in ((1, 1, 1), (2, 2, 1), (1, 2, 0)):
+        assert run_limited(work / "new", tiny, most).songs_cut == cut
+        assert list(captions(work / "new")) == [f"song {number}.wav" for number in range(songs)]
+    change_metadata(work / "new", lambda rows: rows[1:])
+    made = run_limited(work / "new", tiny, 1, max_duration_in_seconds=1)  # the other song is not read
+    assert (made.songs_cut, [row["seconds"] for row in clips_of(work / "new", "song 1.wav")]) == (1, [2.0, 1.5])
+    made = run_limited(work / "new", tiny, None, max_duration_in_seconds=1)
+    assert (made.songs_cut, {row["seconds"] for row in clips_of(work / "new", "song 1.wav")}) == (2, {1.0})
+
+
+@pytest.mark.usefixtures("hub_of_songs")
+def test_a_new_song_never_takes_the_clips_of_one_that_is_only_on_record(work: Path, tiny: Path) -> None:
+    run_limited(work / "new", tiny, None)
+    before = (work / "new" / "clips" / "song_1-000.flac").read_bytes()
+    write_song(work / "songs" / "SONG 1.wav", 2.0, seed=9)  # first in the order of names
+    made = run_limited(work / "new", tiny, 1)
+    assert (made.songs_cut, (work / "new" / "clips" / "song_1-000.flac").read_bytes()) == (1, before)
+    assert len(clips_of(work / "new", "song 1.wav")) == 2
+    assert clips_of(work / "new", "SONG 1.wav")[0]["file_name"].casefold() != "song_1-000.flac"
+
+
+def test_a_limit_does_not_keep_songs_that_are_gone_from_a_folder(work: Path, tiny: Path) -> None:
+    (work / "songs" / "song 0.wav").unlink()
+    made = run_limited(work / "data", tiny, 1, songs=str(work / "songs"))
+    assert (made.clips, set(captions(work / "data"))) == (3, {"song 1.wav", "song 2.wav"})
+
+
 @pytest.mark.parametrize("name", ["mine.flac", "{stem}-remix.flac", "{stem}-take2.flac", "{stem}-900.flac"])
 def test_a_clip_that_a_person_added_stays(work: Path, tiny: Path, name: str) -> None:
     """Whatever it is called: a name that begins as those of a song's clips makes it none of them."""
@@ -684,6 +749,43 @@ def test_a_wrong_place_costs_nothing_that_is_prepared(work: Path, finished: Path
     with pytest.raises(UserError, match="no such folder"):
         run(work / "nothing", work / "data", tiny, overwrite_cache=True)
     assert_same_result(work / "data", finished / "data")
+
+
+@pytest.mark.parametrize("place", ["clips", "tokens", "a clip", "link", "relative", "linked folder", "linked clip"])
+@pytest.mark.parametrize("options", [(), ("--overwrite_cache", "true")])
+def test_songs_where_clips_are_written_are_refused(
+    cli: Cli, work: Path, finished: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, place: str, options: tuple[str]
+) -> None:
+    """They would be deleted as clips of an earlier run."""
+    clips = work / "data" / "clips"
+    (work / "mixed").mkdir()
+    write_song(work / "mixed" / "song.wav", 2.0)
+    (work / "link").symlink_to(clips)
+    if place == "linked folder":
+        (work / "mixed" / "more").symlink_to(clips)
+    elif place == "linked clip":
+        (work / "mixed" / "best.flac").symlink_to(clips / "song_0-000.flac")
+    monkeypatch.chdir(work / "songs")
+    songs = {
+        "clips": clips,
+        "tokens": work / "data" / "tokens",
+        "a clip": clips / "song_0-000.flac",
+        "link": work / "link",
+        "relative": "../data/../data/clips",
+    }.get(place, work / "mixed")
+    ran = cli(*prepare_words(Path(songs), work / "data", tiny), *options)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    written = work / "data" / ("tokens" if place == "tokens" else "clips")
+    assert f"can't be read as songs: this run writes to {written}; choose another --output_dir" in ran.err
+    assert_same_result(work / "data", finished / "data")
+
+
+def test_own_songs_in_a_folder_called_clips_are_refused_before_they_are_mixed(cli: Cli, work: Path, tiny: Path) -> None:
+    mine = write_song(work / "songs" / "clips" / "mine.flac", 2.0)
+    ran = cli(*prepare_words(work / "songs", work / "songs", tiny), "--overwrite_cache", "true")
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "mine.flac can't be read as songs" in ran.err
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.flac"]
 
 
 def test_another_base_encodes_again(work: Path, finished: Path, tmp_path: Path) -> None:

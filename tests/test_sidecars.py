@@ -163,6 +163,7 @@ def test_a_parquet_table(look: Look, tmp_path: Path) -> None:
     ("name", "lines", "told"),
     [
         ("metadata.csv", ["a.wav,fast, loud punk"], "line 2: 3 values for 2 columns (a caption with commas needs"),
+        ("metadata.csv", ["a.wav"], "line 2: 1 value for 2 columns"),
         ("metadata.csv", ['a.wav,"fast'], "line 2: the quotation marks don't match ("),
         ("metadata.csv", ['a.wav,"fast" one'], "line 2: the quotation marks don't match ("),
         (
@@ -202,6 +203,15 @@ def test_a_caption_in_a_table_is_one_line(look: Look) -> None:
     assert captions(found)["a.wav"] == "slow jam"
     found = look({"metadata.csv": "", "metadata.jsonl": '{"file_name": "a.wav", "text": ["x\\ny", null, "z"]}'})
     assert captions(found)["a.wav"] == "x y, z"
+
+
+@pytest.mark.parametrize("row", ["a.wav,slow jam", "a.wav"])
+def test_a_row_with_too_few_cells_is_named(look: Look, row: str) -> None:
+    """Which cell is missing nobody knows: the last one there may be the caption or the artist."""
+    found = look({"metadata.csv": f"file_name,artist,text,\n{row}\nb.wav,,slow,,\nb.wav,someone,\n"})
+    assert captions(found) == {"a.wav": None, "b.wav": "slow"}
+    count = "2 values" if "," in row else "1 value"
+    assert found.notes == ["1 line of metadata.csv not used:", f"  line 2: {count} for 3 columns"]
 
 
 @pytest.mark.parametrize("text", ["null", "NaN", '""', "[]", '"  "'])

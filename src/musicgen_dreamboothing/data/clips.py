@@ -26,6 +26,7 @@ from musicgen_dreamboothing.data.files import write_json_lines, write_text
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
 from musicgen_dreamboothing.data.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.names import comparable, without_suffix
+from musicgen_dreamboothing.data.songs.scan import some
 from musicgen_dreamboothing.data.songs.song import EVAL, Song
 from musicgen_dreamboothing.data.textfiles import caption_of, numbered_json_lines
 from musicgen_dreamboothing.data.workers import in_processes, in_threads
@@ -33,7 +34,6 @@ from musicgen_dreamboothing.data.workers import in_processes, in_threads
 JOURNALS = "songs-*.jsonl"  # of the other processes, while they cut
 WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
 DESCRIBED = ("tempo", "key", "tags", "variants")  # columns of ours that stand only where clips are described
-NAMED = 3  # songs in a line of the account
 AUDIBLY_SOFT = 0.5  # LU
 STEM_BYTES = 120  # file systems take names of 255 bytes, encrypted ones of 143
 # The audiofolder loader takes these words in file names for splits, and would leave out all other files.
@@ -50,8 +50,13 @@ then run the same command again: only what changed is done again.
 """
 
 
-def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -> tuple[list[SongRecord], int]:
+def cut_songs(
+    folder: Path, songs: list[Song], cutting: Cutting, workers: int, *, keep_others: bool = False
+) -> tuple[list[SongRecord], int]:
     """Cuts the songs that are new or changed; returns the records of all, in order, and how many had to be cut.
+
+    Songs on record that are not among `songs` are dropped with their clips, or stay, in their old places, with
+    `keep_others`: `songs` then are a part of a dataset.
 
     Each song is on record as soon as its clips are written, so that a killed run loses few. Under `accelerate launch`
     the processes share the songs, and each keeps its own journal until the end.
@@ -59,7 +64,9 @@ def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -
     state, clips = PartialState(), folder / CLIPS
     before = read_records(folder)
     done = {record.source: record for record in before}
-    stems = _stems(songs, done)
+    names = {song.name for song in songs}
+    others = [record for record in before if keep_others and record.source not in names]
+    stems = _stems(songs, done, others)
     todo = [song for song in songs if song.name not in done or not done[song.name].is_done(song, cutting)]
     state.wait_for_everyone()  # all have looked before one of them writes
     clips.mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,9 @@ def cut_songs(folder: Path, songs: list[Song], cutting: Cutting, workers: int) -
     _cut_share(folder, todo[state.process_index :: state.num_processes], stems, cutting, workers)
     state.wait_for_everyone()
     done = {record.source: record for record in read_records(folder)}
-    records = [replace(done[song.name], split=song.split) for song in songs]
+    splits = {record.source: record.split for record in before if keep_others}
+    splits |= {song.name: song.split for song in songs}
+    records = [replace(done[name], split=split) for name, split in splits.items()]
     state.wait_for_everyone()
     if state.is_main_process:
         write_text(clips / "README.md", DATASET_CARD)
@@ -112,10 +121,11 @@ def read_records(folder: Path) -> list[SongRecord]:
     return list(records.values())
 
 
-def _stems(songs: list[Song], done: dict[str, SongRecord]) -> dict[str, str]:
+def _stems(songs: list[Song], done: dict[str, SongRecord], others: list[SongRecord]) -> dict[str, str]:
     """A flat, legal and unique file stem for every song; a song that has clips keeps the stem of theirs."""
     known = {song.name: done[song.name].stem for song in songs if song.name in done and done[song.name].clips}
-    stems, taken = dict(known), {comparable(stem) for stem in known.values()}  # some file systems know no capitals
+    used = [*known.values(), *(record.stem for record in others if record.clips)]
+    stems, taken = dict(known), set(map(comparable, used))  # some file systems know no capitals
     for song in songs:
         if song.name not in known:
             stem = _free_stem(song.name, taken)
@@ -209,14 +219,21 @@ def update_metadata(
 
     A caption that differs from the one we wrote is the person's and stays. A clip that we listed
     before and that is missing now was deleted by the person and stays away; a clip that the person
-    added stays. Without the file all begins anew.
+    added stays. Without the file all begins anew. Rows of songs that are only on record stay as they are.
     """
     path = folder / CLIPS / METADATA
     listed = _listed_rows(path) if path.exists() else []
     present = {row["file_name"]: row for row in listed if "file_name" in row}
     written = _written_captions(folder) if path.exists() else {}
-    rows, fresh = [], {}
-    for song, record in zip(songs, records, strict=True):
+    by_name = {song.name: song for song in songs}
+    rows, fresh = list[dict[str, Any]](), dict[str, str]()
+    for record in records:
+        song = by_name.get(record.source)
+        if song is None:
+            names = [clip["file_name"] for clip in record.clips]
+            rows += [present[name] for name in names if name in present]
+            fresh |= {name: written[name] for name in names if name in written}
+            continue
         plain = with_instance_prompt(instance_prompt, song.caption, class_prompt)
         for clip in record.clips:
             name = clip["file_name"]
@@ -224,9 +241,10 @@ def update_metadata(
             fresh[name] = description.captions[0] if description else plain
             if name in written and name not in present:
                 continue
-            ours = _row(clip, record, fresh[name], description, instance_prompt)
-            rows.append(_with_edits(ours, present.get(name, {}), written.get(name)))
-    added = [row for name, row in present.items() if name not in written and name not in fresh]
+            row = _row(clip, record, fresh[name], description, instance_prompt)
+            rows.append(_with_edits(row, present.get(name, {}), written.get(name)))
+    ours = {clip["file_name"] for record in records for clip in record.clips}
+    added = [row for name, row in present.items() if name not in written and name not in ours]
     write_json_lines(path, [*rows, *(row for row in added if os.path.isfile(folder / CLIPS / row["file_name"]))])
     write_text(folder / WRITTEN, json.dumps(fresh, ensure_ascii=False))
 
@@ -288,19 +306,17 @@ def _levels_account(records: list[SongRecord]) -> list[str]:
     lines = []
     broken = [record for record in records if record.invalid and record.clips]
     if clips := sum(record.invalid for record in broken):
-        lines.append(f"{plural(clips, 'clip')} left out: {INVALID} ({_names(broken)})")
+        lines.append(f"{plural(clips, 'clip')} left out: {INVALID} ({some(_sources(broken))})")
     if moved := [record for record in records if record.offset and record.clips]:
-        lines.append(f"DC offset removed from {plural(len(moved), 'song')}: {_names(moved)}")
+        lines.append(f"DC offset removed from {plural(len(moved), 'song')}: {some(_sources(moved))}")
     soft = [record for record in records if record.soft_by > AUDIBLY_SOFT and record.loudness is not None]
     if soft := sorted(soft, key=lambda record: -record.soft_by):
         target = (soft[0].loudness or 0.0) + soft[0].soft_by
         stay, whose = ("stays", "its") if len(soft) == 1 else ("stay", "their")
         songs = plural(len(soft), "song")
-        lines.append(f"{songs} {stay} below {target:g} LUFS because of {whose} peaks: {_names(soft)}")
+        lines.append(f"{songs} {stay} below {target:g} LUFS because of {whose} peaks: {some(_sources(soft))}")
     return lines
 
 
-def _names(records: list[SongRecord]) -> str:
-    """The first few songs by name."""
-    names = [record.source for record in records[:NAMED]]
-    return ", ".join(names) + (f" and {len(records) - NAMED} more" if len(records) > NAMED else "")
+def _sources(records: list[SongRecord]) -> list[str]:
+    return [record.source for record in records]

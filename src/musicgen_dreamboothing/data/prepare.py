@@ -18,7 +18,7 @@ from musicgen_dreamboothing.arguments import (
     PrepareArguments,
     TrainArguments,
 )
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data import clips as clipping
 from musicgen_dreamboothing.data.checkup import REPORT, check_up
 from musicgen_dreamboothing.data.clips import account_of, cut_songs, update_metadata
@@ -27,6 +27,7 @@ from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_cli
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.publish import open_dataset, push_clips
+from musicgen_dreamboothing.data.songs.scan import scan
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.textfiles import read_json_lines
@@ -98,11 +99,6 @@ def checkpoint_of(options: ModelArguments) -> Checkpoint:
     )
 
 
-def is_prepared(folder: Path) -> bool:
-    """Whether a folder was made by `prepare` (or has clips and a metadata file in the same places)."""
-    return (folder / CLIPS / METADATA).is_file()
-
-
 def prepare_songs(
     songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True
 ) -> Prepared:
@@ -112,6 +108,7 @@ def prepare_songs(
     if options.max_duration_in_seconds <= 0:
         raise UserError(f"--max_duration_in_seconds {options.max_duration_in_seconds:g} must be more than 0")
     _check_captions(options)
+    _refuse_own_clips(songs, folder)
     cutting, describing = _cutting(options, checkpoint), _describing(options, checkpoint.source)
     dataset = _open_dataset(options, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,12 +124,24 @@ def prepare_songs(
         state.wait_for_everyone()
         if options.audio_separation:
             found = _without_dropped_stems(folder, found, options, checkpoint.source.cache_dir)
-        cut = _cut(folder, found, options, cutting, describing)
+        cut = _cut(folder, found, options, cutting, describing, keep_others=_is_limited(songs, options))
         state.wait_for_everyone()
         encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
         if dataset is not None:
             say(f"uploaded to {push_clips(folder, dataset, token=checkpoint.source.token)}")
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
+
+
+def _refuse_own_clips(songs: str, folder: Path) -> None:
+    """Refuses songs in the folders that this run writes to: they would be deleted as clips of an earlier one."""
+    source, written = Path(songs).expanduser(), [(folder / name).resolve() for name in (CLIPS, TOKENS)]
+    if not source.exists() or not any(path.is_dir() for path in written):
+        return
+    for path in [source, *(scan(source).songs if source.is_dir() else [])]:
+        place = path.resolve()
+        for own in written:
+            if place.is_relative_to(own):
+                raise UserError(f"{path} can't be read as songs: this run writes to {own}; choose another --output_dir")
 
 
 def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> str | None:
@@ -241,6 +250,13 @@ def _columns(options: DataArguments) -> Columns:
     )
 
 
+def _is_limited(songs: str, options: DataArguments) -> bool:
+    """Whether only some files of a Hub dataset are read; what is on this machine is read as a whole."""
+    if not isinstance(options, TrainArguments) or Path(songs).expanduser().exists():
+        return False
+    return bool(options.max_train_samples or options.max_eval_samples)
+
+
 def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
     _check_captions(options)
@@ -253,17 +269,27 @@ def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, tex
 
 
 def _cut(
-    folder: Path, songs: list[Song], options: DataArguments, cutting: Cutting, describing: Describing | None
+    folder: Path,
+    songs: list[Song],
+    options: DataArguments,
+    cutting: Cutting,
+    describing: Describing | None,
+    *,
+    keep_others: bool,
 ) -> int:
     """How many songs had to be cut; the main process writes what is known of their clips."""
-    records, fresh = cut_songs(folder, songs, cutting, options.preprocessing_num_workers)
+    records, fresh = cut_songs(folder, songs, cutting, options.preprocessing_num_workers, keep_others=keep_others)
+    if (others := len(records) - len(songs)) > 0:
+        say(f"{plural(others, 'song')} prepared earlier kept, which the limit on samples leaves out of this run")
     for line in account_of(records):
         say(line)
     if not any(record.clips for record in records):
         raise UserError("no song could be used; the reasons stand above")
     prompt, descriptions = options.instance_prompt, {}
     if describing is not None:
-        descriptions = describe_clips(folder, cutting.rate, songs, records, prompt, describing)
+        record_of = {record.source: record for record in records}
+        own = [record_of[song.name] for song in songs]
+        descriptions = describe_clips(folder, cutting.rate, songs, own, prompt, describing)
     if PartialState().is_main_process:
         update_metadata(folder, songs, records, prompt, descriptions, options.class_prompt)
     return fresh

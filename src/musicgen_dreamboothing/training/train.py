@@ -19,8 +19,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from musicgen_dreamboothing.arguments import EvaluateArguments, TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.captions import key_phrase
+from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.data.prepare import checkpoint_of, is_prepared, prepare_songs, refresh
+from musicgen_dreamboothing.data.prepare import checkpoint_of, prepare_songs, refresh
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables, load_tables
 from musicgen_dreamboothing.generation.decoding import Sampling

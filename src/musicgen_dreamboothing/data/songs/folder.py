@@ -8,7 +8,8 @@ from pathlib import Path
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
 from musicgen_dreamboothing.console import UserError, plural
-from musicgen_dreamboothing.data.layout import CLIPS, GENERATED, SONGS
+from musicgen_dreamboothing.data.layout import CLIPS, GENERATED
+from musicgen_dreamboothing.data.layout import is_prepared as is_prepared
 from musicgen_dreamboothing.data.songs.names import unique_names, unused
 from musicgen_dreamboothing.data.songs.scan import Listing, scan
 from musicgen_dreamboothing.data.songs.sidecars import Sidecars
@@ -30,7 +31,7 @@ def songs_of_listing(listing: Listing, columns: Columns) -> Collection:
     """The same for a folder that was walked already."""
     if not listing.songs:
         raise UserError(_why_no_songs(listing))
-    collection = _collect(listing, columns)
+    collection = _collect(listing, find_tracks(listing), columns)
     if columns.eval_split and all(song.split == TRAIN for song in collection.songs):
         folder = listing.root / columns.eval_split
         raise UserError(f"no songs in {folder}; --eval_split_name takes a sub-folder of {listing.root}")
@@ -52,15 +53,9 @@ def songs_of_file(path: Path, columns: Columns) -> Collection:
         listing.songs = [song for song in listing.songs if song in tracks.by_file]
         if not listing.songs:
             raise UserError("; ".join(tracks.faults) or f"{path} names no file with several tracks")
-        return _collect(listing, columns)
-    listing.songs = [path]
-    collection = _collect(listing, columns)
-    return Collection(collection.songs, [line for line in collection.notes if "fit no song" not in line])
-
-
-def is_prepared(folder: Path) -> bool:
-    """Whether `prepare` made this folder out of songs."""
-    return (folder / SONGS).is_file()
+        return _collect(listing, tracks, columns)
+    listing.songs, listing.is_single_song = [path], True
+    return _collect(listing, find_tracks(listing), columns)
 
 
 def _why_no_songs(listing: Listing) -> str:
@@ -68,8 +63,8 @@ def _why_no_songs(listing: Listing) -> str:
     text = f"no audio files in {listing.root}; songs may be {known}"
     if is_prepared(listing.root):
         return (
-            f"no songs in {listing.root}, which is a prepared folder: train takes it as it is; "
-            f"to cut its clips again, give {listing.root / CLIPS}"
+            f"no songs in {listing.root}, which is a prepared folder: train takes it as it is; to cut its clips again, "
+            f"give {listing.root / CLIPS} and another --output_dir"
         )
     notes = [line.strip() for line in listing.notes()]
     if any("generated clip" in name for name in listing.products):
@@ -77,9 +72,8 @@ def _why_no_songs(listing: Listing) -> str:
     return " - ".join([text, *notes])
 
 
-def _collect(listing: Listing, columns: Columns) -> Collection:
+def _collect(listing: Listing, tracks: Tracks, columns: Columns) -> Collection:
     """The songs of a listing: whole files, or the tracks of those that hold several."""
-    tracks = find_tracks(listing)
     names = unique_names(listing.songs, listing.root)
     songs = {path: _songs_of_file(path, names, tracks, columns) for path in listing.songs}
     every_name = [*names.values(), *(song.name for group in songs.values() for song in group)]

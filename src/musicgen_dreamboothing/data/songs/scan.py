@@ -12,7 +12,7 @@ from pathlib import Path
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.data.songs.kinds import PLAYLISTS, is_song, may_be_music, why_not_read
 from musicgen_dreamboothing.data.songs.names import printable
-from musicgen_dreamboothing.data.songs.products import generated_files, is_product, is_product_of_parent
+from musicgen_dreamboothing.data.songs.products import generated_files, is_product, is_product_of_parent, stem_files
 
 SYSTEM_FOLDERS = frozenset(  # of Windows, network drives, macOS and recovery tools; hidden ones begin with a dot
     {"$recycle.bin", "recycler", "recycled", "system volume information", "msocache", "found.000", "lost.dir"}
@@ -35,6 +35,7 @@ class Listing:
         linked: links to what is read anyway.
         locked: folders that are not read, each with the reason.
         unread: files that may be music, by the reason why they are not read.
+        is_single_song: whether one file was asked for; what cue sheets and tables say of others is of no interest.
     """
 
     root: Path
@@ -45,6 +46,7 @@ class Listing:
     linked: list[str] = field(default_factory=list)
     locked: list[str] = field(default_factory=list)
     unread: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    is_single_song: bool = False
 
     def name(self, path: Path) -> str:
         """How a line names a file or folder."""
@@ -143,6 +145,7 @@ class _Scan:
     def _take(self, folder: Path, entries: list[os.DirEntry[str]], names: set[str]) -> None:
         self.listing.files[folder] = names
         generated, count = generated_files(folder) & names, 0
+        generated |= stem_files(folder, names) if folder != self.listing.root else set()
         for entry in entries:
             path = folder / entry.name
             try:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from musicgen_dreamboothing.console import UserError, plural
-from musicgen_dreamboothing.data.songs.names import NameIndex, comparable, printable
+from musicgen_dreamboothing.data.songs.columns import find_column
+from musicgen_dreamboothing.data.songs.names import NameIndex, printable
 from musicgen_dreamboothing.data.songs.scan import NAMED, Listing, some
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES, METADATA_FILES
 from musicgen_dreamboothing.data.textfiles import caption_of, json_object, numbered_lines, read_text
@@ -104,7 +104,7 @@ def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captio
         caption = next((row.caption for row in reversed(own) if row.caption), None)
         if caption is not None:
             captions.by_name[prefix + name] = caption
-    if lost:
+    if lost and not listing.is_single_song:
         captions.notes.append(f"{len(lost)} of {plural(len(rows), 'row')} of {label} fit no song: {some(lost)}")
     repeated = [
         f"{name} (lines {', '.join(str(row.line) for row in own)})"
@@ -143,7 +143,7 @@ def read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
         if faults:
             raise ForeignTableError(f"no usable line; line {faults[0][0]}: {faults[0][1]}")
         return [], []
-    file = _column(columns, FILE_NAMES)
+    file = find_column(columns, FILE_NAMES)
     if file is None:
         raise ForeignTableError(f"no column file_name; it has {', '.join(map(printable, columns[:8]))}")
     text = _text_column(columns, column, path)
@@ -166,25 +166,13 @@ def _read_rows(rows: list[tuple[int, dict[str, Any]]], file: str, text: str | No
             faults.append((line, str(error)))
 
 
-def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first of the wanted columns that is there, in any case, with spaces or hyphens for underscores."""
-    normal = {_normal(column): column for column in reversed(columns)}
-    return next((normal[name] for name in wanted if name in normal), None)
-
-
-def _normal(column: str) -> str:
-    return comparable(column.strip()).replace(" ", "_").replace("-", "_")
-
-
 def _text_column(columns: list[str], wanted: str | None, path: Path) -> str | None:
     if wanted is None:
-        return _column(columns, CAPTION_NAMES)
-    if wanted in columns:
-        return wanted
-    found = _column(columns, [_normal(wanted)])
-    if found is None:
+        return find_column(columns, CAPTION_NAMES)
+    column = find_column(columns, [wanted])
+    if column is None:
         raise UserError(f"no column {wanted!r} in {path}; it has {', '.join(columns)}")
-    return found
+    return column
 
 
 def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -198,7 +186,7 @@ def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]
 def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         names = pa.parquet.read_schema(path).names
-        file = _column(names, FILE_NAMES)
+        file = find_column(names, FILE_NAMES)
         wanted = [name for name in (file, _text_column(names, column, path)) if name is not None]
         rows = pa.parquet.read_table(path, columns=wanted if file else names[:0]).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -217,13 +205,23 @@ def _csv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]
         delimiter, first = excel[-1], first + 1  # Excel's note to itself
     records = _records(lines, first, delimiter or _delimiter(lines[first : first + 1]), faults)
     _, header = next(records, (0, []))
-    header = [name.strip() for name in header]
+    header = _without_empty_end(header)
     for line, cells in records:
-        if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
-            hint = " (a caption with commas needs quotation marks)" if delimiter is None else ""
-            faults.append((line, f"{len(cells)} values for {plural(len(header), 'column')}{hint}"))
-        elif any(cell.strip() for cell in cells):
-            yield line, dict(zip_longest(header, cells[: len(header)]))
+        count = max(len(_without_empty_end(cells)), min(len(cells), len(header)))
+        if not any(cell.strip() for cell in cells):
+            continue
+        if count == len(header):
+            yield line, dict(zip(header, cells, strict=False))  # empty cells may follow
+        else:
+            is_longer = count > len(header)
+            hint = " (a caption with commas needs quotation marks)" if is_longer and delimiter is None else ""
+            faults.append((line, f"{plural(len(cells), 'value')} for {plural(len(header), 'column')}{hint}"))
+
+
+def _without_empty_end(cells: list[str]) -> list[str]:
+    """Stripped cells without the empty ones at the end, which spreadsheets add."""
+    stripped = [cell.strip() for cell in cells]
+    return stripped[: max((place for place, cell in enumerate(stripped, start=1) if cell), default=0)]
 
 
 def _delimiter(header: list[str]) -> str:
@@ -232,7 +230,7 @@ def _delimiter(header: list[str]) -> str:
 
     def score(delimiter: str) -> tuple[int, int]:
         columns = [name.strip(' "') for name in line.split(delimiter)]
-        return sum(_column(columns, names) is not None for names in (FILE_NAMES, CAPTION_NAMES)), len(columns)
+        return sum(find_column(columns, names) is not None for names in (FILE_NAMES, CAPTION_NAMES)), len(columns)
 
     return max(DELIMITERS, key=score)
 

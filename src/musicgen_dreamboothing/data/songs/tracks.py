@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -48,10 +49,8 @@ class Tracks:
 def find_tracks(listing: Listing) -> Tracks:
     """The tracks of all files of a listing; a file without a usable list of tracks is one song."""
     tracks = Tracks()
-    for folder in sorted(listing.files):
-        for name in sorted(listing.files[folder]):
-            if name.lower().endswith(CUE) and not name.startswith("._"):
-                _take_cue_sheet(folder / name, listing, tracks)
+    for path in _cue_sheets(listing):
+        _take_cue_sheet(path, listing, tracks)
     for song in listing.songs:
         if song not in tracks.by_file:
             _take_inner_tracks(song, listing, tracks)
@@ -59,6 +58,31 @@ def find_tracks(listing: Listing) -> Tracks:
 
 
 # --- cue sheets
+
+
+def _cue_sheets(listing: Listing) -> list[Path]:
+    """The cue sheets of a listing; where one song was asked for, those that name it."""
+    sheets = [
+        folder / name
+        for folder, names in sorted(listing.files.items())
+        for name in sorted(names)
+        if name.lower().endswith(CUE) and not name.startswith("._")
+    ]
+    if not listing.is_single_song:
+        return sheets
+    (song,) = listing.songs
+    return [path for path in sheets if _names_song(path, song, listing.files[song.parent])]
+
+
+def _names_song(path: Path, song: Path, names: Iterable[str]) -> bool:
+    """Whether a cue sheet names a song among files; a broken sheet does so if it is called as the song."""
+    try:
+        files = re.findall(r"(?im)^\s*FILE\s+(.*)$", _cue_text(path))
+    except (UserError, OSError):
+        files = []
+    index, wanted = NameIndex(map(printable, names)), printable(song.name)
+    fits = map(index.find, map(_file_name, files) if files else [f"{printable(path.stem)}{song.suffix}"])
+    return any(fit is not None and fit[0] == wanted for fit in fits)
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,8 @@ def _take_cue_sheet(path: Path, listing: Listing, tracks: Tracks) -> None:
         names = NameIndex(songs) if albums else None
         for name, indexes in albums.items():
             found = names.find(name) if names else None
+            if found is None and listing.is_single_song:
+                continue
             if found is None:
                 raise ValueError(f"names {name!r}, which is not among the songs")
             _add_album(songs[found[0]], indexes, tracks)
@@ -105,12 +131,21 @@ def _add_album(song: Path, indexes: list[_Index], tracks: Tracks) -> None:
         raise ValueError(
             f"track {indexes[-1].number} begins at {starts[-1]:.1f} s, but {printable(song.name)} lasts {seconds:.1f} s"
         )
-    ends = [*starts[1:], None]
-    found = [Track(_label(i.number, i.title), i.start, end) for i, end in zip(indexes, ends, strict=True)]
+    found = _without_gaps([Track(_label(index.number, index.title), index.start, None) for index in indexes])
     known = tracks.by_file.get(song)
-    if known is not None and [track.start for track in known] != starts:
+    if known is not None and [track.start for track in known] != [track.start for track in found]:
         raise ValueError(f"another cue sheet has other tracks for {printable(song.name)} and is used")
     tracks.by_file.setdefault(song, found)
+
+
+def _without_gaps(tracks: list[Track]) -> list[Track]:
+    """The tracks as parts that make up the whole file, so that no second of it is lost.
+
+    What lies before the first track belongs to it, what lies between two tracks or behind the last one to the earlier.
+    """
+    starts = [0.0, *(track.start for track in tracks[1:])]
+    ends = [*starts[1:], None]
+    return [Track(track.label, start, end) for track, start, end in zip(tracks, starts, ends, strict=True)]
 
 
 def _cue_text(path: Path) -> str:
@@ -141,7 +176,7 @@ def parse_cue_sheet(text: str) -> list[_Index]:
         command, _, rest = line.strip().partition(" ")
         command, rest = command.upper(), rest.strip()
         if command == "FILE":
-            file = _quoted(rest.rpartition(" ")[0] if not rest.endswith('"') else rest)
+            file = _file_name(rest)
         elif command == "TRACK":
             close()
             digits, _, kind = rest.partition(" ")
@@ -153,6 +188,12 @@ def parse_cue_sheet(text: str) -> list[_Index]:
             is_open = False
     close()
     return indexes
+
+
+def _file_name(text: str) -> str:
+    """The name in what stands behind FILE, without the type of the file."""
+    text = text.strip()
+    return _quoted(text if text.endswith('"') else text.rpartition(" ")[0])
 
 
 def _quoted(text: str) -> str:
@@ -187,9 +228,9 @@ def _take_inner_tracks(song: Path, listing: Listing, tracks: Tracks) -> None:
             if len(indexes) > 1:
                 _add_album(song, indexes, tracks)
         elif hint == "chapters":
-            found = _chapters(song)
-            if len(found) > 1:
-                tracks.by_file[song] = found
+            chapters = _chapters(song)
+            if len(chapters) > 1:
+                tracks.by_file[song] = _without_gaps(chapters)
     except ValueError as error:
         tracks.faults.append(f"{listing.name(song)}: {error}")
 
