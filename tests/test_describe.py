@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -317,6 +318,18 @@ def test_tracks_of_a_file_have_stems_of_their_own(tmp_path: Path, model: Path) -
     assert all(np.abs(one - other).max() < 1e-3 for one, other in zip(*stems, strict=True))
 
 
+def test_stems_of_a_whole_song_are_found_by_its_name_and_fingerprint(tmp_path: Path, model: Path) -> None:
+    """A file name that earlier versions chose: songs that are separated already are not separated again."""
+    path = tmp_path / "song.wav"
+    audio.write(path, tone_song(1.0, 1), RATE)
+    said = "\0".join(["song.wav", "1", separating.signature(str(model)), "drums"])
+    known = hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
+    (song,) = keep_stems(
+        tmp_path / "data", [Song("song.wav", lambda: path, None, TRAIN, "1")], ["drums"], model=str(model)
+    )
+    assert song.fingerprint == known
+
+
 def test_what_is_written_is_what_the_separator_gives(
     short_songs: Path, tmp_path: Path, tiny: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,13 +374,18 @@ def test_a_run_killed_while_separating_leaves_nothing(
     stems = tmp_path / "data" / "stems"
     (first,) = stems.iterdir()
     before = first.stat().st_mtime_ns
-    (stems / "0123.part").write_bytes(b"of a kill that nothing could catch")
+    (stems / f"{'0123' * 6}.part").write_bytes(b"of a kill that nothing could catch")
     monkeypatch.undo()
     separated(short_songs, tmp_path / "data", tiny, model)
     assert (len(list(stems.iterdir())), first.stat().st_mtime_ns) == (2, before)
     (short_songs / "0.flac").unlink()
+    users = {"my drums.flac", "notes.txt", "session.part"}
+    for name in users:
+        (stems / name).write_bytes(b"of the user")
     separated(short_songs, tmp_path / "data", tiny, model)
-    assert len(list(stems.iterdir())) == 1
+    left = {path.name for path in stems.iterdir()}
+    assert users < left
+    assert len(left) == len(users) + 1
 
 
 def killed() -> None:

@@ -20,6 +20,7 @@ from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.data.files import write_text
 from musicgen_dreamboothing.data.song_audio import INVALID, SongAudio
+from musicgen_dreamboothing.data.songs.products import STEM_FILE
 from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.model.separator import Separator, parse_stems, signature
 
@@ -162,15 +163,19 @@ class _Place:
 
 
 def _delete_strays(folder: Path, kept: set[str]) -> None:
-    """Files of songs that are gone or were separated anew, and what a killed run left."""
+    """Files of songs that are gone or were separated again, and what a killed run left.
+
+    All other files in the folder belong to the user and stay.
+    """
     for path in folder.iterdir():
-        if path.suffix == UNFINISHED or (path.suffix in (SOUND, DAMAGE) and path.stem not in kept):
+        is_ours = path.suffix in (SOUND, DAMAGE, UNFINISHED) and STEM_FILE.fullmatch(f"{path.stem}{SOUND}")
+        if is_ours and (path.suffix == UNFINISHED or path.stem not in kept):
             path.unlink()
 
 
 def _key(song: Song, made_by: str, stems: Sequence[str]) -> str:
-    """A file name that changes whenever the sound would."""
-    said = "\0".join([song.name, song.fingerprint, f"{song.start}-{song.end}", made_by, *sorted(set(stems))])
+    """A file name that changes whenever the sound would; the fingerprint of a track changes with its start and end."""
+    said = "\0".join([song.name, song.fingerprint, made_by, *sorted(set(stems))])
     return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
 
 
