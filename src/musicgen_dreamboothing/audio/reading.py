@@ -94,6 +94,8 @@ def _between(reader: Reader, start: float, end: float | None) -> Iterator[Piece]
     """The samples from `start` to `end` seconds; two tracks that meet share none and lose none."""
     position = 0.0
     for wave, rate in reader.pieces():
+        if position < start:
+            reader.skipped_before = reader.skipped
         first, last = (_sample(second, position, rate, wave) for second in (start, end))
         position = reader.seconds
         if first < last:
