@@ -357,6 +357,20 @@ def test_damage_of_a_song_is_told_of_its_stems(
         assert capsys.readouterr().out.count("0.flac: ") == 1
 
 
+def test_an_offset_of_a_song_is_reported_of_its_stems(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "song.wav"
+    audio.write(path, 0.5 * tone_song(4.0, 1, 2, 44_100) + np.float32(0.2), 44_100)
+    cutting = cuttings.Cutting(RATE, HOP, 2, 1)
+    expected = cuttings.cut_song(Song("song.wav", lambda: path, None, TRAIN, "1"), "song", tmp_path, cutting)
+    for _ in range(2):  # the second time the stems are there
+        (song,) = keep_stems(
+            tmp_path / "data", [Song("song.wav", lambda: path, None, TRAIN, "1")], ["bass", "other"], model=str(model)
+        )
+        record = cuttings.cut_song(song, "song", tmp_path, cutting)
+        assert record.offset == pytest.approx(expected.offset, rel=0.15)  # the peak depends on the rate
+        assert record.offset > 0.1
+
+
 def test_a_song_without_vocals_keeps_its_own_tags(short_songs: Path, tmp_path: Path, tiny: Path, model: Path) -> None:
     options = {"audio_separation": True, "separation_model": str(model), "file_tags": ["genre", "bpm"]}
     rows = described(short_songs, tmp_path / "data", tiny, "nowhere", **options)

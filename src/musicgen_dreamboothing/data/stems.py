@@ -25,7 +25,7 @@ from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.model.separator import Separator, parse_stems, signature
 
 STEMS = "stems"
-SOUND, DAMAGE, UNFINISHED = ".flac", ".txt", ".part"  # files of one song
+SOUND, DAMAGE, OFFSET, UNFINISHED = ".flac", ".txt", ".offset", ".part"  # files of one song
 PROBE_RATE = 44_100  # Hz; any would do
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} songs [{elapsed}<{remaining}]"
 
@@ -104,6 +104,8 @@ def _separate(song: Song, path: Path, separator: Separator, stems: Sequence[str]
         _write(temporary, separator.keep(partial(_within_full_scale, sound), stems, tell), separator.rate)
         if damage := _damage(sound, song):
             write_text(path.with_suffix(DAMAGE), damage)
+        if offset := sound.levels.offset_share:  # stems are made without it
+            write_text(path.with_suffix(OFFSET), str(offset))
         temporary.replace(path)
     except audio.AudioError as error:
         if isinstance(error, audio.AudioWriteError):  # a full disk; what is wrong with the song, cutting will say
@@ -168,7 +170,7 @@ def _delete_strays(folder: Path, kept: set[str]) -> None:
     All other files in the folder belong to the user and stay.
     """
     for path in folder.iterdir():
-        is_ours = path.suffix in (SOUND, DAMAGE, UNFINISHED) and STEM_FILE.fullmatch(f"{path.stem}{SOUND}")
+        is_ours = path.suffix in (SOUND, DAMAGE, OFFSET, UNFINISHED) and STEM_FILE.fullmatch(f"{path.stem}{SOUND}")
         if is_ours and (path.suffix == UNFINISHED or path.stem not in kept):
             path.unlink()
 
@@ -180,7 +182,7 @@ def _key(song: Song, made_by: str, stems: Sequence[str]) -> str:
 
 
 def _kept_song(song: Song, path: Path) -> Song:
-    place, damage = path.absolute(), path.with_suffix(DAMAGE)
+    place, damage, offset = path.absolute(), path.with_suffix(DAMAGE), path.with_suffix(OFFSET)
     return replace(
         song,
         read=lambda: place,
@@ -189,4 +191,5 @@ def _kept_song(song: Song, path: Path) -> Song:
         end=None,
         original=song.read,
         damage=damage.read_text(encoding="utf-8") if damage.exists() else None,
+        offset=float(offset.read_text(encoding="utf-8")) if offset.exists() else 0.0,
     )
