@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,20 @@ def test_a_long_song_is_cut_as_a_short_one(
     assert loudness(joined, RATE) == pytest.approx(-30.0, abs=0.1)
     assert record.loudness == -30.0
     assert record.downbeats == ([0.5, 4.5, 8.5, 12.5] if listen else [])  # in seconds of the song
+
+
+def test_a_stereo_song_of_four_minutes_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[float] = []
+
+    def stream(*source: Any, **options: Any) -> Iterator[Wave]:
+        for second in range(0, 240, 10):
+            decoded.append(second)
+            yield np.full((2, 320_000), 0.1, np.float32)
+
+    monkeypatch.setattr(audio, "stream", stream)
+    sound = song_audio.SongAudio(Song("song", bytes, None, TRAIN, "1"), 32_000)
+    assert sum(wave.shape[1] for wave in sound.waves()) == 240 * 32_000
+    assert len(decoded) == 24
 
 
 def test_sections_are_equal_and_hold_whole_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from musicgen_dreamboothing.listening.levels import Levels
 from musicgen_dreamboothing.listening.outliers import Outliers
 
 INVALID = "samples that are NaN, infinite or far beyond the rest of the song"
-KEPT_BYTES = 48 * 2**20  # 3 minutes of stereo at 32 kHz
+KEPT_BYTES = 62 * 2**20  # 4 minutes of stereo at 32 kHz
 
 Span = tuple[int, int]  # first sample, and the one behind the last
 
