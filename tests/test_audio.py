@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import re
 import resource
@@ -411,6 +412,30 @@ def test_a_part_of_a_file(span):
     pieces = audio.stream(sound_file(whole, RATE, "FLAC"), RATE, start=start, end=end)
     expected = whole[:, round(start * RATE) : None if end is None else round(end * RATE)]
     np.testing.assert_allclose(np.concatenate(list(pieces), axis=1), expected, atol=2**-14)
+
+
+@pytest.mark.parametrize("packet", [0, 1, 50, 107, 108, 150, 215, 216, 300])
+def test_damage_is_reported_for_the_part_that_lacks_it(packet, monkeypatch):
+    """Of three parts that meet, two of them at the border of a packet, exactly one reports a damaged packet."""
+    content, decode = sound_file(sine(30.0, 44_100), 44_100, "FLAC"), readers.Reader._decoded
+    packets: list[int] = []
+
+    def decode_all_but_one(reader, track, data):
+        packets.append(1)
+        pieces = decode(reader, track, data)
+        if len(packets) != packet + 1:
+            return pieces
+        reader.skipped += 1
+        return []
+
+    monkeypatch.setattr(readers.Reader, "_decoded", decode_all_but_one)
+    damage: list[str] = []
+    borders = [0.0, 108 * 4096 / 44_100, 20.0, None]
+    for start, end in itertools.pairwise(borders):
+        packets.clear()
+        for _ in audio.stream(content, RATE, start=start, end=end, on_damage=damage.append):
+            pass
+    assert [line.partition(": ")[2] for line in damage] == ["damaged packets left out: 1"]
 
 
 def test_nothing_is_decoded_behind_the_end(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,20 @@ def test_a_long_song_is_cut_as_a_short_one(
     assert record.downbeats == ([0.5, 4.5, 8.5, 12.5] if listen else [])  # in seconds of the song
 
 
+def test_a_stereo_song_of_four_minutes_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[float] = []
+
+    def stream(*source: Any, **options: Any) -> Iterator[Wave]:
+        for second in range(0, 240, 10):
+            decoded.append(second)
+            yield np.full((2, 320_000), 0.1, np.float32)
+
+    monkeypatch.setattr(audio, "stream", stream)
+    sound = song_audio.SongAudio(Song("song", bytes, None, TRAIN, "1"), 32_000)
+    assert sum(wave.shape[1] for wave in sound.waves()) == 240 * 32_000
+    assert len(decoded) == 24
+
+
 def test_sections_are_equal_and_hold_whole_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[float] = []
     monkeypatch.setattr(cuttings, "SECTION_SECONDS", 9.0)
@@ -244,7 +259,7 @@ def test_music_without_an_offset_is_not_touched(make: Any, tmp_path: Path) -> No
 # Samples that are no sound
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e29, -1e29, 1e300, 32768.0, 200.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e29, -1e29, 1e300, 32768.0, 200.0, 50.0, -10.0, 3.0])
 @pytest.mark.parametrize("rate", [RATE, 44_100])
 def test_a_stray_sample_costs_its_clip_only(value: float, rate: int, tmp_path: Path) -> None:
     song = np.float64(0.5) * music(12.0, rate, channels=2)
@@ -259,6 +274,56 @@ def test_a_stray_sample_costs_its_clip_only(value: float, rate: int, tmp_path: P
         np.testing.assert_allclose(wave, other, atol=1e-3)  # its loudness is measured without a click
     (line,) = account_of([record])[1:]
     assert line == "1 clip left out: samples that are NaN, infinite or far beyond the rest of the song (song.wav)"
+
+
+OUTLIERS: dict[str, Any] = {
+    "one": lambda rng, rate: {3 * rate: 5.0},
+    "the first sample": lambda rng, rate: {0: 3.0, 19 * rate: -50.0},
+    "many amplitudes": lambda rng, rate: {place: rng.uniform(2.5, 60) for place in rng.integers(0, 20 * rate, 15)},
+    "noise of 1 ms": lambda rng, rate: burst(rng, rate // 1000, rate),
+    "noise of 20 ms": lambda rng, rate: burst(rng, rate // 50, rate),
+    "noise of 0.1 s": lambda rng, rate: burst(rng, rate // 10, rate),
+    "a constant burst": lambda rng, rate: dict.fromkeys(range(7 * rate, 7 * rate + rate // 20), 8.0),
+    "0.2 s of 1e6": lambda rng, rate: dict.fromkeys(range(7 * rate, 7 * rate + rate // 5), 1e6),
+    "two scales": lambda rng, rate: {4 * rate: 4.0, 11 * rate: 1e9},
+}
+
+
+def burst(rng: np.random.Generator, samples: int, rate: int) -> dict[int, float]:
+    return {7 * rate + place: value for place, value in enumerate(50 * rng.standard_normal(samples))}
+
+
+@pytest.mark.parametrize("kind", list(OUTLIERS))
+@pytest.mark.parametrize("rate", [RATE, 48_000, 96_000])
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_outliers_change_neither_gain_nor_ends(kind: str, rate: int, scale: float, tmp_path: Path) -> None:
+    """The soft end stays, and all clips without an outlier are those of the song without outliers."""
+    song = np.float32(scale) * music(20.0, rate).copy()
+    song[:, 16 * rate :] *= np.float32(0.01 / scale)
+    _, expected = cut_float(song, tmp_path, rate, loudness=-20.0)
+    places = OUTLIERS[kind](np.random.default_rng(0), rate)
+    song[0, list(places)] = list(places.values())
+    record, waves = cut_float(song, tmp_path, rate, loudness=-20.0)
+    hurt = {place // (2 * rate) for place in places}
+    assert record.invalid == len(hurt)
+    assert [clip["start"] // 2 for clip in record.clips] == [number for number in range(10) if number not in hurt]
+    for wave, clip in zip(waves, record.clips, strict=True):
+        np.testing.assert_allclose(
+            wave, expected[int(clip["start"] // 2)], atol=1e-2
+        )  # a burst is 0.1 s less of the song
+
+
+@pytest.mark.parametrize("decay", [0.006, 0.03, 0.2])
+@pytest.mark.parametrize("scale", [1.0, 40.0, 2.0**15])
+@pytest.mark.parametrize("level", [0.3, 0.05])
+def test_a_drum_hit_is_no_outlier(decay: float, scale: float, level: float, tmp_path: Path) -> None:
+    """One hit in a soft song, on any scale."""
+    song, samples = np.float32(level) * music(12.0, RATE), RATE
+    noise = np.random.default_rng(0).standard_normal(samples) * np.exp(-np.arange(samples) / (decay * RATE))
+    song[0, 5 * RATE : 6 * RATE] += (0.9 * noise / np.abs(noise).max()).astype(np.float32)
+    record, waves = cut_float(np.float32(scale) * song, tmp_path)
+    assert (record.invalid, len(waves)) == (0, 6)
+    assert peak(waves[2]) == pytest.approx(1.0 if scale > 1 else peak(song), rel=1e-3)
 
 
 def test_a_song_of_one_clip_with_a_stray_sample_is_named_for_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -317,6 +318,18 @@ def test_tracks_of_a_file_have_stems_of_their_own(tmp_path: Path, model: Path) -
     assert all(np.abs(one - other).max() < 1e-3 for one, other in zip(*stems, strict=True))
 
 
+def test_stems_of_a_whole_song_are_found_by_its_name_and_fingerprint(tmp_path: Path, model: Path) -> None:
+    """A file name that earlier versions chose: songs that are separated already are not separated again."""
+    path = tmp_path / "song.wav"
+    audio.write(path, tone_song(1.0, 1), RATE)
+    said = "\0".join(["song.wav", "1", separating.signature(str(model)), "drums"])
+    known = hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
+    (song,) = keep_stems(
+        tmp_path / "data", [Song("song.wav", lambda: path, None, TRAIN, "1")], ["drums"], model=str(model)
+    )
+    assert song.fingerprint == known
+
+
 def test_what_is_written_is_what_the_separator_gives(
     short_songs: Path, tmp_path: Path, tiny: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +357,20 @@ def test_damage_of_a_song_is_told_of_its_stems(
         assert capsys.readouterr().out.count("0.flac: ") == 1
 
 
+def test_an_offset_of_a_song_is_reported_of_its_stems(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "song.wav"
+    audio.write(path, 0.5 * tone_song(4.0, 1, 2, 44_100) + np.float32(0.2), 44_100)
+    cutting = cuttings.Cutting(RATE, HOP, 2, 1)
+    expected = cuttings.cut_song(Song("song.wav", lambda: path, None, TRAIN, "1"), "song", tmp_path, cutting)
+    for _ in range(2):  # the second time the stems are there
+        (song,) = keep_stems(
+            tmp_path / "data", [Song("song.wav", lambda: path, None, TRAIN, "1")], ["bass", "other"], model=str(model)
+        )
+        record = cuttings.cut_song(song, "song", tmp_path, cutting)
+        assert record.offset == pytest.approx(expected.offset, rel=0.15)  # the peak depends on the rate
+        assert record.offset > 0.1
+
+
 def test_a_song_without_vocals_keeps_its_own_tags(short_songs: Path, tmp_path: Path, tiny: Path, model: Path) -> None:
     options = {"audio_separation": True, "separation_model": str(model), "file_tags": ["genre", "bpm"]}
     rows = described(short_songs, tmp_path / "data", tiny, "nowhere", **options)
@@ -361,13 +388,18 @@ def test_a_run_killed_while_separating_leaves_nothing(
     stems = tmp_path / "data" / "stems"
     (first,) = stems.iterdir()
     before = first.stat().st_mtime_ns
-    (stems / "0123.part").write_bytes(b"of a kill that nothing could catch")
+    (stems / f"{'0123' * 6}.part").write_bytes(b"of a kill that nothing could catch")
     monkeypatch.undo()
     separated(short_songs, tmp_path / "data", tiny, model)
     assert (len(list(stems.iterdir())), first.stat().st_mtime_ns) == (2, before)
     (short_songs / "0.flac").unlink()
+    users = {"my drums.flac", "notes.txt", "session.part"}
+    for name in users:
+        (stems / name).write_bytes(b"of the user")
     separated(short_songs, tmp_path / "data", tiny, model)
-    assert len(list(stems.iterdir())) == 1
+    left = {path.name for path in stems.iterdir()}
+    assert users < left
+    assert len(left) == len(users) + 1
 
 
 def killed() -> None:

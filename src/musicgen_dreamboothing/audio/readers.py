@@ -59,6 +59,7 @@ class Reader:
     Attributes:
         seconds: decoded so far.
         skipped: packets that could not be decoded.
+        skipped_before: those of them before the part that is read, such as a track of a cue sheet.
         stopped: why reading ended before the end of the file.
         stated: the length that the file states, in seconds; 0 where it states none, or that of its pictures.
     """
@@ -66,6 +67,7 @@ class Reader:
     def __init__(self, file: BinaryIO, name: str, label: str) -> None:
         self.file, self.name, self.label = file, name, label
         self.seconds, self.skipped, self.stopped, self.stated = 0.0, 0, "", 0.0
+        self.skipped_before = 0
         self._skipped_last = 0  # packets since the last one that was decoded
         self._last_rate = 0
 
@@ -87,8 +89,8 @@ class Reader:
     def missing(self, end: float | None = None) -> str:
         """What could not be read, up to `end` seconds, in a phrase; empty where nothing is missing."""
         faults = []
-        if self.skipped:
-            faults.append(f"damaged packets left out: {self.skipped}")
+        if self.skipped > self.skipped_before:
+            faults.append(f"damaged packets left out: {self.skipped - self.skipped_before}")
         if self.stopped:
             faults.append(f"reading stopped at {self.seconds:.1f} s ({self.stopped})")
         elif self._lacks(self.stated if end is None else end):

@@ -20,6 +20,7 @@ MAX_AMPLITUDE = 2.0**32  # float files that hold integers of 32 bits reach half 
 _SPAN_SECONDS = 0.1  # invalid samples that are nearer to each other are reported as one span
 
 OnInvalid = Callable[[float, float], None]
+OnBlock = Callable[[Wave, int], None]
 
 
 def stream(
@@ -32,6 +33,7 @@ def stream(
     block_seconds: float = 10.0,
     on_damage: Callable[[str], None] | None = None,
     on_invalid: OnInvalid | None = None,
+    on_block: OnBlock | None = None,
     max_amplitude: float = MAX_AMPLITUDE,
 ) -> Iterator[Wave]:
     """Yields the first sound track of a file as waves `[C, n]` at `rate` Hz, each about `block_seconds` long.
@@ -52,6 +54,7 @@ def stream(
         on_invalid: called with the first and last second (counted from `start`) of samples that are NaN, infinite or
             beyond `max_amplitude`, before the block that holds them; they are replaced by zeros. Without it they are
             an error.
+        on_block: called with each block and its rate in Hz before it is resampled, without its invalid samples.
         max_amplitude: the largest sample that counts as sound.
 
     Raises:
@@ -64,7 +67,8 @@ def stream(
         for rate_in, run in groupby(_same_channels(_between(reader, start, end)), key=lambda piece: piece.rate):
             block_size = max(1, round(block_seconds * rate_in))
             checked = (check(block, rate_in) for block in blocks((piece.wave for piece in run), block_size))
-            for block in resampled(checked, rate_in, rate):
+            observed = _observed(checked, rate_in, on_block) if on_block else checked
+            for block in resampled(observed, rate_in, rate):
                 samples += block.shape[1]
                 yield block
         if not samples:
@@ -84,6 +88,12 @@ def decode(
     return np.concatenate(list(stream(source, rate, name=name, on_damage=on_damage)), axis=-1)
 
 
+def _observed(waves: Iterable[Wave], rate: int, on_block: OnBlock) -> Iterator[Wave]:
+    for wave in waves:
+        on_block(wave, rate)
+        yield wave
+
+
 def _why_empty(reader: Reader, rate: int, start: float) -> str:
     if start >= reader.seconds:
         return f"ends at {reader.seconds:.1f} s, before its track begins at {start:.1f} s"
@@ -94,6 +104,8 @@ def _between(reader: Reader, start: float, end: float | None) -> Iterator[Piece]
     """The samples from `start` to `end` seconds; two tracks that meet share none and lose none."""
     position = 0.0
     for wave, rate in reader.pieces():
+        if position < start:
+            reader.skipped_before = reader.skipped
         first, last = (_sample(second, position, rate, wave) for second in (start, end))
         position = reader.seconds
         if first < last:

@@ -156,7 +156,7 @@ def _write_clips(song: Song, stem: str, folder: Path, cutting: Cutting, record: 
         else:
             record.clips.append(_written(wave * gain, span, facts, f"{stem}-{len(record.clips):03d}", folder, cutting))
     record.damage = sound.damage or song.damage
-    record.offset = round(sound.levels.offset_share, 4)
+    record.offset = round(max(sound.levels.offset_share, song.offset), 4)
     if not record.clips:
         record.skipped = f"{song.name}: {_why_nothing(record, cutting, bool(sound.invalid))}"
 

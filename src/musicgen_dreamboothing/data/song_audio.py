@@ -7,7 +7,7 @@ grow with its length.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.listening.levels import Levels
+from musicgen_dreamboothing.listening.outliers import Outliers
 
 INVALID = "samples that are NaN, infinite or far beyond the rest of the song"
-KEPT_BYTES = 48 * 2**20  # 3 minutes of stereo at 32 kHz
+KEPT_BYTES = 62 * 2**20  # 4 minutes of stereo at 32 kHz
 
 Span = tuple[int, int]  # first sample, and the one behind the last
 
@@ -39,9 +40,10 @@ class SongAudio:
         self._kept: list[Wave] | None = None
         self.damage: str | None = None
         self.invalid: list[tuple[float, float]] = []
-        self.levels = Levels(self._decoded(), rate)
-        if math.isfinite(self.levels.limit):  # known only now, and a resampler has spread the stray samples already
-            self._max_amplitude = self.levels.limit
+        outliers = Outliers()
+        self.levels = Levels(self._decoded(outliers.add), rate)
+        if math.isfinite(limit := outliers.limit):  # known only now, and a resampler has spread the outliers already
+            self._max_amplitude = limit
             self.levels = Levels(self._decoded(), rate)
 
     def waves(self) -> Iterator[Wave]:
@@ -56,7 +58,7 @@ class SongAudio:
         start, end = (place / self._rate for place in span)
         return any(first < end and last > start for first, last in self.invalid)
 
-    def _decoded(self) -> Iterator[Wave]:
+    def _decoded(self, on_block: Callable[[Wave, int], None] | None = None) -> Iterator[Wave]:
         song, damages, kept, size = self._song, list[str](), list[Wave](), 0
         self._kept, self.invalid = None, []
         waves = audio.stream(
@@ -67,6 +69,7 @@ class SongAudio:
             end=song.end,
             on_damage=damages.append,
             on_invalid=lambda first, last: self.invalid.append((first, last)),
+            on_block=on_block,
             max_amplitude=self._max_amplitude,
         )
         for wave in waves:

@@ -20,11 +20,12 @@ from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.data.files import write_text
 from musicgen_dreamboothing.data.song_audio import INVALID, SongAudio
+from musicgen_dreamboothing.data.songs.products import STEM_FILE
 from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.model.separator import Separator, parse_stems, signature
 
 STEMS = "stems"
-SOUND, DAMAGE, UNFINISHED = ".flac", ".txt", ".part"  # files of one song
+SOUND, DAMAGE, OFFSET, UNFINISHED = ".flac", ".txt", ".offset", ".part"  # files of one song
 PROBE_RATE = 44_100  # Hz; any would do
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} songs [{elapsed}<{remaining}]"
 
@@ -103,6 +104,8 @@ def _separate(song: Song, path: Path, separator: Separator, stems: Sequence[str]
         _write(temporary, separator.keep(partial(_within_full_scale, sound), stems, tell), separator.rate)
         if damage := _damage(sound, song):
             write_text(path.with_suffix(DAMAGE), damage)
+        if offset := sound.levels.offset_share:  # stems are made without it
+            write_text(path.with_suffix(OFFSET), str(offset))
         temporary.replace(path)
     except audio.AudioError as error:
         if isinstance(error, audio.AudioWriteError):  # a full disk; what is wrong with the song, cutting will say
@@ -162,20 +165,24 @@ class _Place:
 
 
 def _delete_strays(folder: Path, kept: set[str]) -> None:
-    """Files of songs that are gone or were separated anew, and what a killed run left."""
+    """Files of songs that are gone or were separated again, and what a killed run left.
+
+    All other files in the folder belong to the user and stay.
+    """
     for path in folder.iterdir():
-        if path.suffix == UNFINISHED or (path.suffix in (SOUND, DAMAGE) and path.stem not in kept):
+        is_ours = path.suffix in (SOUND, DAMAGE, OFFSET, UNFINISHED) and STEM_FILE.fullmatch(f"{path.stem}{SOUND}")
+        if is_ours and (path.suffix == UNFINISHED or path.stem not in kept):
             path.unlink()
 
 
 def _key(song: Song, made_by: str, stems: Sequence[str]) -> str:
-    """A file name that changes whenever the sound would."""
-    said = "\0".join([song.name, song.fingerprint, f"{song.start}-{song.end}", made_by, *sorted(set(stems))])
+    """A file name that changes whenever the sound would; the fingerprint of a track changes with its start and end."""
+    said = "\0".join([song.name, song.fingerprint, made_by, *sorted(set(stems))])
     return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
 
 
 def _kept_song(song: Song, path: Path) -> Song:
-    place, damage = path.absolute(), path.with_suffix(DAMAGE)
+    place, damage, offset = path.absolute(), path.with_suffix(DAMAGE), path.with_suffix(OFFSET)
     return replace(
         song,
         read=lambda: place,
@@ -184,4 +191,5 @@ def _kept_song(song: Song, path: Path) -> Song:
         end=None,
         original=song.read,
         damage=damage.read_text(encoding="utf-8") if damage.exists() else None,
+        offset=float(offset.read_text(encoding="utf-8")) if offset.exists() else 0.0,
     )

@@ -1,4 +1,4 @@
-"""What one pass over a song tells about its level: loudness, peak, DC offset, silence at both ends, stray samples.
+"""What one pass over a song tells about its level: loudness, peak, DC offset, silence at both ends.
 
 The song is measured in steps of 20 ms, of which a table of a few numbers is kept: 7 MB for 40 minutes of stereo.
 """
@@ -24,10 +24,6 @@ FULL_SCALE_LIMIT = 2.0  # peaks of decoded MP3 files pass full scale, but not by
 
 OFFSET_SECONDS = 1.0  # an offset is the mean over so much to both sides
 OFFSET_SHARE = 0.003  # of the peak (-50 dB), RMS: music without an offset stays below
-
-STRAY_RATIO = 100.0  # 40 dB above what 95 % of the song stay below: no sound, but the error of some tool
-STRAY_QUANTILE = 0.95
-STRAY_LEAST = 64.0  # float files may pass full scale, by 30 dB and more
 
 
 class Levels:
@@ -82,13 +78,6 @@ class Levels:
     def offset_share(self) -> float:
         """The largest offset as a share of the peak; 0 where there is none to speak of."""
         return float(np.abs(self.offset).max()) / self.peak if self.peak else 0.0
-
-    @property
-    def limit(self) -> float:
-        """The largest sample that belongs to the song; infinite where there is no stray one."""
-        usual = float(np.quantile(self._highest, STRAY_QUANTILE))
-        limit = max(STRAY_LEAST, STRAY_RATIO * usual)
-        return limit if self.peak > limit else math.inf
 
     def centred(self, wave: Wave, first: int) -> Wave:
         """`[C, n]` of the song, which begins at its sample `first`, without the offset."""

@@ -21,6 +21,7 @@ class Song:
         fingerprint: changes whenever the sound does.
         original: gives the file as it came, with its tags, where `read` gives but stems of it.
         damage: what could not be decoded of that file.
+        offset: the largest DC offset that was removed from that file, as a share of its peak.
         start: where it begins in the file, in seconds: tracks of a cue sheet share one file.
         end: where it ends there; None is the end of the file.
     """
@@ -32,6 +33,7 @@ class Song:
     fingerprint: str
     original: Callable[[], Path | bytes] | None = None
     damage: str | None = None
+    offset: float = 0.0
     start: float = 0.0
     end: float | None = None
 
