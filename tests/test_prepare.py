@@ -595,14 +595,17 @@ def test_captions_that_nobody_uses_are_dropped(work: Path, tiny: Path, no_encode
     assert set(states(work / "data")) == {"punk"}
 
 
-def test_a_deleted_line_stays_away(work: Path, tiny: Path) -> None:
+def test_a_deleted_line_stays_away(work: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change_metadata(work / "data", lambda rows: rows[1:])
     for _ in range(2):
         made = run(work / "songs", work / "data", tiny)
         assert (made.clips, made.clips_encoded) == (4, 0)
+        left_out = f"1 clip of these left out, by deleted lines of {work}/data/clips/metadata.jsonl"
+        assert left_out in capsys.readouterr().out
         assert list(codes(work / "data")) == [row["file_name"] for row in metadata(work / "data")]
     (work / "data" / "clips" / "metadata.jsonl").unlink()  # to begin anew
     assert run(work / "songs", work / "data", tiny).clips == 5
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_without_any_line_there_is_nothing_to_do(cli: Cli, work: Path, tiny: Path) -> None:

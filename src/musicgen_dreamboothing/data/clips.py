@@ -214,12 +214,15 @@ def update_metadata(
     instance_prompt: str | None,
     descriptions: Mapping[str, Description],
     class_prompt: str | None = None,
-) -> None:
+) -> int:
     """Brings `metadata.jsonl` up to date without touching what a person changed there.
 
     A caption that differs from the one we wrote is the person's and stays. A clip that we listed
     before and that is missing now was deleted by the person and stays away; a clip that the person
     added stays. Without the file all begins anew. Rows of songs that are only on record stay as they are.
+
+    Returns:
+        How many clips stay away.
     """
     path = folder / CLIPS / METADATA
     listed = _listed_rows(path) if path.exists() else []
@@ -247,6 +250,7 @@ def update_metadata(
     added = [row for name, row in present.items() if name not in written and name not in ours]
     write_json_lines(path, [*rows, *(row for row in added if os.path.isfile(folder / CLIPS / row["file_name"]))])
     write_text(folder / WRITTEN, json.dumps(fresh, ensure_ascii=False))
+    return len(ours) - len(rows)
 
 
 def _written_captions(folder: Path) -> dict[str, str]:

@@ -291,7 +291,9 @@ def _cut(
         own = [record_of[song.name] for song in songs]
         descriptions = describe_clips(folder, cutting.rate, songs, own, prompt, describing)
     if PartialState().is_main_process:
-        update_metadata(folder, songs, records, prompt, descriptions, options.class_prompt)
+        deleted = update_metadata(folder, songs, records, prompt, descriptions, options.class_prompt)
+        if deleted:
+            say(f"{plural(deleted, 'clip')} of these left out, by deleted lines of {folder / CLIPS / METADATA}")
     return fresh
 
 
