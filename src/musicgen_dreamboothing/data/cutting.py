@@ -82,11 +82,11 @@ class SongRecord:
     fingerprint: str
     cutting: str
     split: str = TRAIN
-    clips: list[dict[str, Any]] = field(default_factory=list)  # file_name, start, seconds, and what was heard
+    clips: list[dict[str, Any]] = field(default_factory=list)  # file_name, start, seconds, and what was measured
     skipped: str | None = None  # why the song gave no clip
     damage: str | None = None  # what of it could not be decoded
     rest: float = 0.0  # seconds left out between clips and at the end
-    silent: int = 0  # clips left out because next to nothing is heard in them
+    silent: int = 0  # clips left out that are mostly silent
     invalid: int = 0  # clips left out because of samples that are NaN, infinite or far beyond the rest of the song
     offset: float = 0.0  # the largest DC offset, which was removed, as a share of the song's peak
     loudness: float | None = None  # of all its clips together, in LUFS; None where it was not changed
@@ -208,7 +208,7 @@ def _sections(levels: Levels, cutting: Cutting) -> list[_Section]:
 
 
 def _analysed(sound: SongAudio, sections: list[_Section], cutting: Cutting, record: SongRecord) -> list[_Section]:
-    """The sections with their rhythm, tempo and key, of which those that are sure are told; beats go on record."""
+    """The sections with their rhythm, tempo and key, of which those that are sure are returned; beats go on record."""
     mono = slices((audio.to_channels(wave, 1) for wave in sound.waves()), [(part.start, part.end) for part in sections])
     analysed = []
     for section, wave in zip(sections, mono, strict=True):

@@ -30,15 +30,15 @@ CAPTION_FEATURES = datasets.Features(
 )
 
 
-def update_states(tokens: Path, wanted: dict[str, list[str]], checkpoint: Checkpoint) -> int:
+def update_states(tokens: Path, tables: dict[str, list[str]], checkpoint: Checkpoint) -> int:
     """Encodes texts that are new and drops those that nobody uses, table by table; tells how many captions were new."""
-    known = {name: _known_states(tokens / name) for name in wanted}
+    known = {name: _known_states(tokens / name) for name in tables}
     missing = {
-        name: [text for text in dict.fromkeys(texts) if text not in known[name]] for name, texts in wanted.items()
+        name: [text for text in dict.fromkeys(texts) if text not in known[name]] for name, texts in tables.items()
     }
     new = list(dict.fromkeys(text for texts in missing.values() for text in texts))
     fresh = dict(_encode_captions(new, checkpoint)) if new else {}
-    for name, texts in wanted.items():
+    for name, texts in tables.items():
         if missing[name] or len(known[name]) != len(set(texts)):
             _save_states(tokens / name, list(dict.fromkeys(texts)), known[name], fresh)
     return len(missing[CAPTIONS])

@@ -165,7 +165,7 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _refused(path: Path, error: UnpicklingError) -> UserError:
-    """Names what a file wanted to import, if that is why it was refused."""
+    """Names what a file asked to import, if that is why it was refused."""
     reason = str(error).rpartition("WeightsUnpickler error: ")[2]
     named = re.search(r"GLOBAL ([\w.]+)", reason)
     imports = [named[1]] if named else [name for name in _imports(path) if not TENSOR_IMPORTS.match(name)]

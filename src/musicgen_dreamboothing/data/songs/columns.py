@@ -99,15 +99,15 @@ def existing_column(column: str, columns: Iterable[str], name: str) -> str:
     return found
 
 
-def find_column(columns: Iterable[str], wanted: Iterable[str]) -> str | None:
-    """The first of the wanted columns that is there: as it is written, else in any case, with `_` for spaces or `-`.
+def find_column(columns: Iterable[str], requested: Iterable[str]) -> str | None:
+    """The first of the requested columns that is there: as it is written, else in any case, with `_` for spaces or `-`.
 
     >>> find_column(["File Name", "Caption"], ["text", "caption"]), find_column(["TEXT", "text"], ["text"])
     ('Caption', 'text')
     """
     columns = list(columns)
     normal = {_normal(column): column for column in reversed(columns)}
-    matches = (name if name in columns else normal.get(_normal(name)) for name in wanted)
+    matches = (name if name in columns else normal.get(_normal(name)) for name in requested)
     return next((match for match in matches if match is not None), None)
 
 

@@ -73,7 +73,7 @@ class _Table:
 
     @property
     def columns(self) -> list[str]:
-        """The wanted ones."""
+        """The requested ones."""
         return list(dict.fromkeys(filter(None, (self.audio, self.text))))
 
 
@@ -227,35 +227,35 @@ def _builder_by_names(source: str, present: Iterable[str], hub: Mapping[str, Any
     )
 
 
-def wanted_splits(columns: Columns, present: Iterable[str], name: str) -> list[tuple[str, str]]:
+def requested_splits(columns: Columns, present: Iterable[str], name: str) -> list[tuple[str, str]]:
     """The splits to read, each with its role, `train` or `eval`; `train+validation` stands for both.
 
     Raises:
         UserError: one is not there, or is for training and for evaluation.
     """
     present = list(present)
-    wanted: list[tuple[str, str]] = []
+    requested: list[tuple[str, str]] = []
     for choice, role in ((columns.train_split, TRAIN), (columns.eval_split or "", EVAL)):
-        wanted += [(split, role) for split in ([choice] if choice in present else choice.split("+")) if choice]
-    for split, _ in wanted:
+        requested += [(split, role) for split in ([choice] if choice in present else choice.split("+")) if choice]
+    for split, _ in requested:
         if split not in present:
             raise UserError(f"no split {split!r} in {name}; it has {', '.join(present) or 'none'}")
-        if (split, TRAIN) in wanted and (split, EVAL) in wanted:
+        if (split, TRAIN) in requested and (split, EVAL) in requested:
             raise UserError(
                 f"split {split!r} is in --train_split_name {columns.train_split} and in --eval_split_name "
                 f"{columns.eval_split}; leave it out of one of them"
             )
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys(requested))
 
 
 def songs_of_splits(splits: Splits, columns: Columns, place: Place) -> Collection:
-    """The songs in the files of the wanted splits.
+    """The songs in the files of the requested splits.
 
     Raises:
         UserError: there is no such split or column, a file cannot be read, or no row has audio.
     """
     songs, notes = [], []
-    for split, role in wanted_splits(columns, splits, place.name):
+    for split, role in requested_splits(columns, splits, place.name):
         found = _songs_of_files(splits[split], split, role, columns, place)
         songs += found.songs
         notes += found.notes
@@ -303,22 +303,22 @@ def _table(schema: pa.Schema, columns: Columns, name: str) -> _Table:
 
 
 def _arrow_files(schemas: Mapping[Path, pa.Schema], table: _Table, notes: RowNotes, place: Place) -> Iterator[Path]:
-    """Files from which single rows can be drawn. Parquet is none: its wanted columns go to the cache of `datasets`."""
+    """Files from which single rows can be drawn. Of Parquet the requested columns go to the cache of `datasets`."""
     for file in [file for file, schema in schemas.items() if table.audio not in schema.names]:
         notes.add(f"without a column {table.audio!r}", file.name, noun="file")
     usable = [file for file, schema in schemas.items() if table.audio in schema.names]
-    for wanted, group in groupby(usable, key=lambda file: [n for n in table.columns if n in schemas[file].names]):
+    for requested, group in groupby(usable, key=lambda file: [n for n in table.columns if n in schemas[file].names]):
         files = list(group)
-        yield from _converted(files, wanted, table, place) if files[0].suffix == ".parquet" else files
+        yield from _converted(files, requested, table, place) if files[0].suffix == ".parquet" else files
 
 
-def _converted(files: Sequence[Path], wanted: list[str], table: _Table, place: Place) -> Iterator[Path]:
+def _converted(files: Sequence[Path], requested: list[str], table: _Table, place: Place) -> Iterator[Path]:
     try:
         rows = datasets.load_dataset(
             "parquet",
             data_files=[str(file) for file in files],
-            columns=wanted,
-            features=_storage_features(table.schema, wanted),
+            columns=requested,
+            features=_storage_features(table.schema, requested),
             split="train",
             cache_dir=place.cache_dir,
         )

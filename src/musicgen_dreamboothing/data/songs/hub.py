@@ -36,7 +36,7 @@ from musicgen_dreamboothing.data.songs.dataset import (
     files_by_split,
     hold_songs,
     is_table,
-    wanted_splits,
+    requested_splits,
 )
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Columns
 
@@ -92,8 +92,8 @@ def _download(columns: Columns, place: Place, token: str | None) -> Download:
 
 def _hold_songs(tables: Iterable[str], columns: Columns, place: Place, token: str | None) -> bool:
     """The same for tables of the repository, which are downloaded one by one until one holds songs."""
-    wanted = (table for table in tables if not table.endswith(".tar"))
-    return hold_songs((_snapshot(place, [table], token) / table for table in wanted), columns)
+    requested = (table for table in tables if not table.endswith(".tar"))
+    return hold_songs((_snapshot(place, [table], token) / table for table in requested), columns)
 
 
 def _files_of_repository(name: str, token: str | None) -> list[str] | None:
@@ -111,16 +111,16 @@ def _files_of_repository(name: str, token: str | None) -> list[str] | None:
 
 
 def _download_tables(files: list[str], audio: list[str], columns: Columns, place: Place, token: str | None) -> Download:
-    """Parquet, Arrow or tar files; where songs are limited, only the first ones of the wanted splits."""
+    """Parquet, Arrow or tar files; where songs are limited, only the first ones of the requested splits."""
     urls = files_by_split(place.name, columns.config, filter(is_table, files), place, token)
     remote = {split: [_path_in_repository(url) for url in files] for split, files in urls.items()}
     limits = {TRAIN: columns.max_train_songs, EVAL: columns.max_eval_songs}
-    wanted = wanted_splits(columns, remote, place.name)
+    requested = requested_splits(columns, remote, place.name)
     common = ["README.md", INFO, *audio]  # cells may name audio files of the repository
     if not any(limits.values()):  # without all that the README lists it could not be read without a network
         common += [file for paths in remote.values() for file in paths]
     folder = _snapshot(place, common, token)
-    splits = {split: list(_downloaded(remote[split], limits[role], place, token)) for split, role in wanted}
+    splits = {split: list(_downloaded(remote[split], limits[role], place, token)) for split, role in requested}
     return Download(folder, splits)
 
 
@@ -165,10 +165,10 @@ def _nothing_to_read(name: str, files: list[str]) -> str:
             f"{name} is a loading script ({script}), which `datasets` no longer runs; take its Parquet copy: "
             f"hf download {name} --repo-type dataset --revision refs/convert/parquet --local-dir SONGS, then give SONGS"
         )
-    told = f"{name} has no audio, Parquet, Arrow or tar files; it has {', '.join(files[:5]) or 'no files'}"
+    text = f"{name} has no audio, Parquet, Arrow or tar files; it has {', '.join(files[:5]) or 'no files'}"
     if any(file.endswith(PACKED) for file in files):
-        told += f"; unpack it: hf download {name} --repo-type dataset --local-dir SONGS, unpack there, then give SONGS"
-    return told
+        text += f"; unpack it: hf download {name} --repo-type dataset --local-dir SONGS, unpack there, then give SONGS"
+    return text
 
 
 def _explanation(name: str, error: BaseException) -> str:

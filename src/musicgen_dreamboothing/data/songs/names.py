@@ -76,12 +76,12 @@ class NameIndex:
                 for tail in _tails(form):
                     self._tails[level][tail].add(name)
 
-    def find(self, wanted: str) -> tuple[str, int] | None:
+    def find(self, name: str) -> tuple[str, int] | None:
         """The one name that is meant and how far it was looked for (0: it stands there as it is); None without one."""
-        path = _normal_path(wanted)
-        for name in (wanted, path):
-            if name in self.names:
-                return name, 0
+        path = _normal_path(name)
+        for exact in (name, path):
+            if exact in self.names:
+                return exact, 0
         if ".." in path.split("/"):
             return None
         for level, form in enumerate(_forms(path)):
@@ -93,8 +93,8 @@ class NameIndex:
         return None
 
 
-def _normal_path(wanted: str) -> str:
-    return os.path.normpath(wanted.strip().replace("\\", "/")).lstrip("/")
+def _normal_path(name: str) -> str:
+    return os.path.normpath(name.strip().replace("\\", "/")).lstrip("/")
 
 
 def _forms(name: str) -> tuple[str, str]:

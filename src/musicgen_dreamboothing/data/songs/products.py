@@ -90,8 +90,8 @@ def _is_ours(record: Path) -> bool:
         values = _parsed(record.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return False
-    wanted = [RECORDS[record.name], *([DEMO_CLIPS] if record.name == "made.json" else [])]
-    return isinstance(values, dict) and any(set(keys) <= set(values) for keys in wanted)
+    keys_of_kinds = [RECORDS[record.name], *([DEMO_CLIPS] if record.name == "made.json" else [])]
+    return isinstance(values, dict) and any(set(keys) <= set(values) for keys in keys_of_kinds)
 
 
 def _parsed(text: str) -> Any:

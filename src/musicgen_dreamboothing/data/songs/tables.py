@@ -74,12 +74,12 @@ def captions_of_tables(listing: Listing, names: Iterable[str], column: str | Non
 
 def _tables(listing: Listing) -> list[Path]:
     """Those nearest to the songs come last, for they win."""
-    wanted = METADATA_FILES[::-1]
+    by_precedence = METADATA_FILES[::-1]
     found = [
-        (len(folder.parts), wanted.index(name.lower()), folder / name)
+        (len(folder.parts), by_precedence.index(name.lower()), folder / name)
         for folder, names in listing.files.items()
         for name in names
-        if name.lower() in wanted
+        if name.lower() in by_precedence
     ]
     return [path for *_, path in sorted(found)]
 
@@ -166,12 +166,12 @@ def _read_rows(rows: list[tuple[int, dict[str, Any]]], file: str, text: str | No
             faults.append((line, str(error)))
 
 
-def _text_column(columns: list[str], wanted: str | None, path: Path) -> str | None:
-    if wanted is None:
+def _text_column(columns: list[str], requested: str | None, path: Path) -> str | None:
+    if requested is None:
         return find_column(columns, CAPTION_NAMES)
-    column = find_column(columns, [wanted])
+    column = find_column(columns, [requested])
     if column is None:
-        raise UserError(f"no column {wanted!r} in {path}; it has {', '.join(columns)}")
+        raise UserError(f"no column {requested!r} in {path}; it has {', '.join(columns)}")
     return column
 
 
@@ -187,8 +187,8 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[int, dict[st
     try:
         names = pa.parquet.read_schema(path).names
         file = find_column(names, FILE_NAMES)
-        wanted = [name for name in (file, _text_column(names, column, path)) if name is not None]
-        rows = pa.parquet.read_table(path, columns=wanted if file else names[:0]).to_pylist()
+        read = [name for name in (file, _text_column(names, column, path)) if name is not None]
+        rows = pa.parquet.read_table(path, columns=read if file else names[:0]).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ForeignTableError(f"can't be read: {' '.join(str(error).split())[:80]}") from error
     if file is None:

@@ -80,9 +80,9 @@ def _names_song(path: Path, song: Path, names: Iterable[str]) -> bool:
         files = re.findall(r"(?im)^\s*FILE\s+(.*)$", _cue_text(path))
     except (UserError, OSError):
         files = []
-    index, wanted = NameIndex(map(printable, names)), printable(song.name)
+    index, own = NameIndex(map(printable, names)), printable(song.name)
     fits = map(index.find, map(_file_name, files) if files else [f"{printable(path.stem)}{song.suffix}"])
-    return any(fit is not None and fit[0] == wanted for fit in fits)
+    return any(fit is not None and fit[0] == own for fit in fits)
 
 
 @dataclass(frozen=True)
