@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,14 @@ def test_what_is_like_a_third_song_is_like_both() -> None:
 )
 def test_other_songs_stay_apart(other: Callable[[], Wave]) -> None:
     assert same_recordings([fingerprint(song(1), RATE), fingerprint(other(), RATE)]) == [0, 1]
+
+
+def test_songs_of_the_same_sounds_and_chords_stay_apart() -> None:
+    """The built-in songs share drums, sounds and chords, most of them for half of their length."""
+    paths = sorted(Path(str(files("musicgen_dreamboothing.assets") / "songs")).rglob("*.ogg"))
+    assert len(paths) == 24
+    prints = [fingerprint(audio.decode(path, RATE), RATE) for path in paths]
+    assert same_recordings(prints) == list(range(24))
 
 
 def test_among_many_songs_only_copies_are_paired() -> None:
