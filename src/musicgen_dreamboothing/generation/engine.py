@@ -8,7 +8,7 @@ products of the same input are one product. Modules that are not plain (adapters
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -105,8 +105,8 @@ class Decoder:
         self._stack, self._rows = stack, len(conditioning.states)
         states, is_melody = conditioning.states, isinstance(stack.model, MelodyLM)
         self._unused = -self._rows % TILE if _has_tiles(states) else 0  # rows that fill the last tile
-        grouped = states.device.type == "cpu" and not whole
-        groups = _by_length(conditioning, is_melody=is_melody) if grouped else [(None, conditioning)]
+        grouped = is_melody and states.device.type == "cpu" and not whole
+        groups = _by_length(conditioning) if grouped else [(None, conditioning)]
         self._caches = [_Cache(stack, part, rows, steps, is_melody=is_melody, whole=whole) for rows, part in groups]
 
     def logits(self, codes: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
@@ -152,9 +152,9 @@ class Decoder:
         return gathered
 
 
-def _by_length(conditioning: Conditioning, *, is_melody: bool) -> list[tuple[torch.Tensor | None, Conditioning]]:
-    """Rows that attend to equally much text, by number, with their conditioning without padding."""
-    lengths = (conditioning.lengths if is_melody else conditioning.mask.sum(-1)).tolist()
+def _by_length(conditioning: Conditioning) -> list[tuple[torch.Tensor | None, Conditioning]]:
+    """Rows of the melody family with equally long captions, by number, with their conditioning without padding."""
+    lengths = conditioning.lengths.tolist()
     padding = {length: conditioning.mask.shape[1] - length for length in dict.fromkeys(lengths)}
     groups: list[tuple[torch.Tensor | None, Conditioning]] = []
     for length, padded in padding.items():
@@ -204,17 +204,14 @@ class _Cache:
         self._place: int | torch.Tensor = 0
         self._mask: torch.Tensor | None = None
         self._begins: torch.Tensor | None = None  # the first place of each row [R], where they differ
-        self._cross: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._cross_mask: torch.Tensor | None = None
+        self._texts: list[_Text] = []
         if is_melody:
             begins = conditioning.mask.shape[1] - conditioning.lengths
             self._begins = begins if bool(begins.any()) else None
             for part in _rows_at_once(len(states), states.device):
                 self._fill_prefix(states, part)
         else:
-            self._cross = [_cross_keys_and_values(layer, states) for layer in stack.layers]
-            if not bool(conditioning.mask.all()):
-                self._cross_mask = _added(conditioning.mask[:, None, None].bool(), states.dtype)
+            self._texts = _texts(stack, conditioning, grouped=states.device.type == "cpu" and not whole)
 
     def begin(self, step: int | torch.Tensor) -> None:
         """Turns to a step, from 0; where the whole buffer is attended to it is a tensor `[1]` on the device."""
@@ -252,8 +249,12 @@ class _Cache:
 
     def attend_to_text(self, number: int, query: torch.Tensor) -> torch.Tensor:
         """`[R, H, 1, W]` -> `[R, D]`."""
-        attended = functional.scaled_dot_product_attention(query, *self._cross[number], attn_mask=self._cross_mask)
-        return attended.reshape(len(query), -1)
+        if self._texts and self._texts[0].rows is None:
+            return self._texts[0].attend(number, query)
+        attended = query.new_zeros(len(query), query.shape[1] * query.shape[3])
+        for text in self._texts:
+            attended[text.rows] = text.attend(number, query[text.rows])
+        return attended
 
     def _fill_prefix(self, states: torch.Tensor, rows: slice) -> None:
         """Chroma and text stand before the codes in the melody family: they go through the stack once."""
@@ -279,6 +280,45 @@ class _Cache:
         # padding attends to itself, which gives no NaN
         attended = attended | torch.eye(self._prefix, dtype=torch.bool, device=states.device)
         return hidden, _added(attended[:, None], states.dtype)
+
+
+class _Text(NamedTuple):
+    """The text that some rows attend to: keys and values of each layer `[R, H, L, W]`, and what is padding.
+
+    `rows` is None for all rows.
+    """
+
+    rows: slice | torch.Tensor | None
+    keys_and_values: list[tuple[torch.Tensor, torch.Tensor]]
+    mask: torch.Tensor | None
+
+    def attend(self, number: int, query: torch.Tensor) -> torch.Tensor:
+        """`[R, H, 1, W]` -> `[R, D]` in the layer of this number."""
+        keys, values = self.keys_and_values[number]
+        attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask)
+        return attended.reshape(len(query), -1)
+
+
+def _texts(stack: Stack, conditioning: Conditioning, *, grouped: bool) -> list[_Text]:
+    """One padded and masked text for all rows, or one for each length of captions, without padding.
+
+    In groups the null condition is left out: its states are zero, and so is what attention makes of them.
+    """
+    states, mask = conditioning.states, conditioning.mask
+    if not grouped:
+        padding = None if bool(mask.all()) else _added(mask[:, None, None].bool(), states.dtype)
+        return [_Text(None, [_cross_keys_and_values(layer, states) for layer in stack.layers], padding)]
+    groups: dict[int, list[int]] = {}
+    for row, length in enumerate(mask.sum(-1).tolist()):
+        if bool(states[row].any()):
+            groups.setdefault(length, []).append(row)
+    texts = []
+    for length, numbers in groups.items():
+        is_run = numbers == list(range(numbers[0], numbers[-1] + 1))
+        rows = slice(numbers[0], numbers[-1] + 1) if is_run else torch.tensor(numbers)
+        own = states[rows, :length]
+        texts.append(_Text(rows, [_cross_keys_and_values(layer, own) for layer in stack.layers], None))
+    return texts
 
 
 def _rows_at_once(rows: int, device: torch.device) -> list[slice]:
