@@ -42,7 +42,7 @@ INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 for an error told in one line, 130 after Ctrl-C.
+    """Runs one command and returns its exit code: 0, 1 for an error of one line, 130 after Ctrl-C.
 
     Where nobody reads the output any more (`| head`), the work is finished without it. Where its bars have no
     reader either, it stops with 1 and without a traceback: what is done is kept.

@@ -119,7 +119,7 @@ def _levels(examination: Examination) -> list[Finding]:
             "listen",
             "with clips left out because of invalid samples",
             f"They hold {INVALID}: no sound, but the error of some tool.",
-            "Export these songs again if the clips are wanted.",
+            "Export these songs again if these clips are to be trained on.",
         ),
         *_songs(
             soft,

@@ -31,7 +31,7 @@ CAPTION_FEATURES = datasets.Features(
 
 
 def update_states(tokens: Path, tables: dict[str, list[str]], checkpoint: Checkpoint) -> int:
-    """Encodes texts that are new and drops those that nobody uses, table by table; tells how many captions were new."""
+    """Encodes new texts and drops those that nobody uses, table by table; returns how many captions were new."""
     known = {name: _known_states(tokens / name) for name in tables}
     missing = {
         name: [text for text in dict.fromkeys(texts) if text not in known[name]] for name, texts in tables.items()

@@ -75,7 +75,7 @@ def generate(options: GenerateArguments) -> Generation:
 
 
 def _list(path: Path, clip: GeneratedClip, options: GenerateArguments) -> None:
-    """Notes how a file is made, before it is there: by this a folder of songs tells generated clips from songs."""
+    """Lists a file before it is written, so that a scan for songs never takes a generated clip for a song."""
     row = {
         "file_name": path.name,
         "prompt": clip.prompt,

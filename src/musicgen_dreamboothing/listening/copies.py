@@ -18,7 +18,7 @@ from musicgen_dreamboothing.listening.duplicates import FRAME_RATE, LEAST_SECOND
 
 Array = NDArray[np.int64]
 
-COMMON = 32  # songs that share a word: a more common one tells nothing, and there would be too many pairs
+COMMON = 32  # songs that share a word: a more common one says nothing, and makes too many pairs
 LEAST_WORDS = 2  # equal words at one offset that make a pair worth comparing
 MOST_OFFSETS = 6  # compared for each pair: an edit has a few
 BLOCK = 2 * FRAME_RATE  # moments, 2 s, that are judged together

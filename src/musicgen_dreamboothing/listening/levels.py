@@ -1,4 +1,4 @@
-"""What one pass over a song tells about its level: loudness, peak, DC offset, silence at both ends.
+"""What one pass over a song measures of its level: loudness, peak, DC offset, silence at both ends.
 
 The song is measured in steps of 20 ms, of which a table of a few numbers is kept: 7 MB for 40 minutes of stereo.
 """
