@@ -14,18 +14,23 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 
 from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.trainer_options import check_trainer_options
 
 PRIORS = CLIPS, KL = "clips", "kl"  # what holds a model to its class: music it made, or what it would have said
 POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' old and new name
+WAIT = 12 * 3600  # seconds: the main process downloads and prepares for hours, the others wait for it
 DEFAULT_MODEL = "facebook/musicgen-small"
 
 
@@ -226,11 +231,18 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory for batches; by default with a GPU."}
     )
+    ddp_find_unused_parameters: bool | None = option(False, "Look for weights without a gradient: there are none.")
+    ddp_timeout: int = option(WAIT, "Seconds that a process waits for the others, e.g. for the main one to download.")
     remove_unused_columns: bool = option(False, "Kept false: the collator reads every column.")
 
     def __post_init__(self) -> None:
         if not self.output_dir and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("say where the result goes: --output_dir DIR")
+        check_trainer_options(self)
+        # transformers makes the process group without a time-out of its own on a CPU
+        backend = {"backend": self.ddp_backend} if self.ddp_backend else {}
+        on_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+        PartialState(cpu=on_cpu, timeout=timedelta(seconds=self.ddp_timeout), **backend)
         self._settle_precision()
         self._settle_recompute()
         self._settle_best()

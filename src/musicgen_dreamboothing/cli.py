@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
 from musicgen_dreamboothing.console import UserError, discard_output, print_any_text
+from musicgen_dreamboothing.signals import signal_number, sigterm_interrupts
 
 PROGRAM = "musicgen-dreamboothing"
 ABOUT = {
@@ -38,11 +39,11 @@ STOPPED = {
     "evaluate": "stopped; the clips made so far are kept, and the same command goes on from there",
     "demo": "stopped; what is done is kept, and the same command goes on from there",
 }
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+SIGNALLED = 128  # and the number of the signal: what a shell expects of a program that one has ended
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 for an error of one line, 130 after Ctrl-C.
+    """Runs one command and returns its exit code: 0, 1 for an error of one line, 130 after Ctrl-C, 143 after SIGTERM.
 
     Where nobody reads the output any more (`| head`), the work is finished without it. Where its bars have no
     reader either, it stops with 1 and without a traceback: what is done is kept.
@@ -131,11 +132,14 @@ def _quieten() -> None:
 def _guarded(words: list[str]) -> int:
     """Turns what a person can mend into one line; anything else keeps its traceback, for it is our fault."""
     try:
-        _run(words[0], words[1:])
+        with sigterm_interrupts():
+            _run(words[0], words[1:])
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail(STOPPED.get(words[0], "stopped"), INTERRUPTED)
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` one process speaks
+            _fail(str(error) or STOPPED.get(words[0], "stopped"))
+        return SIGNALLED + signal_number(error)
     except Exception as error:
         told = _told(error)
         if told is None:

@@ -20,7 +20,7 @@ from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.listening.player import data_uri
 from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
-from musicgen_dreamboothing.training.trainer import last_checkpoint
+from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 
 PICTURE_RATE = 16_000  # Hz: half of it is the top of a picture
 WINDOW, HOP, FFT, MELS = 1024, 160, 4096, 128  # samples, samples, samples, rows of a picture

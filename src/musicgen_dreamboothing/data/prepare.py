@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import PartialState
@@ -13,6 +14,7 @@ from accelerate.utils import parse_flag_from_env
 
 from musicgen_dreamboothing.arguments import (
     DEFAULT_MODEL,
+    WAIT,
     DataArguments,
     ModelArguments,
     PrepareArguments,
@@ -58,7 +60,8 @@ def prepare(options: PrepareArguments) -> Prepared:
     """
     if not options.output_dir:
         raise UserError("say where the clips go: prepare SONGS --output_dir DIR")
-    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as an Accelerator reads what it is launched with
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # as an Accelerator reads what it is launched with
+    PartialState(cpu=on_cpu, timeout=timedelta(seconds=WAIT))
     checkpoint = checkpoint_of(options)
     result = prepare_songs(options.songs, Path(options.output_dir), options, checkpoint)
     is_new = bool(result.songs_cut or result.clips_encoded or result.captions_encoded)  # the report tells captions too

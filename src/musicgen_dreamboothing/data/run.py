@@ -18,8 +18,8 @@ FILE = "run.json"
 class RunRecord:
     """The contents of `run.json`; `data` is a fingerprint of clips and captions, `base_revision` one of the base.
 
-    `split` says how the batch was split: another one would add up in another order. `prepared` is the folder with the
-    clips and tokens; it may have moved since.
+    `split` says how the batch was split, and among how many processes: another one would add up in another order.
+    `prepared` is the folder with the clips and tokens; it may have moved since.
     """
 
     options: dict[str, Any]

@@ -120,6 +120,11 @@ def reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def peak_reserved_memory(device: torch.device) -> float:
+    """GB that a GPU's allocator held at its peak, holes included: what has to fit on the card. 0 without a GPU."""
+    return torch.cuda.max_memory_reserved(device) / 1e9 if device.type == "cuda" else 0.0
+
+
 def peak_memory(device: torch.device) -> tuple[float, str]:
     """Peak memory in GB and what it is the peak of: the GPU's allocator, or this process."""
     if device.type == "cuda":

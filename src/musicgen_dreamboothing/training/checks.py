@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from pathlib import Path
 
 import torch
 from transformers.integrations import get_reporting_integration_callbacks
@@ -13,6 +14,8 @@ from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
 from musicgen_dreamboothing.model.device import parse_dtype
 from musicgen_dreamboothing.model.quantized import base_quantization
+from musicgen_dreamboothing.trainer_options import IDLE
+from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.model import lora_settings
 from musicgen_dreamboothing.training.prior import check_prior
 from musicgen_dreamboothing.training.samples import read_prompts
@@ -20,19 +23,6 @@ from musicgen_dreamboothing.training.samples import read_prompts
 POSITIVE = (
     *("lora_r", "crop_seconds", "max_train_samples", "max_eval_samples", "sample_seconds", "early_stopping_patience"),
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-)
-UNSUPPORTED = {
-    "label_smoothing_factor": "the loss of the codebooks is computed here",
-    "neftune_noise_alpha": "the loss of the codebooks is computed here",
-    "auto_find_batch_size": "--recompute auto splits the batch as memory allows",
-    "batch_eval_metrics": "held-out clips are summed up over all batches",
-    "hub_revision": "a run is pushed to the repository's main branch",
-}
-# transformers' options that its Trainer reads for other models, or leaves to scripts
-IDLE = (
-    *("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config"),
-    *("sortish_sampler", "do_predict", "include_for_metrics", "train_sampling_strategy", "length_column_name"),
-    *("prediction_loss_only", "hub_strategy", "hub_always_push"),
 )
 
 
@@ -47,17 +37,15 @@ def check_options(options: TrainArguments) -> None:
     for name in POSITIVE:
         if (value := getattr(options, name)) is not None and value <= 0:
             raise UserError(f"--{name} {value} must be more than 0")
-    for name in UNSUPPORTED:
-        if getattr(options, name):
-            raise UserError(f"--{name} is not supported: {UNSUPPORTED[name]}")
     if not 0 <= options.caption_dropout <= 1:
         raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
     defaults = {entry.name: entry.default for entry in dataclasses.fields(options)}
-    for name in IDLE:
-        if getattr(options, name, None) and getattr(options, name) != defaults[name]:
+    for name in sorted(IDLE):
+        if getattr(options, name) and getattr(options, name) != defaults[name]:
             say(f"--{name} has no part in this training")
+    options.enable_jit_checkpoint = False  # it would save in the middle of an update, on a signal that is handled here
     if options.resume_from_checkpoint:
-        say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
+        _check_resumption(options)
     parse_dtype(options.dtype, options.device)
     check_settings(lora_settings(options))
     _check_quantization(options)
@@ -67,6 +55,17 @@ def check_options(options: TrainArguments) -> None:
     if options.n_gpu > 1:
         say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
         options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
+
+
+def _check_resumption(options: TrainArguments) -> None:
+    asked, folder = str(options.resume_from_checkpoint), Path(str(options.output_dir))
+    last = last_checkpoint(folder)
+    if asked.lower() != "true" and Path(asked).resolve() not in {path.resolve() for path in (folder, last) if path}:
+        raise UserError(
+            f"--resume_from_checkpoint {asked} is not supported: a run resumes from the last checkpoint in its "
+            "--output_dir, and --restart true discards it"
+        )
+    say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
 
 
 def _check_quantization(options: TrainArguments) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -29,12 +30,15 @@ class Collator:
     pad_token_id: int
     tokenize: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]] | None = None
 
-    def __call__(self, pieces: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch of pieces; of pairs first all of the songs, then all of the class, which `is_prior` tells apart."""
+    def __call__(self, pieces: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch of pieces; of pairs first all of the songs, then all of the class, which `is_prior` tells apart.
+
+        `is_prior` is a numpy array, which stays on the host: the number of class clips is read without a wait for a GPU.
+        """
         if PRIOR not in pieces[0]:
             return self._batch(pieces)
         rows = [pair[part] for part in (INSTANCE, PRIOR) for pair in pieces]
-        return self._batch(rows) | {IS_PRIOR: torch.arange(len(rows)) >= len(pieces)}
+        return {**self._batch(rows), IS_PRIOR: np.arange(len(rows)) >= len(pieces)}
 
     def _batch(self, pieces: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = {

@@ -22,7 +22,7 @@ from musicgen_dreamboothing.model.device import parse_dtype
 from musicgen_dreamboothing.model.keyword import keyword_note, texts_of
 from musicgen_dreamboothing.model.language_model import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
-from musicgen_dreamboothing.training.trainer import last_checkpoint
+from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 
 KEY_WORD = "key_word.json"  # what was found of key-words, among the tokens
 

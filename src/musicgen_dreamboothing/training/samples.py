@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.adapter import merged_for_a_while
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
+from musicgen_dreamboothing.signals import Stopped, StopRequest
+from musicgen_dreamboothing.training.checkpoints import step_of
 from musicgen_dreamboothing.training.trackers import Sample, log_before_and_after, log_samples
-from musicgen_dreamboothing.training.trainer import step_of
 
 FOLDER, LISTING = "samples", "samples.json"
 MAX_SLUG = 40
@@ -107,6 +108,7 @@ class Sampler:
         seed: with the prompt it fixes the random numbers of a clip, at every step the same.
         folder: where `step_0000` and the following go.
         sampling: how codes are chosen.
+        stop: generating ends at once, with `Stopped`, where it was or is asked for.
     """
 
     checkpoint: Checkpoint
@@ -115,6 +117,7 @@ class Sampler:
     seed: int
     folder: Path
     sampling: Sampling = Sampling()
+    stop: StopRequest = field(default_factory=StopRequest)
     _states: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False)  # of prompts, by a frozen T5
 
     def play(self, model: nn.Module, step: int, *, base: bool = False) -> list[Sample]:
@@ -130,7 +133,8 @@ class Sampler:
         samples = self._planned(step)
         if not samples or self._is_made(step):
             return samples
-        say(f"playing {plural(len(samples), 'sample')} of {self.seconds:g} s at update {step}")
+        with self.stop.interruptible():
+            say(f"playing {plural(len(samples), 'sample')} of {self.seconds:g} s at update {step}")
         try:
             clips = self.make(model, self.prompts, base=base)
         except UserError as error:
@@ -187,7 +191,8 @@ class Sampler:
         with _base_of(whole) if base else _tuned(whole) as playable, _left_as_it_is(playable):
             learns_text = any(parameter.requires_grad for parameter in playable.text_encoder.parameters())
             generator = Generator.around(playable, self.checkpoint, None if learns_text else self._states)
-            return dict(generator.codes(wanted, seconds=seconds, seed=seed, sampling=self.sampling, progress=False))
+            with self.stop.interruptible():  # neither before nor behind it: weights are merged and put back there
+                return dict(generator.codes(wanted, seconds=seconds, seed=seed, sampling=self.sampling, progress=False))
 
     def _decode(
         self, codes: dict[tuple[str, int], torch.Tensor], device: torch.device, wanted: list[tuple[str, int]]
@@ -249,31 +254,37 @@ class SampleCallback(TrainerCallback):
         """The trackers don't listen yet: what is played now is shown when the first epoch begins."""
         if self._at_start:
             self._play(state, model, 0, base=state.global_step > 0)
+        if state.global_step and self._is_due(state):  # where the run was stopped
+            self._play(state, model, state.global_step)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._log(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        # At the last update it is not known yet which weights will be kept.
-        if self._every and state.global_step % self._every == 0 and state.global_step < state.max_steps:
+        if self._is_due(state):
             self._play(state, model, state.global_step)
             self._log(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """By now the best weights are loaded, if that was asked for."""
+        """By now the best weights are loaded, if that was asked for, and if the training was not stopped."""
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         last = step_of(Path(best)) if best else state.global_step
         self._play(state, model, last)
         self._log(state)
         before, after = self._played.get(0, []), self._played.get(last, [])
-        if state.is_world_process_zero and before and after and last:
+        if state.is_world_process_zero and before and after and last and not self._sampler.stop.number:
             log_before_and_after(self._callbacks, before, after, state.global_step)
+
+    def _is_due(self, state: Any) -> bool:
+        """At the last update it is not known yet which weights will be kept."""
+        return bool(self._every) and state.global_step % self._every == 0 and state.global_step < state.max_steps
 
     def _play(self, state: Any, model: Any, step: int, *, base: bool = False) -> None:
         """The main process plays and the others wait, for their next update needs it."""
         started = time.perf_counter()
         if state.is_world_process_zero:
-            self._played[step] = self._sampler.play(model, step, base=base)
+            with suppress(Stopped):  # the trainer stops next; what was not played is played when the run goes on
+                self._played[step] = self._sampler.play(model, step, base=base)
         PartialState().wait_for_everyone()
         self.seconds += time.perf_counter() - started
 

@@ -10,7 +10,7 @@ from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import plural, say
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.device import peak_memory
+from musicgen_dreamboothing.model.device import peak_memory, peak_reserved_memory
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 
@@ -50,6 +50,7 @@ def summary_of(
         "x_real_time": round(heard / seconds, 2),
         "peak_gb": round(gigabytes, 2),
         "peak_of": kind,
+        "reserved_gb": round(peak_reserved_memory(trainer.args.device), 2),
         "loss_before": first[0] if first else None,
         "clips": len(tables.train),
     }
@@ -79,9 +80,10 @@ def tell(
     options: TrainArguments,
 ) -> None:
     """The end of a run in a few lines: what it took, what it brought, where it is, what comes next."""
+    reserved = f" ({summary['reserved_gb']:.2f} GB reserved)" if summary["reserved_gb"] else ""
     say(
         f"{plural(summary['updates'] - summary['went_on_from'], 'update')} in {summary['seconds']:.0f} s, "
-        f"{summary['x_real_time']:.1f}x real time, peak {summary['peak_of']} {summary['peak_gb']:.2f} GB"
+        f"{summary['x_real_time']:.1f}x real time, peak {summary['peak_of']} {summary['peak_gb']:.2f} GB{reserved}"
     )
     if metrics:
         before = summary["loss_before"]

@@ -6,7 +6,6 @@ import copy
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,13 @@ from musicgen_dreamboothing.model.device import (
 from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
+from musicgen_dreamboothing.signals import Stopped, signal_number, sigterm_interrupts
+from musicgen_dreamboothing.training.checkpoints import (
+    checkpoints_after,
+    discard_checkpoints,
+    last_checkpoint,
+    step_of,
+)
 from musicgen_dreamboothing.training.checks import check_options
 from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, PairedDataset
@@ -56,10 +62,9 @@ from musicgen_dreamboothing.training.samples import (
     sample_prompts_of,
 )
 from musicgen_dreamboothing.training.saving import discard_result, save_run
+from musicgen_dreamboothing.training.split import settle_split
 from musicgen_dreamboothing.training.summary import last_evaluation, summary_of, tell
-from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint, step_of
-
-SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "recompute")
+from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,18 @@ class TrainResult:
 def train(options: TrainArguments) -> TrainResult | None:
     """Fine-tunes a base checkpoint; the same call again continues a run that was cut short.
 
-    With `plan` it only says how much memory a step takes, and returns None.
+    With `plan` it only says how much memory a step takes, and returns None. Ctrl-C and SIGTERM finish the update at
+    hand and save a checkpoint first; in other threads than the main one there is no such thing.
 
     Raises:
         UserError: anything that a person can mend, before hours are spent where possible.
+        Stopped: a KeyboardInterrupt that says where the run stands.
     """
-    options = copy.copy(options)  # what is settled below is not the caller's business
+    with sigterm_interrupts():
+        return _train(copy.copy(options))  # what is settled in them is not the caller's business
+
+
+def _train(options: TrainArguments) -> TrainResult | None:
     check_options(options)
     checkpoint = checkpoint_of(options)
     if options.plan:
@@ -98,11 +109,18 @@ def train(options: TrainArguments) -> TrainResult | None:
         finished = _settle_earlier_run(folder, options, checkpoint)
         result = finished or _run(options, checkpoint, folder)
         release_memory()
-        if repository is not None and PartialState().is_main_process:
-            say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
-        if finished is None:
-            _report(folder, options)
+        try:
+            if repository is not None and PartialState().is_main_process:
+                say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
+            if finished is None:
+                _report(folder, options)
+        except KeyboardInterrupt as error:
+            raise _stopped_behind(folder, signal_number(error)) from None
     return result
+
+
+def _stopped_behind(folder: Path, number: int) -> Stopped:
+    return Stopped(f"stopped; the run is finished and saved in {folder}", number)
 
 
 def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> TrainResult:
@@ -120,33 +138,40 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     return_freed_memory()
     reset_peak_memory()
     asked = copy.copy(options)
+    split = settle_split(options, checkpoint, [tables] if prior is None else [tables, prior])
     trainer = _trainer(options, checkpoint, tables, prior, prepared)
     _play_along(trainer, asked, checkpoint, tables, folder)
-    split = {name: getattr(options, name) for name in SPLIT}
     data = tables.fingerprint + (prior.fingerprint if prior is not None else "")
     record = RunRecord(
         telling_options(asked), checkpoint.name, checkpoint.identity, data, split, str(prepared.resolve())
     )
     resume = last_checkpoint(folder)
+    for path in checkpoints_after(folder, resume):
+        say(f"{path} is not complete; it is passed over")
     if resume is not None:
         check_same_data(folder, record)
         say(f"continuing from {resume}")
+        options.eval_on_start = False  # what there is to compare with was evaluated then
     PartialState().wait_for_everyone()  # all have read the earlier record
     if trainer.is_world_process_zero():
         record.write(folder)
-    started = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    metrics = last_evaluation(trainer)
-    playing = sum(one.seconds for one in trainer.callback_handler.callbacks if isinstance(one, SampleCallback))
-    seconds, begun_at = time.perf_counter() - started - playing, step_of(resume) if resume else 0
-    summary = summary_of(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
-    licence = licence_of(checkpoint)
-    save_run(trainer, folder, checkpoint, tables, asked, metrics, licence)
-    if trainer.is_world_process_zero():
-        record.finished, record.summary, record.log = True, summary | metrics, trainer.state.log_history
-        record.write(folder)
-        tell(folder, summary, metrics, licence_notice(checkpoint.name, licence), options)
-    PartialState().wait_for_everyone()
+    with trainer.stop.deferred():
+        started = time.perf_counter()
+        outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        metrics = last_evaluation(trainer)
+        playing = sum(one.seconds for one in trainer.callback_handler.callbacks if isinstance(one, SampleCallback))
+        seconds, begun_at = time.perf_counter() - started - playing, step_of(resume) if resume else 0
+        summary = summary_of(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
+        licence = licence_of(checkpoint)
+        save_run(trainer, folder, checkpoint, tables, asked, metrics, licence)
+        if trainer.is_world_process_zero():
+            record.finished, record.summary, record.log = True, summary | metrics, trainer.state.log_history
+            record.write(folder)
+            tell(folder, summary, metrics, licence_notice(checkpoint.name, licence), options)
+        PartialState().wait_for_everyone()
+        number = trainer.agreed_signal()
+    if number:
+        raise _stopped_behind(folder, number)
     return TrainResult(folder, metrics, summary)
 
 
@@ -177,7 +202,7 @@ def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Check
         PartialState().wait_for_everyone()
         return None
     if earlier is None:
-        if last_checkpoint(folder) is not None:
+        if checkpoints_after(folder, None):
             raise UserError(f"{folder} holds checkpoints of something else; choose another --output_dir")
         return None
     check_same_run(earlier, options, folder)
@@ -232,29 +257,9 @@ def _prior(options: TrainArguments, checkpoint: Checkpoint, prepared: Path, tabl
     return prior_tables(options, checkpoint, prepared, options.crop_seconds or max(tables.train["seconds"]))
 
 
-def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Sequence[Tables]) -> None:
-    """Splits the batch as memory allows, and chooses what is recomputed; what was said explicitly stays.
-
-    A run that goes on keeps its split, so that it ends with the same weights.
-    """
-    folder = Path(str(options.output_dir))
-    # Without a checkpoint it begins anew, perhaps since memory ran out, and then the plan may change.
-    earlier = read_record(folder) if last_checkpoint(folder) is not None else None
-    if options.recompute == "auto" and earlier is not None and earlier.split.keys() == set(SPLIT):
-        for name, value in earlier.split.items():
-            setattr(options, name, value)
-    elif options.recompute == "auto" or options.memory is not None:
-        longest = max(max(table.train["seconds"]) for table in tables)  # own songs of the class may be longer
-        caption = max(table.longest_caption or 0 for table in tables) or None
-        plan = plan_of(options, checkpoint, lora_settings(options), longest, caption)
-        for name, value in zip(SPLIT, (plan.clips, plan.accumulation, plan.policy), strict=True):
-            setattr(options, name, value)
-
-
 def _trainer(
     options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prior: Tables | None, prepared: Path
 ) -> CodebookTrainer:
-    _split(options, checkpoint, [tables] if prior is None else [tables, prior])
     check = partial(check_key_word, options=options, checkpoint=checkpoint, tables=tables, prepared=prepared)
     model = trainable_model(options, checkpoint, check)
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
@@ -297,7 +302,8 @@ def _play_along(
         held_out_captions=list(tables.held_out["text"]),
     )
     sampling = Sampling(options.guidance_scale)
-    sampler = Sampler(checkpoint, prompts, options.sample_seconds, options.seed, folder / SAMPLES, sampling)
+    where = folder / SAMPLES
+    sampler = Sampler(checkpoint, prompts, options.sample_seconds, options.seed, where, sampling, trainer.stop)
     if prompts:
         add_samples(trainer, sampler, every=options.sample_steps, at_start=options.sample_at_start)
     if options.metric_for_best_model in ("style", "eval_style") and trainer.eval_dataset is not None:

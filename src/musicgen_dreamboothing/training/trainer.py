@@ -1,23 +1,18 @@
-"""transformers' Trainer, with the loss of the paper per-codebook metrics, and resumption after a kill."""
+"""transformers' Trainer with the loss of the paper, metrics of each codebook, and updates that fit into memory."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import AutocastKwargs, broadcast_object_list
 from peft import PeftModel
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import EvalPrediction, TrainerCallback
 
 from musicgen_dreamboothing.arguments import KL
 from musicgen_dreamboothing.console import UserError, plural, say
@@ -25,11 +20,15 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.signals import Stopped
 from musicgen_dreamboothing.training.collator import IS_PRIOR
 from musicgen_dreamboothing.training.dataset import EpochSampler
+from musicgen_dreamboothing.training.stopping import StoppableTrainer
+
+SPLIT = "split"  # in a checkpoint's state: how micro-batches are computed
 
 
-class CodebookTrainer(Trainer):
+class CodebookTrainer(StoppableTrainer):
     """Trains the language models of `model.language_model`.
 
     The loss is the mean over codebooks of the mean cross-entropy over that codebook's valid steps, as
@@ -68,6 +67,7 @@ class CodebookTrainer(Trainer):
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
         """The micro-batches of an update, and `_get_num_items_in_batch` of them."""
+        self.stop_before_update()
         batches = list(islice(epoch_iterator, num_batches))
         if batches and self.accelerator.gradient_state.end_of_dataloader:
             self._ignore_repeats(batches[-1])
@@ -108,7 +108,7 @@ class CodebookTrainer(Trainer):
         groups = _groups(inputs)
         rows = {name: values for name, values in inputs.items() if name != IS_PRIOR}
         if self.args.prior == KL and IS_PRIOR in inputs:
-            rows |= self._of_base(model, rows, clips=int(inputs[IS_PRIOR].sum()))
+            rows |= self._of_base(model, rows, clips=int(inputs[IS_PRIOR].sum()))  # on the host, see `Collator`
         outputs = model(**rows)
         nll, own = groups @ outputs.nll, groups @ outputs.count.float()
         counts = own if num_items_in_batch is None else num_items_in_batch
@@ -196,11 +196,22 @@ class CodebookTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Adds the distance to the songs, where it is asked for: early stopping and the best checkpoint go by it."""
-        found = super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(*args, **kwargs)
         if self.style_of is not None:
-            heard = [self.style_of(self.model) if self.is_world_process_zero() else None]
-            found.metrics["eval_style"] = broadcast_object_list(heard)[0]  # all processes must decide the same
-        return found
+            distance = self._style_distance() if self.is_world_process_zero() else None
+            (distance,) = broadcast_object_list([distance])  # all processes must decide the same
+            self.cut_evaluation_if_asked()
+            if distance is not None:
+                output.metrics["eval_style"] = distance
+        return output
+
+    def _style_distance(self) -> float | None:
+        """None where a stop was asked for while its clips were generated."""
+        assert self.style_of is not None
+        try:
+            return self.style_of(self.model)
+        except Stopped:
+            return None
 
     def prediction_step(
         self,
@@ -210,6 +221,7 @@ class CodebookTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Sums and counts `[B, K]` of each clip, from which `evaluation_metrics` makes exact means."""
+        self.cut_evaluation_if_asked()
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self._prepare_inputs(inputs))
         return None, outputs.nll, outputs.count
@@ -228,6 +240,21 @@ class CodebookTrainer(Trainer):
     def audio_seconds(self, checkpoint: Checkpoint) -> float:
         """Seconds of audio that all processes were trained on since their start."""
         return float(self._frames) / checkpoint.frame_rate
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Keeps with it how micro-batches were split: a resumed run would run out of memory again."""
+        self.state.stateful_callbacks[SPLIT] = {"parts": self._parts, "recomputes_all": self._recomputes_all}
+        super()._save_checkpoint(model, trial)
+
+    def _load_callback_state(self) -> None:
+        split = self.state.stateful_callbacks.pop(SPLIT, None)
+        super()._load_callback_state()
+        if split is None or self.accelerator.num_processes > 1:  # several processes do not split any further
+            return
+        self._parts = split["parts"]
+        if split["recomputes_all"] and not self._recomputes_all:
+            use_full_recompute(self.model)
+            self._recomputes_all = True
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Saves weights only: no pickled arguments, and not PEFT's guess at embeddings, which takes T5's for ours."""
@@ -255,7 +282,8 @@ def _groups(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Which clips belong together, `[G, B]` of zeros and ones: all, or the songs and their class."""
     if IS_PRIOR not in batch:
         return torch.ones(1, len(batch["labels"]), device=batch["labels"].device)
-    return torch.stack([~batch[IS_PRIOR], batch[IS_PRIOR]]).float()
+    is_prior = torch.as_tensor(batch[IS_PRIOR])
+    return torch.stack([~is_prior, is_prior]).float().to(batch["labels"].device)
 
 
 def codebook_metrics(nll: torch.Tensor, count: torch.Tensor) -> dict[str, float]:
@@ -277,29 +305,3 @@ def evaluation_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Metrics of held-out clips from their sums and counts, both `[N, K]`."""
     nll, count = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
     return codebook_metrics(nll.double().sum(0), count.sum(0))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; one that a kill tore is passed over."""
-    whole = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
-    return max(whole, key=step_of, default=None)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The update behind which a checkpoint was written."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether the file that transformers writes last is there, to its end."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
-
-
-def discard_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints of an earlier run."""
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        shutil.rmtree(path)
