@@ -1,6 +1,6 @@
-"""transformers' own training options: which of them work here, have no part in it, or are refused before anything loads.
+"""transformers' own training options: which of them work here, which have no part in it, and which are refused.
 
-Every field of `Seq2SeqTrainingArguments` stands in one of these. One that a later version adds is refused until it does.
+Every field of `Seq2SeqTrainingArguments` stands in one of the three. One that a later version adds is refused.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ LAUNCHED = {
     "ACCELERATE_USE_SAGEMAKER": "it is not tested",
 }
 # Parts of `accelerator_config`: another way to deal out batches would deal out other clips to an update.
-ACCELERATOR_DEFAULTS = {
+ACCELERATOR_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "split_batches": (False,),
     "dispatch_batches": (None, False),
     "even_batches": (True,),

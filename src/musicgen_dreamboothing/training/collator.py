@@ -33,7 +33,7 @@ class Collator:
     def __call__(self, pieces: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch of pieces; of pairs first all of the songs, then all of the class, which `is_prior` tells apart.
 
-        `is_prior` is a numpy array, which stays on the host: the number of class clips is read without a wait for a GPU.
+        `is_prior` is a numpy array, which stays on the host: class clips are counted without a wait for a GPU.
         """
         if PRIOR not in pieces[0]:
             return self._batch(pieces)

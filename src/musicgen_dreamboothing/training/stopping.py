@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 from musicgen_dreamboothing.signals import Stopped, StopRequest
 
 
-class EvaluationCut(Exception):
+class EvaluationStoppedError(Exception):
     """A stop was asked for in the middle of an evaluation."""
 
 
@@ -96,17 +96,17 @@ class StoppableTrainer(Trainer):
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super()._evaluate(*args, **kwargs)
-        except EvaluationCut:
+        except EvaluationStoppedError:
             self._save_and_stop()  # `control`, saved with the rest, says what is due
 
     def cut_evaluation_if_asked(self) -> None:
         """Leaves an evaluation within a training, which the resumed run makes anew.
 
         Raises:
-            EvaluationCut: a stop was asked for.
+            EvaluationStoppedError: a stop was asked for.
         """
         if self.is_in_train and self.agreed_signal():
-            raise EvaluationCut
+            raise EvaluationStoppedError
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
