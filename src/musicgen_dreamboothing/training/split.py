@@ -32,7 +32,7 @@ def settle_split(options: TrainArguments, checkpoint: Checkpoint, tables: Sequen
             setattr(options, name, earlier[name])
         if options.recompute == "auto":
             options.recompute = earlier["recompute"]
-        _share(options, int(earlier.get(PROCESSES, options.world_size)))  # older records do not say how many
+        _share(options, earlier.get(PROCESSES) or options.world_size)  # older records do not say how many
     elif options.recompute == "auto" or options.memory is not None:
         longest = max(max(table.train["seconds"]) for table in tables)  # own songs of the class may be longer
         caption = max(table.longest_caption or 0 for table in tables) or None

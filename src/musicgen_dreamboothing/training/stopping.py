@@ -33,6 +33,7 @@ class StoppableTrainer(Trainer):
         self.stop = StopRequest()
         self.args.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and what is due
         self._saved_step: int | None = None
+        self._resumed_step: int | None = None
         self._stopped_early = False
         self._epoch_has_begun = False
 
@@ -113,8 +114,12 @@ class StoppableTrainer(Trainer):
         self._saved_step = self.state.global_step
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Of all processes, before the main one writes the state: its file tells that a checkpoint is complete."""
-        super()._save_rng_state(output_dir)
+        """Of all processes, before the main one writes the state: its file tells that a checkpoint is complete.
+
+        Where the run was resumed the states are there, and are loaded only when the next epoch has begun.
+        """
+        if self.state.global_step != self._resumed_step:
+            super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
     def _load_callback_state(self) -> None:
@@ -122,7 +127,7 @@ class StoppableTrainer(Trainer):
         for callback in self.callback_handler.callbacks:  # one that the run began without would fail to save
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
-        self._saved_step = self.state.global_step
+        self._saved_step = self._resumed_step = self.state.global_step
         self._stopped_early = self.control.should_training_stop and self.state.global_step < self.state.max_steps
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:

@@ -295,10 +295,14 @@ def codebook_metrics(nll: torch.Tensor, count: torch.Tensor) -> dict[str, float]
     """
     means = (nll.double() / count.clamp(min=1)).tolist()
     mean = sum(means) / len(means)
-    metrics = {"loss": mean, "ppl": math.exp(mean)}
+    metrics = {"loss": mean, "ppl": _perplexity(mean)}
     for number, value in enumerate(means, start=1):
-        metrics |= {f"ce_q{number}": value, f"ppl_q{number}": math.exp(value)}
+        metrics |= {f"ce_q{number}": value, f"ppl_q{number}": _perplexity(value)}
     return metrics
+
+
+def _perplexity(cross_entropy: float) -> float:
+    return math.exp(cross_entropy) if cross_entropy < 700 else math.inf  # a double ends near exp(709)
 
 
 def evaluation_metrics(prediction: EvalPrediction) -> dict[str, float]:

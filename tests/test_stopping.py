@@ -1,0 +1,296 @@
+"""A training that is stopped says where, saves all of it, and ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Ran, train_words
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from musicgen_dreamboothing import TrainArguments
+from musicgen_dreamboothing.arguments import parse
+from musicgen_dreamboothing.generation.decoding import CodeStream
+from musicgen_dreamboothing.signals import Stopped
+from musicgen_dreamboothing.training import train
+from musicgen_dreamboothing.training.split import shared_among
+from musicgen_dreamboothing.training.trainer import CodebookTrainer
+
+Cli = Callable[..., Ran]
+NUMBERS = [signal.SIGINT, signal.SIGTERM]
+# Two epochs of three updates, in which everything random is at work; evaluated and saved by epoch.
+OPTIONS: list[object] = [
+    *("--lora_dropout", 0.2, "--caption_dropout", 0.5, "--learning_rate", 2e-3, "--crop_seconds", 1),
+    *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--recompute", "none"),
+    *("--load_best_model_at_end", "true", "--dataloader_num_workers", 0),
+]
+PLAYED: list[object] = ["--sample_prompts", "punk", "--sample_seconds", 0.2, "--sample_steps", 2]
+
+
+def words_of(data: Path, folder: Path, base: Path, *options: object) -> list[object]:
+    return [*train_words(data, folder, base), *OPTIONS, *options]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """The log of a run, without what depends on the clock or on where the last part of the run began."""
+    log = json.loads((folder / "run.json").read_text())["log"]
+    lines = [{key: line[key] for key in ("step", "loss", "eval_loss", "epoch") if key in line} for line in log]
+    return [line for line in lines if "loss" in line or "eval_loss" in line]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny: Path) -> Path:
+    from musicgen_dreamboothing.cli import main
+
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert main([str(word) for word in words_of(prepared, folder, tiny)]) == 0
+    return folder
+
+
+def stop_at(
+    monkeypatch: pytest.MonkeyPatch, event: str, step: int, number: int = signal.SIGTERM, times: int = 1
+) -> None:
+    """Sends this process a signal at an event of the training, once it has made so many updates."""
+    left = [times]
+
+    class Sender(train.Lines):
+        pass
+
+    def send(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == step:
+            while left[0]:
+                left[0] -= 1
+                os.kill(os.getpid(), number)
+
+    setattr(Sender, event, send)
+    monkeypatch.setattr(train, "Lines", Sender)
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "number", "stopped_at"),
+    [
+        ("on_step_begin", 3, signal.SIGINT, 4),  # at the beginning of an epoch
+        ("on_substep_end", 1, signal.SIGTERM, 2),  # between two micro-batches
+        ("on_pre_optimizer_step", 4, signal.SIGTERM, 5),
+        ("on_step_end", 3, signal.SIGINT, 3),  # the last one of an epoch
+        ("on_prediction_step", 3, signal.SIGTERM, 3),  # in the middle of the evaluation
+        ("on_evaluate", 3, signal.SIGTERM, 3),
+        ("on_save", 3, signal.SIGINT, 3),
+        ("on_epoch_begin", 3, signal.SIGTERM, 3),
+        ("on_step_end", 6, signal.SIGTERM, 6),  # the last one
+        ("on_prediction_step", 6, signal.SIGINT, 6),
+    ],
+)
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    cli: Cli,
+    prepared: Path,
+    tiny: Path,
+    tmp_path: Path,
+    uninterrupted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    event: str,
+    step: int,
+    number: int,
+    stopped_at: int,
+) -> None:
+    before = [signal.getsignal(each) for each in NUMBERS]
+    words = words_of(prepared, tmp_path / "run", tiny)
+    stop_at(monkeypatch, event, step, number)
+    ran = cli(*words)
+    assert ran.code == 128 + number
+    told = f"stopped at update {stopped_at} of 6 and saved checkpoint-{stopped_at}; the same command resumes"
+    assert ran.err == f"musicgen-dreamboothing: {told}\n"
+    assert [signal.getsignal(each) for each in NUMBERS] == before
+    assert not (tmp_path / "run" / "adapter_model.safetensors").exists()
+    monkeypatch.undo()
+    ran = cli(*words)
+    assert ran.code == 0, ran.err
+    assert f"continuing from {tmp_path}/run/checkpoint-{stopped_at}\n" in ran.out
+    assert history(tmp_path / "run") == history(uninterrupted)
+    assert_same(weights(tmp_path / "run"), weights(uninterrupted))
+    kept = [
+        json.loads((folder / "run.json").read_text())["summary"]["kept"] for folder in (tmp_path / "run", uninterrupted)
+    ]
+    assert kept[0] == kept[1]
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 2  # --save_total_limit
+
+
+def test_samples_are_left_at_once_and_made_when_the_run_goes_on(
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*words_of(prepared, tmp_path / "run", tiny), *PLAYED]
+    made = tmp_path / "run" / "samples" / "step_0002"
+    advance, steps = CodeStream.advance, []
+
+    def stop_at_update_2(stream: CodeStream) -> None:
+        steps.append(stream.done)
+        if len(steps) == 20:  # a sample has 13 of them
+            os.kill(os.getpid(), signal.SIGTERM)
+        advance(stream)
+
+    monkeypatch.setattr(CodeStream, "advance", stop_at_update_2)
+    ran = cli(*words)
+    assert (ran.code, len(steps)) == (143, 20)
+    assert "stopped at update 2 of 6 and saved checkpoint-2;" in ran.err
+    assert not made.exists()
+    monkeypatch.undo()
+    assert cli(*words).code == 0
+    assert {path.name for path in made.iterdir()} == {"00_punk.wav", "00_punk.png", "samples.json"}
+    assert_same(weights(tmp_path / "run"), weights(uninterrupted))
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        ("on_train_begin", "stopped before the first update; the same command begins again"),
+        ("on_prediction_step", "stopped before the first update; the same command begins again"),
+        ("on_epoch_begin", "stopped before the first update; the same command begins again"),
+    ],
+)
+def test_before_the_first_update_there_is_nothing_to_save(
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, event: str, told: str
+) -> None:
+    stop_at(monkeypatch, event, 0)
+    ran = cli(*words_of(prepared, tmp_path / "run", tiny))
+    assert (ran.code, ran.err) == (143, f"musicgen-dreamboothing: {told}\n")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("place", ["check_key_word", "trainable_model", "load_tables"])
+def test_a_preparation_is_left_at_once(
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(train, place, lambda *rest, **more: os.kill(os.getpid(), signal.SIGTERM))
+    ran = cli(*words_of(prepared, tmp_path / "run", tiny))
+    told = "stopped; the same command goes on from the last checkpoint"
+    assert (ran.code, ran.err) == (143, f"musicgen-dreamboothing: {told}\n")
+
+
+@pytest.mark.parametrize("place", ["save_run", "_report"])
+def test_behind_the_last_update_the_run_is_finished_all_the_same(
+    cli: Cli,
+    prepared: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    uninterrupted: Path,
+) -> None:
+    usual = getattr(train, place)
+
+    def stop(*rest: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        usual(*rest)
+
+    monkeypatch.setattr(train, place, stop)
+    words = words_of(prepared, tmp_path / "run", tiny)
+    ran = cli(*words)
+    told = f"stopped; the run is finished and saved in {tmp_path / 'run'}"
+    assert (ran.code, ran.err) == (130, f"musicgen-dreamboothing: {told}\n")
+    assert_same(weights(tmp_path / "run"), weights(uninterrupted))
+    monkeypatch.undo()
+    assert "holds this run already, finished" in cli(*words).out
+
+
+def test_a_second_signal_stops_at_once(
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, "on_substep_end", 4, signal.SIGINT, times=2)
+    ran = cli(*words_of(prepared, tmp_path / "run", tiny))
+    told = "stopped; the same command goes on from the last checkpoint"
+    assert (ran.code, ran.err) == (130, f"musicgen-dreamboothing: {told}\n")
+    assert ran.out.count("stopping: this update is finished and saved first; once more stops at once\n") == 1
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "event", "step", "saved"),
+    [
+        (["--save_strategy", "no", "--load_best_model_at_end", "false"], "on_step_begin", 1, 2),
+        (["--max_steps", 4], "on_step_end", 4, 4),  # in the middle of an epoch
+        (["--early_stopping_patience", 1, "--learning_rate", 0.3, "--num_train_epochs", 5], "on_step_begin", 4, 5),
+        (["--early_stopping_patience", 2, "--learning_rate", 0.3, "--num_train_epochs", 5], "on_step_begin", 7, 8),
+        (["--dataloader_num_workers", 1], "on_step_begin", 3, 4),
+        (["--save_total_limit", 1], "on_step_begin", 3, 4),
+        (["--eval_strategy", "steps", "--eval_steps", 2, "--save_strategy", "steps", "--save_steps", 2], "on_save", 2, 2),
+    ],
+)  # fmt: skip
+def test_ways_to_save_and_to_evaluate(
+    cli: Cli,
+    prepared: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[object],
+    event: str,
+    step: int,
+    saved: int,
+) -> None:
+    words = [words_of(prepared, tmp_path / name, tiny, *options) for name in ("whole", "run")]
+    assert cli(*words[0]).code == 0
+    stop_at(monkeypatch, event, step)
+    ran = cli(*words[1])
+    assert ran.code == 143
+    assert re.search(rf"stopped at update {saved} of \d+ and saved checkpoint-{saved};", ran.err)
+    monkeypatch.undo()
+    assert cli(*words[1]).code == 0
+    assert history(tmp_path / "run") == history(tmp_path / "whole")
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def options_of(prepared: Path, folder: Path, base: Path) -> TrainArguments:
+    return parse(TrainArguments, "train", "", [str(word) for word in words_of(prepared, folder, base)[1:]])
+
+
+def test_python_gets_a_keyboard_interrupt_after_saving(
+    prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [signal.getsignal(each) for each in NUMBERS]
+    stop_at(monkeypatch, "on_substep_end", 1)
+    with pytest.raises(KeyboardInterrupt, match="^stopped at update 2 of 6 and saved checkpoint-2;") as stopped:
+        train.train(options_of(prepared, tmp_path / "run", tiny))
+    assert isinstance(stopped.value, Stopped)
+    assert stopped.value.number == signal.SIGTERM
+    assert [signal.getsignal(each) for each in NUMBERS] == before
+
+
+def test_another_thread_trains_without_handlers(prepared: Path, tiny: Path, tmp_path: Path) -> None:
+    options = options_of(prepared, tmp_path / "run", tiny)
+    options.max_steps, options.eval_on_start = 1, False
+    thread = threading.Thread(target=train.train, args=(options,))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "run" / "adapter_model.safetensors").exists()
+
+
+def test_what_is_ignored_stays_ignored(
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a shell's background job, which Ctrl-C is not meant for."""
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop_at(monkeypatch, "on_substep_end", 0, signal.SIGINT)
+        ran = cli(*words_of(prepared, tmp_path / "run", tiny, "--max_steps", 1))
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert ran.code == 0, ran.err
