@@ -34,7 +34,7 @@ from musicgen_dreamboothing.model.keyword import (
     surprisal,
     texts_of,
 )
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.text import encode_captions, pad_states
 
 CPU = torch.device("cpu")

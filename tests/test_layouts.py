@@ -32,7 +32,7 @@ from musicgen_dreamboothing.model.checkpoint import (
     save_processor,
     weights_fingerprint,
 )
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 
 Cli = Callable[..., Ran]
 Folders = Callable[[str], Path]

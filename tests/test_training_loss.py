@@ -28,7 +28,7 @@ from musicgen_dreamboothing.data.tokens import CLIP_COLUMNS
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED, training_steps
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, EpochSampler
 from musicgen_dreamboothing.training.trainer import CodebookTrainer, codebook_metrics

@@ -334,8 +334,12 @@ class GenerateArguments:
     seed: int = option(0, "With the prompt it fixes the clip.")
     batch_size: int | None = option(None, "Clips made at once; as many as memory holds without it.")
     format: str = option("wav", "wav, flac or ogg.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = option("auto", "auto, float32, bfloat16 or float16.")
-    quantization: str = option("none", "none, or int8 for weights in 8 bits: less memory, faster on a CPU.")
+    quantization: str = option(
+        "none", "Weights in fewer bits, for less memory: none, nf4, or int8, which is also faster on a CPU."
+    )
+    cuda_graphs: bool = option(True, "Replay each step on a GPU as one CUDA graph, which is faster.")
     base_model: str | None = option(None, "The adapter's base, if it has moved since the training.")
     model_revision: str | None = option(None, "Branch, tag or commit of MODEL on the Hub.")
     cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
@@ -366,7 +370,9 @@ class EvaluateArguments:
     blind: bool = option(False, "Write a page to listen to both without knowing which is which.")
     answers: str | None = option(None, "Count the answers which that page has saved in this file.")
     batch_size: int | None = option(None, "Clips made at once; as many as memory holds without it.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = option("auto", "auto, float32, bfloat16 or float16.")
+    quantization: str = option("none", "Weights of both models: none, nf4 or int8.")
     base_model: str | None = option(None, "The run's base, if it has moved since the training.")
     cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
     token: str | None = option(None, "Hub token; the stored login is used without it.")

@@ -18,6 +18,8 @@ from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.evaluation import signal
 
 if TYPE_CHECKING:
+    import torch
+
     from musicgen_dreamboothing.model.clap import Tagger
 
 __all__ = ["SIGNAL", "ClapEmbedder", "Embedder", "SignalEmbedder", "load_embedder"]
@@ -177,7 +179,12 @@ class SignalEmbedder:
 
 
 def load_embedder(
-    model: str | None, reference: Sounds, *, cache_dir: str | None = None, token: str | None = None
+    model: str | None,
+    reference: Sounds,
+    *,
+    cache_dir: str | None = None,
+    token: str | None = None,
+    device: torch.device | None = None,
 ) -> Embedder:
     """CLAP if it can be loaded, else, with one line that says so, the stand-in.
 
@@ -185,13 +192,14 @@ def load_embedder(
         model: a folder or Hub id; None or "none" asks for the stand-in.
         reference: what the stand-in is fitted on, see `SignalEmbedder`.
         cache_dir, token: for the Hub.
+        device: where CLAP computes; the best there is by default.
     """
     if model is None or model == NONE:
         return SignalEmbedder(reference)
     from musicgen_dreamboothing.model.clap import load_tagger
 
     try:
-        tagger = load_tagger(model, {}, cache_dir=cache_dir, token=token)
+        tagger = load_tagger(model, {}, cache_dir=cache_dir, token=token, device=device)
         return ClapEmbedder(tagger, tagger.name)
     except UserError as error:
         say(f"sounds are compared by signal statistics instead of CLAP: {error}")

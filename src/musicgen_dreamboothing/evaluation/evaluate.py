@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from musicgen_dreamboothing.arguments import EvaluateArguments
@@ -38,7 +39,8 @@ from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, weights_fingerprint
 from musicgen_dreamboothing.model.codec import decode_clip
-from musicgen_dreamboothing.model.device import best_device, release_memory
+from musicgen_dreamboothing.model.device import parse_device, release_memory
+from musicgen_dreamboothing.model.quantized import base_quantization
 
 BASE, TUNED, SONGS = "base", "tuned", "songs"  # folders of clips
 OWN_CAPTIONS = 2  # of held-out songs, among the style prompts
@@ -82,7 +84,7 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
     playlist = _playlist(options, record, tables)
     folder.mkdir(parents=True, exist_ok=True)
     heard, checkpoint = _heard(options, record, folder, tables, playlist)
-    figures, nearest = figures_of(heard), _nearest(heard, folder, tables, prepared, checkpoint)
+    figures, nearest = figures_of(heard), _nearest(options, heard, folder, tables, prepared, checkpoint)
     evaluation = Evaluation(
         run=run.resolve().name,
         base_model=Path(record.base_model).name if Path(record.base_model).is_dir() else record.base_model,
@@ -105,6 +107,8 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
 
 
 def _check(options: EvaluateArguments) -> None:
+    parse_device(options.device)
+    base_quantization(options.quantization, torch.float32)
     for name in ("variations", "seconds", "song_excerpts"):
         if getattr(options, name) <= 0:
             raise UserError(f"--{name} {getattr(options, name)} must be more than 0")
@@ -164,7 +168,11 @@ def _heard(
     del tuned
     release_memory()
     embedder = load_embedder(
-        options.clap_model_name_or_path, songs.waves, cache_dir=options.cache_dir, token=options.token
+        options.clap_model_name_or_path,
+        songs.waves,
+        cache_dir=options.cache_dir,
+        token=options.token,
+        device=parse_device(options.device),
     )
     first, second = (listen(folder / side, playlist, checkpoint.sampling_rate) for side in (BASE, TUNED))
     heard = Heard(first, second, songs, held_out if held_out.waves else None, losses, embedder, options.seed)
@@ -178,7 +186,9 @@ def _load(options: EvaluateArguments, model: str, revision: str | None, base: st
         revision=revision,
         cache_dir=options.cache_dir,
         token=options.token,
+        device=options.device,
         dtype=options.dtype,
+        quantization=options.quantization,
     )
 
 
@@ -191,13 +201,15 @@ def _pairs(heard: Heard, folder: Path) -> list[Pair]:
     return found
 
 
-def _nearest(heard: Heard, folder: Path, tables: Tables, prepared: Path, checkpoint: Checkpoint) -> list[Nearest]:
+def _nearest(
+    options: EvaluateArguments, heard: Heard, folder: Path, tables: Tables, prepared: Path, checkpoint: Checkpoint
+) -> list[Nearest]:
     """For each clip of the style the training clip it is most like: the one by codes, unless only sound tells."""
     codes, names = training_clips(tables.train)
     clips = [heard.tuned[row] for row in heard.rows(STYLE)]
     frame_rate = codes[0].shape[1] / tables.train["seconds"][0]
     by_codes = nearest_by_tokens([clip.codes for clip in clips], codes, names, frame_rate)
-    device = best_device()
+    device = parse_device(options.device)
     few = tables.train.select(range(min(MOST_WINDOWED.get(device.type, MOST_WINDOWED_ON_A_GPU), len(tables.train))))
     loaded = load_codec(checkpoint, device)
     training = waves_of(partial(decode_clip, loaded, checkpoint=checkpoint), few, checkpoint.sampling_rate)

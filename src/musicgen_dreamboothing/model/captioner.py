@@ -21,9 +21,9 @@ from transformers import (
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model.building import quiet_loading
 from musicgen_dreamboothing.model.checkpoint import Source, weights_fingerprint
 from musicgen_dreamboothing.model.device import best_device, best_dtype
-from musicgen_dreamboothing.model.loading import quiet_loading
 
 __all__ = ["PROMPT", "Captioner", "clean"]
 

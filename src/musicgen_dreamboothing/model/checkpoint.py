@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model.building import build_model, quiet_loading
 from musicgen_dreamboothing.model.delay import delays
-from musicgen_dreamboothing.model.loading import build_model, quiet_loading
 from musicgen_dreamboothing.model.weight_files import find_file, first_line, foreign_weights, open_weights
 
 TEXT, MELODY = "musicgen", "musicgen_melody"

@@ -26,9 +26,9 @@ from transformers import AutoConfig, ClapModel, ClapProcessor
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.model.building import quiet_loading
 from musicgen_dreamboothing.model.checkpoint import Source, weights_fingerprint
 from musicgen_dreamboothing.model.device import best_device
-from musicgen_dreamboothing.model.loading import quiet_loading
 
 RATE = 48_000  # Hz; all CLAP models of transformers
 MOST_WINDOWS = 6  # of a clip: a whole minute is heard, of a longer one six places

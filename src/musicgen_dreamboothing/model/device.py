@@ -25,6 +25,24 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def parse_device(device: torch.device | str = "auto") -> torch.device:
+    """A device by its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if isinstance(device, torch.device):
+        return device
+    if device == "auto":
+        return best_device()
+    here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    name = {"cuda": "cuda:0", "cpu:0": "cpu", "mps:0": "mps"}.get(device, device)
+    if name not in here:
+        raise UserError(f"--device {device!r} is not here; it takes auto, {', '.join(here)}")
+    return torch.device(name)
+
+
 def best_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
 

@@ -20,7 +20,7 @@ from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.device import parse_dtype
 from musicgen_dreamboothing.model.keyword import keyword_note, texts_of
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.training.trainer import last_checkpoint
 

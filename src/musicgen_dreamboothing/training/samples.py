@@ -32,9 +32,10 @@ from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import GeneratedClip, Generator
 from musicgen_dreamboothing.listening.picture import spectrogram
 from musicgen_dreamboothing.model import codec
-from musicgen_dreamboothing.model.adapter import merged_for_a_while
+from musicgen_dreamboothing.model.adapter import trained_parameters
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
+from musicgen_dreamboothing.model.merging import merged_in_place
 from musicgen_dreamboothing.training.trackers import Sample, log_before_and_after, log_samples
 from musicgen_dreamboothing.training.trainer import step_of
 
@@ -184,8 +185,8 @@ class Sampler:
         self, model: nn.Module, wanted: list[tuple[str, int]], seconds: float, seed: int, base: bool
     ) -> dict[tuple[str, int], torch.Tensor]:
         whole = extract_model_from_parallel(model)
-        with _base_of(whole) if base else _tuned(whole) as playable, _left_as_it_is(playable):
-            learns_text = any(parameter.requires_grad for parameter in playable.text_encoder.parameters())
+        learns_text = any("text_encoder." in name for name, _ in trained_parameters(whole))
+        with _base_of(whole) if base else _tuned(whole, self.checkpoint) as playable, _left_as_it_is(playable):
             generator = Generator.around(playable, self.checkpoint, None if learns_text else self._states)
             return dict(generator.codes(wanted, seconds=seconds, seed=seed, sampling=self.sampling, progress=False))
 
@@ -294,12 +295,12 @@ def add_samples(trainer: Trainer, sampler: Sampler, *, every: int, at_start: boo
 
 
 @contextmanager
-def _tuned(model: Any) -> Iterator[Any]:
+def _tuned(model: Any, checkpoint: Checkpoint) -> Iterator[Any]:
     """The language model as it is by now."""
     if not isinstance(model, PeftModel):
         yield model
         return
-    with merged_for_a_while(model) as merged:
+    with merged_in_place(model, checkpoint) as merged:
         yield merged
 
 
