@@ -11,6 +11,7 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.adapter import SavedAdapter, compute_in_base_precision, count_active
 from musicgen_dreamboothing.model.building import build_model
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.device import return_freed_memory
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, language_model_of
 from musicgen_dreamboothing.model.merging import Merger, put_on
 from musicgen_dreamboothing.model.quantized import base_quantization, keep_trainable, to_int8
@@ -85,6 +86,7 @@ def load_for_playing(
     Raises:
         UserError: the adapter does not fit, or changes nothing; bitsandbytes is missing.
     """
+    return_freed_memory()  # or what is freed on the way would stay with the process
     with_text_encoder = adapter is not None and adapter.trains_text_encoder
     loaded_as = "none" if quantization == "int8" and device.type != "cuda" else quantization
     merger = Merger(checkpoint, adapter) if adapter is not None and quantization == "none" else None

@@ -153,7 +153,7 @@ def to_int8(layers: nn.ModuleList) -> None:
 
     So do adapters beside these layers, which PEFT keeps in a `ModuleDict`.
     """
-    for module in list(layers.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and not isinstance(module, nn.ModuleDict):
-                setattr(module, name, Int8Linear.of(child))
+    parents = [module for module in layers.modules() if not isinstance(module, nn.Linear | nn.ModuleDict)]
+    for module in parents:  # a list of the layers themselves would keep their weights
+        for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
+            setattr(module, name, Int8Linear.of(module.get_submodule(name)))  # type: ignore[arg-type]
