@@ -33,6 +33,7 @@ from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.textfiles import read_json_lines
 from musicgen_dreamboothing.data.tokens import tokenize_clips
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
+from musicgen_dreamboothing.repository import Repository
 
 CUTS = ("seconds", "bars")
 LOUDNESS = (-40, -5)  # LUFS; what is louder or softer than that is a slip of the pen
@@ -128,7 +129,7 @@ def prepare_songs(
         state.wait_for_everyone()
         encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
         if dataset is not None:
-            say(f"uploaded to {push_clips(folder, dataset, token=checkpoint.source.token)}")
+            say(f"uploaded to {push_clips(folder, dataset)}")
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
 
 
@@ -144,7 +145,7 @@ def _refuse_own_clips(songs: str, folder: Path) -> None:
                 raise UserError(f"{path} can't be read as songs: this run writes to {own}; choose another --output_dir")
 
 
-def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> str | None:
+def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> Repository | None:
     """The dataset that the clips go to, by the main process; a missing login shows here, before the work."""
     if not options.push_metadata_repo_id or not PartialState().is_main_process:
         return None
