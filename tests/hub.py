@@ -70,10 +70,10 @@ class Repo:
         """The id of the last commit."""
         return next(reversed(self.commits))
 
-    def commit(self, files: dict[str, bytes]) -> str:
-        """Make `files` the new head; like git's, its id depends on all that came before."""
+    def commit(self, files: dict[str, bytes], sha: str | None = None) -> str:
+        """Make `files` the new head; like git's, its id depends on all that came before, unless it is given."""
         told = [self.page, *self.commits, *(path + blob_id(data) for path, data in files.items())]
-        sha = hashlib.sha1("\n".join(told).encode()).hexdigest()
+        sha = sha or hashlib.sha1("\n".join(told).encode()).hexdigest()
         self.commits[sha] = files
         return sha
 
@@ -199,11 +199,15 @@ class LocalHub:
         private: bool = False,
         gated: bool = False,
         disabled: bool = False,
+        commit: str | None = None,
     ) -> str:
-        """Commit `files` beside those the repository has, making it if need be; returns the commit's id."""
+        """Commit `files` beside those the repository has, making it if need be; returns the commit's id.
+
+        With `commit` it has the id of a commit on the real Hub.
+        """
         with self.lock:
             repo = self.repos.setdefault((repo_type, repo_id), Repo(repo_id, repo_type, private, gated, disabled))
-            return repo.commit({**repo.commits[repo.head], **files})
+            return repo.commit({**repo.commits[repo.head], **files}, commit)
 
     def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
         """The files at the head of ``main``; a KeyError tells that there is no such repository."""

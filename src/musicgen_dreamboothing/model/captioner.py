@@ -24,7 +24,7 @@ from transformers import (
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, say
-from musicgen_dreamboothing.model.checkpoint import Source, weights_fingerprint
+from musicgen_dreamboothing.model.checkpoint import Source, name_with_commit, weights_fingerprint
 from musicgen_dreamboothing.model.device import best_device, best_dtype, free_memory, is_out_of_memory, release_memory
 from musicgen_dreamboothing.model.loading import quiet_loading
 
@@ -81,9 +81,11 @@ class Captioner:
     ) -> None:
         self._device = torch.device(device) if device else best_device()
         self._dtype = dtype or best_dtype(self._device)
-        self._model, self._processor = _load(Source(model, revision, cache_dir, token), self._device, self._dtype)
+        source = Source(model, revision, cache_dir, token)
+        self._model, self._processor = _load(source, self._device, self._dtype)
         self._batch_size, self._max_new_tokens, self._prompt = batch_size, max_new_tokens, prompt
         self.rate = int(self._processor.feature_extractor.sampling_rate)  # Hz
+        self.name = name_with_commit(source)
         self.signature = self._sign(Source(model, revision))
 
     def _sign(self, source: Source) -> str:
