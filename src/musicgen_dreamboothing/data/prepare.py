@@ -27,13 +27,13 @@ from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_cli
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.publish import open_dataset, push_clips
+from musicgen_dreamboothing.data.repository import Repository
 from musicgen_dreamboothing.data.songs.scan import scan
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.textfiles import read_json_lines
 from musicgen_dreamboothing.data.tokens import tokenize_clips
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
-from musicgen_dreamboothing.repository import Repository
 
 CUTS = ("seconds", "bars")
 LOUDNESS = (-40, -5)  # LUFS; what is louder or softer than that is a slip of the pen

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from musicgen_dreamboothing.data.clips import listed_clips
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA
-from musicgen_dreamboothing.repository import CARD, Repository, open_repository, upload
+from musicgen_dreamboothing.data.repository import CARD, Repository, open_repository, upload
 
 
 def open_dataset(name: str, *, token: str | None, private: bool) -> Repository:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from musicgen_dreamboothing import repository
-from musicgen_dreamboothing.repository import CARD, Repository
+from musicgen_dreamboothing.data import repository
+from musicgen_dreamboothing.data.repository import CARD, Repository
 
 # What a reader needs; songs, tokens, checkpoints, logs and `run.json` with its paths stay at home.
 SHARED = (

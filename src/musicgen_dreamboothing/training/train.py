@@ -22,6 +22,7 @@ from musicgen_dreamboothing.data.captions import key_phrase
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import checkpoint_of, prepare_songs, refresh
+from musicgen_dreamboothing.data.repository import Repository
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables, load_tables
 from musicgen_dreamboothing.generation.decoding import Sampling
@@ -32,7 +33,6 @@ from musicgen_dreamboothing.model.device import (
     return_freed_memory,
 )
 from musicgen_dreamboothing.model.text import tokenize
-from musicgen_dreamboothing.repository import Repository
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.training.checks import check_options

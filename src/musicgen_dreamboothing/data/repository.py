@@ -300,7 +300,7 @@ def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 
 def _marker(ours: Digests, *, is_complete: bool) -> CommitOperationAdd:
     about = "Files that musicgen-dreamboothing uploaded: it replaces and deletes these, and no others."
-    text = json.dumps({"about": about, "complete": is_complete, "files": ours}, indent=1, ensure_ascii=False)
+    text = json.dumps({"about": about, "complete": is_complete, "files": ours}, indent=1)
     return CommitOperationAdd(MARKER, f"{text}\n".encode())
 
 
@@ -324,7 +324,9 @@ def _one_line(failure: str, advice: str = "run the same command again") -> Itera
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error that says more than its status, such as `404 Client Error.`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if not re.match(r"\d{3} \w+ Error\.", line)), lines[0]).rstrip(".")
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
