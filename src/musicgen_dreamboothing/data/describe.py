@@ -151,12 +151,12 @@ class _Listener:
     Attributes:
         column: its name.
         signature: what its content depends on besides the clip.
-        start: loads the model, and gives what turns waves into the column.
+        start: loads the model, and gives its name with the commit, and what turns waves into the column.
     """
 
     column: str
     signature: str
-    start: Callable[[], Callable[[Batch], Sequence[Any]]]
+    start: Callable[[], tuple[str, Callable[[Batch], Sequence[Any]]]]
 
 
 def _impressions(folder: Path, rate: int, names: list[str], describing: Describing) -> dict[str, dict[str, Any]]:
@@ -208,17 +208,18 @@ def _listeners(describing: Describing) -> list[_Listener]:
     labels = read_labels(describing.labels)
     hub: dict[str, Any] = {"cache_dir": describing.cache_dir, "token": describing.token}
 
-    def clap() -> Callable[[Batch], Sequence[Any]]:
+    def clap() -> tuple[str, Callable[[Batch], Sequence[Any]]]:
         tagger = load_tagger(describing.clap, labels, device=PartialState().device, **hub)
-        return lambda waves: _tags(tagger, waves)
+        return tagger.name, lambda waves: _tags(tagger, waves)
 
     found = [_Listener("tags", _sign(describing.clap, labels), clap)]
     if (model := describing.captioner) is not None:
-        found.append(
-            _Listener(
-                "caption", _sign(model, {}), lambda: Captioner(model, device=PartialState().device, **hub).caption
-            )
-        )
+
+        def captioner() -> tuple[str, Callable[[Batch], Sequence[Any]]]:
+            loaded = Captioner(model, device=PartialState().device, **hub)
+            return loaded.name, loaded.caption
+
+        found.append(_Listener("caption", _sign(model, {}), captioner))
     return found
 
 
@@ -246,7 +247,7 @@ def _listen(folder: Path, rate: int, names: list[str], digests: Mapping[str, str
     if not names:
         return
     try:
-        listen = listener.start()
+        model, listen = listener.start()
     except UserError as error:
         if listener.column != "tags":
             raise
@@ -260,6 +261,7 @@ def _listen(folder: Path, rate: int, names: list[str], digests: Mapping[str, str
             found = listen([(audio.decode(folder / CLIPS / name, rate), rate) for name in batch])
             for name, heard in zip(batch, found, strict=True):
                 line = {"digest": digests[name], "column": listener.column, "by": listener.signature, "found": heard}
+                line["model"] = model
                 journal.write(json.dumps(line, ensure_ascii=False) + "\n")
             journal.flush()
     del listen

@@ -27,6 +27,7 @@ from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_cli
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.publish import open_dataset, push_clips
+from musicgen_dreamboothing.data.repository import Repository
 from musicgen_dreamboothing.data.songs.scan import scan
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
@@ -128,7 +129,7 @@ def prepare_songs(
         state.wait_for_everyone()
         encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
         if dataset is not None:
-            say(f"uploaded to {push_clips(folder, dataset, token=checkpoint.source.token)}")
+            say(f"uploaded to {push_clips(folder, dataset)}")
         return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
 
 
@@ -144,7 +145,7 @@ def _refuse_own_clips(songs: str, folder: Path) -> None:
                 raise UserError(f"{path} can't be read as songs: this run writes to {own}; choose another --output_dir")
 
 
-def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> str | None:
+def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> Repository | None:
     """The dataset that the clips go to, by the main process; a missing login shows here, before the work."""
     if not options.push_metadata_repo_id or not PartialState().is_main_process:
         return None

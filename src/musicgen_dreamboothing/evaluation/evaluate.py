@@ -17,6 +17,7 @@ import yaml
 from musicgen_dreamboothing.arguments import EvaluateArguments
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.layout import CLIPS
+from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.evaluation.blind import blind_lines, score_blind, write_blind
@@ -83,6 +84,15 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
     tables = tables_of(record, prepared)
     playlist = _playlist(options, record, tables)
     folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder):
+        return _evaluate(options, record, folder, prepared, tables, playlist)
+
+
+def _evaluate(
+    options: EvaluateArguments, record: RunRecord, folder: Path, prepared: Path, tables: Tables, playlist: Playlist
+) -> Evaluated:
+    """Plays both sides, measures them and writes the report."""
+    run, word = Path(options.run), record.key_phrase or "your style"
     heard, checkpoint = _heard(options, record, folder, tables, playlist)
     figures, nearest = figures_of(heard), _nearest(options, heard, folder, tables, prepared, checkpoint)
     evaluation = Evaluation(
@@ -218,18 +228,21 @@ def _nearest(
     found = []
     for clip, one, other in zip(clips, by_codes, by_sound, strict=True):
         told = other if other.is_copy and not one.is_copy else one
-        found.append(_told(clip, told, folder, prepared))
+        found.append(_nearest_place(clip, told, folder, prepared))
     return found
 
 
-def _told(clip: Played, likeness: Likeness, folder: Path, prepared: Path) -> Nearest:
-    """Copies the training clip beside the report where it is to be heard in it."""
-    kept = ""
+def _nearest_place(clip: Played, likeness: Likeness, folder: Path, prepared: Path) -> Nearest:
+    """The place that a clip is nearest to; a training clip that it copies is put beside the report, which plays it."""
+    shown = asdict(likeness) | {"clip_file": ""}
     if likeness.is_copy:
-        kept = f"{SONGS}/{likeness.clip_file.replace('/', '_')}"
+        source, name = prepared / CLIPS / likeness.clip_file, likeness.clip_file.replace("/", "_")
         (folder / SONGS).mkdir(exist_ok=True)
-        shutil.copyfile(prepared / CLIPS / likeness.clip_file, folder / kept)
-    shown = asdict(likeness) | {"clip_file": kept}
+        try:
+            shutil.copyfile(source, folder / SONGS / name)
+            shown["clip_file"] = f"{SONGS}/{name}"
+        except OSError as error:
+            say(f"note: the report can't play {source} ({error.strerror})")
     return Nearest(**shown, file=os.path.relpath(clip.file, folder), prompt=clip.prompt)
 
 

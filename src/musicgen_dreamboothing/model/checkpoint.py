@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5EncoderModel,
 )
+from transformers.utils import cached_file, extract_commit_hash
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.building import build_model, quiet_loading
@@ -57,6 +58,14 @@ class Source:
         wanted = {"revision": self.revision, "cache_dir": self.cache_dir, "token": self.token}
         given = {key: value for key, value in wanted.items() if value is not None}
         return given | ({"trust_remote_code": True} if self.trust_remote_code else {})
+
+
+def name_with_commit(source: Source) -> str:
+    """`owner/name@0123abc` of a checkpoint from the Hub, and the path of a folder as it is."""
+    if Path(source.name).is_dir():
+        return source.name
+    commit = extract_commit_hash(cached_file(source.name, "config.json", **source.arguments()), None)
+    return f"{source.name}@{commit[:7]}" if commit else source.name
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from musicgen_dreamboothing.data.captions import key_phrase
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import checkpoint_of, prepare_songs, refresh
+from musicgen_dreamboothing.data.repository import Repository
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables, load_tables
 from musicgen_dreamboothing.generation.decoding import Sampling
@@ -98,8 +99,8 @@ def train(options: TrainArguments) -> TrainResult | None:
         finished = _settle_earlier_run(folder, options, checkpoint)
         result = finished or _run(options, checkpoint, folder)
         release_memory()
-        if repository is not None and PartialState().is_main_process:
-            say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
+        if repository is not None:  # in the main process
+            say(f"uploaded to {upload(folder, repository)}")
         if finished is None:
             _report(folder, options)
     return result
@@ -150,18 +151,20 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     return TrainResult(folder, metrics, summary)
 
 
-def _open_repository(options: TrainArguments, checkpoint: Checkpoint) -> str | None:
+def _open_repository(options: TrainArguments, checkpoint: Checkpoint) -> Repository | None:
     """The Hub repository to push to, made now. The Trainer itself must not push: it would upload the songs."""
     if not options.push_to_hub:
         return None
     options.push_to_hub = False
-    name = options.hub_model_id or Path(str(options.output_dir)).resolve().name
+    name, repository = options.hub_model_id or Path(str(options.output_dir)).resolve().name, None
     if PartialState().is_main_process:
-        name = open_repository(name, token=options.hub_token or options.token, private=options.hub_private_repo)
+        token = options.hub_token or options.token
+        repository = open_repository(name, token=token, private=options.hub_private_repo)
+        name = repository.name
         if options.use_lora and checkpoint.is_local:
             say(f"note: the adapter will name its base {checkpoint.name}, which is a folder here and nowhere else")
     options.hub_model_id = name  # with its owner, for the card
-    return name
+    return repository
 
 
 def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Checkpoint) -> TrainResult | None:
