@@ -15,6 +15,7 @@ import yaml
 
 from musicgen_dreamboothing.arguments import EvaluateArguments
 from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.files import digest
 from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables
@@ -36,7 +37,13 @@ from musicgen_dreamboothing.evaluation.songs import (
 from musicgen_dreamboothing.evaluation.verdict import verdict
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, weights_fingerprint
+from musicgen_dreamboothing.model.checkpoint import (
+    Checkpoint,
+    Source,
+    load_checkpoint,
+    load_codec,
+    weights_fingerprint,
+)
 from musicgen_dreamboothing.model.codec import decode_clip
 from musicgen_dreamboothing.model.device import best_device, release_memory
 
@@ -78,7 +85,7 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
             say(line)
         return None
     prepared = prepared_folder(run, record, options.data)
-    tables = tables_of(record, prepared)
+    tables = tables_of(record, prepared, partial(_base, options, record))
     playlist = _playlist(options, record, tables)
     folder.mkdir(parents=True, exist_ok=True)
     heard, checkpoint = _heard(options, record, folder, tables, playlist)
@@ -171,6 +178,12 @@ def _heard(
     return heard, checkpoint
 
 
+def _base(options: EvaluateArguments, record: RunRecord) -> Checkpoint:
+    """The configuration of the run's base."""
+    name, revision = options.base_model or record.base_model, record.options.get("model_revision")
+    return load_checkpoint(Source(name, revision, options.cache_dir, options.token))
+
+
 def _load(options: EvaluateArguments, model: str, revision: str | None, base: str | None) -> Generator:
     return Generator(
         model,
@@ -203,20 +216,23 @@ def _nearest(heard: Heard, folder: Path, tables: Tables, prepared: Path, checkpo
     training = waves_of(partial(decode_clip, loaded, checkpoint=checkpoint), few, checkpoint.sampling_rate)
     waves = [(clip.wave, clip.rate) for clip in clips]
     by_sound = nearest_by_embedding(waves, training, names[: len(few)], heard.embedder)
+    digests = dict(zip(tables.train["file_name"], tables.train["digest"], strict=True))
     found = []
     for clip, one, other in zip(clips, by_codes, by_sound, strict=True):
         told = other if other.is_copy and not one.is_copy else one
-        found.append(_told(clip, told, folder, prepared))
+        source = prepared / CLIPS / told.clip_file
+        is_unchanged = source.is_file() and digest(source) == digests[told.clip_file]
+        found.append(_told(clip, told, folder, source if told.is_copy and is_unchanged else None))
     return found
 
 
-def _told(clip: Played, likeness: Likeness, folder: Path, prepared: Path) -> Nearest:
-    """Copies the training clip beside the report where it is to be heard in it."""
+def _told(clip: Played, likeness: Likeness, folder: Path, source: Path | None) -> Nearest:
+    """Copies the file of the training clip, if any, beside the report, where it is to be heard in it."""
     kept = ""
-    if likeness.is_copy:
+    if source is not None:
         kept = f"{SONGS}/{likeness.clip_file.replace('/', '_')}"
         (folder / SONGS).mkdir(exist_ok=True)
-        shutil.copyfile(prepared / CLIPS / likeness.clip_file, folder / kept)
+        shutil.copyfile(source, folder / kept)
     shown = asdict(likeness) | {"clip_file": kept}
     return Nearest(**shown, file=os.path.relpath(clip.file, folder), prompt=clip.prompt)
 

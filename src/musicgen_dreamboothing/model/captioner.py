@@ -25,14 +25,14 @@ from musicgen_dreamboothing.model.checkpoint import Source, weights_fingerprint
 from musicgen_dreamboothing.model.device import best_device, best_dtype
 from musicgen_dreamboothing.model.loading import quiet_loading
 
-__all__ = ["PROMPT", "Captioner", "clean"]
+__all__ = ["PROMPT", "Captioner", "captioner_signature", "clean"]
 
 PROMPT = (
     "Describe this music in one sentence of at most 30 words, as a prompt for a music generator: genre, mood, "
     "instruments, rhythm and sound. No artist, no title, no lyrics, no explanation."
 )
 EXAMPLES = "Qwen/Qwen2-Audio-7B-Instruct or nvidia/music-flamingo-2601-hf"
-MOST_WORDS = 60
+MAX_NEW_TOKENS, MOST_WORDS = 96, 60  # of an answer, and of the caption that is made of it
 
 _PREAMBLE = re.compile(
     r"^(?:(?:sure|certainly|okay|of course)\b[^:.!]*[:.!]\s*|here(?: is|'s)\b[^:]*:\s*)+", re.IGNORECASE
@@ -43,6 +43,13 @@ _SUBJECT = re.compile(
     r" (?:is|has|features|contains|presents|consists of|sounds like|can be described as) (?:(?:a|an|the) )?",
     re.IGNORECASE,
 )
+
+
+def captioner_signature(model: str) -> str:
+    """Changes whenever the caption that a `Captioner` with its usual settings gives a clip could; nothing is loaded."""
+    weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else model
+    settings = json.dumps([weights, PROMPT, MAX_NEW_TOKENS, MOST_WORDS])
+    return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
 class Captioner:
@@ -71,7 +78,7 @@ class Captioner:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         batch_size: int = 4,
-        max_new_tokens: int = 96,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         prompt: str = PROMPT,
     ) -> None:
         self._device = torch.device(device) if device else best_device()
@@ -80,14 +87,6 @@ class Captioner:
         self._model.to(self._device)
         self._batch_size, self._max_new_tokens, self._prompt = batch_size, max_new_tokens, prompt
         self.rate = int(self._processor.feature_extractor.sampling_rate)  # Hz
-        self.signature = self._sign(Source(model, revision))
-
-    def _sign(self, source: Source) -> str:
-        """Changes whenever the caption of a clip could."""
-        folder = Path(source.name)
-        model = weights_fingerprint(folder) if folder.is_dir() else [source.name, source.revision]
-        said = json.dumps([model, self._prompt, self._max_new_tokens, MOST_WORDS])
-        return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
     def caption(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[str]:
         """Waves `[C, S]` with their rates in Hz -> a caption each, on one line; empty where the model says nothing.
