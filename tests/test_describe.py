@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
+from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tables_in, tone_song
 from made_music import music
 from random_demucs import random_demucs, save_safetensors
 from test_captioner import write_tiny_captioner
@@ -33,7 +33,6 @@ from musicgen_dreamboothing.data import describe as describing
 from musicgen_dreamboothing.data.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.song import TRAIN, Song
 from musicgen_dreamboothing.data.stems import keep_stems
-from musicgen_dreamboothing.data.tables import load_tables
 from musicgen_dreamboothing.model import separator as separating
 from musicgen_dreamboothing.model.captioner import Captioner
 from musicgen_dreamboothing.model.clap import Tagger
@@ -218,7 +217,7 @@ def test_options_that_make_no_sense_are_told_at_once(
 
 def test_every_epoch_draws_one_of_the_captions(two_songs: Path, tmp_path: Path, tiny: Path, clap: Path) -> None:
     rows = described(two_songs, tmp_path / "data", tiny, clap)
-    tables = load_tables(tmp_path / "data", eval_fraction=0.0, seed=0)
+    tables = tables_in(tmp_path / "data", tiny, "punk")
     texts = [row["text"] for row in rows]
     whole = [{row["text"], *row["variants"]} for row in rows]
     assert any(len(known) > 1 for known in whole)

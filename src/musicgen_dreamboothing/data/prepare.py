@@ -52,7 +52,7 @@ class Prepared:
     songs_cut: int
     clips_encoded: int
     captions_encoded: int
-    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
 
 
 def prepare(options: PrepareArguments) -> Prepared:

@@ -14,6 +14,10 @@ from musicgen_dreamboothing.model.weight_files import Hub, open_weights
 
 SAMPLES, SAMPLE_BYTES = 16, 1 << 14  # of a weight above their product of 256 KB; all of a smaller one
 PREFIXES = {"audio_encoder": ("encoder.", "decoder.", "quantizer."), "text_encoder": ("encoder.", "shared.")}
+# Settings that neither codes nor text states depend on; some of them are changed by loading.
+WITHOUT_EFFECT = frozenset(
+    ("classifier_dropout", "dropout_rate", "eos_token_id", "initializer_factor", "is_decoder", "num_decoder_layers")
+) | frozenset(("pad_token_id", "scale_decoder_outputs", "tie_word_embeddings", "use_cache"))
 # Names that differ between versions of transformers, and a table that T5 holds twice.
 RENAMED = (
     (".weight_g", ".parametrizations.weight.original0"),
@@ -51,7 +55,7 @@ def part_hash(part: str, config: PreTrainedConfig, name: str, hub: Hub, *more: A
 
 def _settings(config: PreTrainedConfig) -> dict[str, Any]:
     """The settings that this kind of part has and others have not, as far as they are not the usual ones."""
-    own = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys()
+    own = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys() - WITHOUT_EFFECT
     return {key: value for key, value in config.to_diff_dict().items() if key in own}
 
 
