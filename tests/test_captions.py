@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -259,6 +260,30 @@ def test_an_unchanged_key_word_costs_no_encoder(root: Path, tiny: Path, monkeypa
     run(root, tiny, word_dropout=0.3)
     with pytest.raises(AssertionError, match="an encoder was loaded"):
         run(root, tiny, word_dropout=0.3, instance_prompt="metal")
+
+
+def test_states_are_written_a_few_at_a_time(root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill leaves is not encoded again, and nothing that is known is read to be written again."""
+    run(root, tiny, instance_prompt=None)
+    checkpoint = read_checkpoint(tiny)
+    encode, texts = text_states.text.encode_captions, [f"{number} trumpets" for number in range(8)]
+
+    def killed(*rest: Any) -> Iterator[tuple[str, np.ndarray]]:
+        yield from itertools.islice(encode(*rest), 5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text_states, "PART_TEXTS", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(text_states.text, "encode_captions", killed)
+        with pytest.raises(KeyboardInterrupt):
+            text_states.add_states(root / "data", texts, checkpoint)
+    files = {path: path.read_bytes() for path in text_states.states_folder(root / "data", checkpoint).glob("*.arrow")}
+    assert text_states.add_states(root / "data", [*texts, texts[0]], checkpoint) == set(texts[4:])
+    assert all(path.read_bytes() == content for path, content in files.items())
+    assert text_states.add_states(root / "data", texts, checkpoint) == set()
+    table = text_states.read_states(root / "data", reversed(texts), checkpoint)
+    assert table["text"][:] == texts[::-1]
+    assert table["length"][:] == [len(states) for states in table["states"]]
 
 
 # --- in training pieces
