@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SAMPLING_RATE, Ran, prepare_words, stored_codes, tone_song, train_words
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data import lock
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.split import Split, split_songs
+from musicgen_dreamboothing.data.tokens import clip_rows
 from musicgen_dreamboothing.evaluation.songs import tables_of
 from musicgen_dreamboothing.training import model as training_model
 
@@ -370,3 +373,36 @@ def test_a_split_survives_its_record(tmp_path: Path) -> None:
         record = read_record(tmp_path)
         assert record is not None
         assert Split.from_json(record.clips or {}) == split
+
+
+def test_metadata_with_odd_values_are_read(root: Path) -> None:
+    path = root / "data" / "clips" / "metadata.jsonl"
+    name = json.loads(path.read_text().splitlines()[0])["file_name"]
+    odd = [
+        {"start": "abc", "source": 5},
+        {"start": float("nan"), "seconds": "7"},
+        {"start": float("inf"), "source": ["a"], "variants": [1, None, "v"]},
+        {"start": None, "split": 3, "seconds": float("-inf")},
+    ]
+    path.write_text("".join(json.dumps({"file_name": name, "text": "t", **row}) + "\n" for row in odd))
+    rows = clip_rows(root / "data", "punk")
+    assert [(row["start"], row["seconds"]) for row in rows] == [(0.0, 0.0)] * 4
+    assert [row["source"] for row in rows] == ["5", name, "['a']", name]
+    assert rows[2]["variants"] == ["punk, 1", "punk, v"]
+
+
+def test_a_training_waits_for_another_one_that_prepares_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, said = FileLock(tmp_path / ".lock"), list[str]()
+
+    def say(text: str) -> None:
+        said.append(text)
+        other.release()
+
+    monkeypatch.setattr(lock, "say", say)
+    other.acquire()
+    with lock.folder_lock(tmp_path, wait=True), pytest.raises(UserError, match="is in use by another run"):
+        with lock.folder_lock(tmp_path):
+            pass
+    assert said == [f"waiting for another run that is preparing {tmp_path}"]

@@ -265,7 +265,7 @@ def _is_limited(songs: str, options: DataArguments) -> bool:
 def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
     _check_captions(options)
-    with folder_lock(folder):
+    with folder_lock(folder, wait=True):
         if options.overwrite_cache and PartialState().is_main_process:
             _remove(folder, (TOKENS,))
         PartialState().wait_for_everyone()

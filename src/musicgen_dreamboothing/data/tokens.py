@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -189,14 +190,17 @@ def _clip_row(
         "file_name": name,
         "text": with_instance_prompt(instance_prompt, str(row.get("text") or ""), class_prompt),
         "variants": [
-            with_instance_prompt(instance_prompt, str(text), class_prompt) for text in row.get("variants") or []
+            with_instance_prompt(instance_prompt, str(text), class_prompt)
+            for text in row.get("variants") or []
+            if text is not None
         ],
         "digest": digest(clips / name),
     }
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    """Seconds that a person may have written; 0 for what is none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def captions_of(rows: Iterable[Mapping[str, Any]], phrase: str, word_dropout: float) -> list[str]:
