@@ -402,7 +402,7 @@ def test_a_training_waits_for_another_one_that_prepares_its_folder(
 
     monkeypatch.setattr(lock, "say", say)
     other.acquire()
-    with lock.folder_lock(tmp_path, wait=True), pytest.raises(UserError, match="is in use by another run"):
-        with lock.folder_lock(tmp_path):
-            pass
+    refused = pytest.raises(UserError, match="is in use by another run")
+    with lock.folder_lock(tmp_path, wait=True), refused, lock.folder_lock(tmp_path):
+        pass
     assert said == [f"waiting for another run that is preparing {tmp_path}"]

@@ -76,7 +76,7 @@ def prepare(options: PrepareArguments) -> Prepared:
 
 
 def _train_words(folder: Path, options: PrepareArguments) -> str:
-    """The options of a training on this folder; another base would encode everything again."""
+    """The options of a training on this folder, with the same base and captions: all of it is encoded already."""
     words = ["--dataset_name", str(folder), "--output_dir", "runs/mine"]
     if options.model_name_or_path != DEFAULT_MODEL:
         words += ["--model_name_or_path", options.model_name_or_path]
