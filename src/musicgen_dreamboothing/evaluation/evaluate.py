@@ -16,6 +16,7 @@ import yaml
 
 from musicgen_dreamboothing.arguments import EvaluateArguments
 from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.files import digest
 from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.run import RunRecord, read_record
@@ -38,7 +39,13 @@ from musicgen_dreamboothing.evaluation.songs import (
 from musicgen_dreamboothing.evaluation.verdict import verdict
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, weights_fingerprint
+from musicgen_dreamboothing.model.checkpoint import (
+    Checkpoint,
+    Source,
+    load_checkpoint,
+    load_codec,
+    weights_fingerprint,
+)
 from musicgen_dreamboothing.model.codec import decode_clip
 from musicgen_dreamboothing.model.device import parse_device, release_memory
 from musicgen_dreamboothing.model.quantized import base_quantization
@@ -81,7 +88,7 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
             say(line)
         return None
     prepared = prepared_folder(run, record, options.data)
-    tables = tables_of(record, prepared)
+    tables = tables_of(record, prepared, partial(_base, options, record))
     playlist = _playlist(options, record, tables)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
@@ -189,6 +196,12 @@ def _heard(
     return heard, checkpoint
 
 
+def _base(options: EvaluateArguments, record: RunRecord) -> Checkpoint:
+    """The configuration of the run's base."""
+    name, revision = options.base_model or record.base_model, record.options.get("model_revision")
+    return load_checkpoint(Source(name, revision, options.cache_dir, options.token))
+
+
 def _load(options: EvaluateArguments, model: str, revision: str | None, base: str | None) -> Generator:
     return Generator(
         model,
@@ -225,24 +238,29 @@ def _nearest(
     training = waves_of(partial(decode_clip, loaded, checkpoint=checkpoint), few, checkpoint.sampling_rate)
     waves = [(clip.wave, clip.rate) for clip in clips]
     by_sound = nearest_by_embedding(waves, training, names[: len(few)], heard.embedder)
+    digests = dict(zip(tables.train["file_name"], tables.train["digest"], strict=True))
     found = []
     for clip, one, other in zip(clips, by_codes, by_sound, strict=True):
         told = other if other.is_copy and not one.is_copy else one
-        found.append(_nearest_place(clip, told, folder, prepared))
+        source = prepared / CLIPS / told.clip_file
+        is_unchanged = source.is_file() and digest(source) == digests[told.clip_file]
+        found.append(_nearest_place(clip, told, folder, source if told.is_copy and is_unchanged else None))
     return found
 
 
-def _nearest_place(clip: Played, likeness: Likeness, folder: Path, prepared: Path) -> Nearest:
+def _nearest_place(clip: Played, likeness: Likeness, folder: Path, source: Path | None) -> Nearest:
     """The place that a clip is nearest to; a training clip that it copies is put beside the report, which plays it."""
     shown = asdict(likeness) | {"clip_file": ""}
-    if likeness.is_copy:
-        source, name = prepared / CLIPS / likeness.clip_file, likeness.clip_file.replace("/", "_")
+    if source is not None:
+        name = likeness.clip_file.replace("/", "_")
         (folder / SONGS).mkdir(exist_ok=True)
         try:
             shutil.copyfile(source, folder / SONGS / name)
             shown["clip_file"] = f"{SONGS}/{name}"
         except OSError as error:
             say(f"note: the report can't play {source} ({error.strerror})")
+    elif likeness.is_copy:
+        say(f"note: the report can't play {likeness.clip_file}: the clip is gone or has changed since the training")
     return Nearest(**shown, file=os.path.relpath(clip.file, folder), prompt=clip.prompt)
 
 

@@ -28,14 +28,14 @@ from musicgen_dreamboothing.model.building import quiet_loading
 from musicgen_dreamboothing.model.checkpoint import Source, name_with_commit, weights_fingerprint
 from musicgen_dreamboothing.model.device import best_device, best_dtype, free_memory, is_out_of_memory, release_memory
 
-__all__ = ["PROMPT", "Captioner", "WeightBytes", "clean", "fits_in_4_bits", "weight_bytes"]
+__all__ = ["PROMPT", "Captioner", "WeightBytes", "captioner_signature", "clean", "fits_in_4_bits", "weight_bytes"]
 
 PROMPT = (
     "Describe this music in one sentence of at most 30 words, as a prompt for a music generator: genre, mood, "
     "instruments, rhythm and sound. No artist, no title, no lyrics, no explanation."
 )
 EXAMPLES = "Qwen/Qwen2-Audio-7B-Instruct or nvidia/music-flamingo-2601-hf"
-MOST_WORDS = 60
+MAX_NEW_TOKENS, MOST_WORDS = 96, 60  # of an answer, and of the caption that is made of it
 WORKING_SHARE = 0.05  # of the weights in 16 bits: cache and activations of one clip of 30 s
 NF4_BYTES = 1 / 2 + 1 / 64  # of a weight with its scale, which is quantised as well
 
@@ -48,6 +48,13 @@ _SUBJECT = re.compile(
     r" (?:is|has|features|contains|presents|consists of|sounds like|can be described as) (?:(?:a|an|the) )?",
     re.IGNORECASE,
 )
+
+
+def captioner_signature(model: str) -> str:
+    """Changes whenever the caption that a `Captioner` with its usual settings gives a clip could; nothing is loaded."""
+    weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else model
+    settings = json.dumps([weights, PROMPT, MAX_NEW_TOKENS, MOST_WORDS])
+    return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
 class Captioner:
@@ -76,7 +83,7 @@ class Captioner:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         batch_size: int = 4,
-        max_new_tokens: int = 96,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         prompt: str = PROMPT,
     ) -> None:
         self._device = torch.device(device) if device else best_device()
@@ -86,14 +93,6 @@ class Captioner:
         self._batch_size, self._max_new_tokens, self._prompt = batch_size, max_new_tokens, prompt
         self.rate = int(self._processor.feature_extractor.sampling_rate)  # Hz
         self.name = name_with_commit(source)
-        self.signature = self._sign(Source(model, revision))
-
-    def _sign(self, source: Source) -> str:
-        """Changes whenever the caption of a clip could."""
-        folder = Path(source.name)
-        model = weights_fingerprint(folder) if folder.is_dir() else [source.name, source.revision]
-        said = json.dumps([model, self._prompt, self._max_new_tokens, MOST_WORDS])
-        return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
     def caption(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[str]:
         """Waves `[C, S]` with their rates in Hz -> a caption each, on one line; empty where the model says nothing.

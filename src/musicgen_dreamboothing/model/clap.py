@@ -195,6 +195,15 @@ class NoEarForWordsError(UserError):
     """To this model all words are the same."""
 
 
+def tagger_signature(model: str, labels: Mapping[str, Sequence[str]]) -> str:
+    """Changes whenever the tags that `load_tagger` gives a sound could; nothing is loaded for it."""
+    weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else [model, SAFETENSORS.get(model)]
+    fallback = [PROVEN, SAFETENSORS[PROVEN], ALIKE] if model == DEFAULT else []
+    groups = {name: asdict(GROUPS[name]) for name in labels}
+    settings = [dict(labels), groups, TEMPLATES, NEUTRAL, SINGING, PLAYING, ODDS, RIVAL, MOST_WINDOWS]
+    return hashlib.blake2b(json.dumps([weights, fallback, *settings]).encode(), digest_size=8).hexdigest()
+
+
 def load_tagger(model: str, labels: Mapping[str, Sequence[str]], **options: Any) -> Tagger:
     """A `Tagger` of these arguments; where the default turns out to know no words, the proven model in its place.
 
@@ -253,21 +262,12 @@ class Tagger:
         self._neutral = self._embed_ensemble(NEUTRAL)
         self._voices = np.stack([_mean(self._embed_ensemble(prompts)) for prompts in (SINGING, PLAYING)])
         self._check_words(model)
-        self.signature = self._sign(source)
 
     def _check_words(self, model: str) -> None:
         """Such a model tags nothing, or anything; nobody should wait until it has heard all clips."""
         texts = np.concatenate([*self._embedded.values(), self._neutral, self._voices])
         if (texts @ texts.T).min() > ALIKE:
             raise NoEarForWordsError(f"to the CLAP model {model!r} all words are the same; take {another_clap(model)}")
-
-    def _sign(self, source: Source) -> str:
-        """Changes whenever the tags of a sound could."""
-        folder = Path(source.name)
-        model = weights_fingerprint(folder) if folder.is_dir() else [source.name, source.revision]
-        asked = {name: asdict(GROUPS[name]) for name in self._labels}
-        said = [model, self._labels, asked, TEMPLATES, NEUTRAL, SINGING, PLAYING, ODDS, RIVAL, MOST_WINDOWS]
-        return hashlib.blake2b(json.dumps(said).encode(), digest_size=8).hexdigest()
 
     def tag(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[dict[str, list[Tag]]]:
         """For each wave `[C, S]` and its rate in Hz: tags by group, best first; a group may have none."""

@@ -21,7 +21,7 @@ from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.captions import key_phrase
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.data.prepare import checkpoint_of, prepare_songs, refresh
+from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, prepare_songs, refresh
 from musicgen_dreamboothing.data.repository import Repository
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables, load_tables
@@ -107,14 +107,19 @@ def train(options: TrainArguments) -> TrainResult | None:
 
 
 def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> TrainResult:
-    prepared = _prepared_folder(options, checkpoint)
+    songs = _prepared_songs(options, checkpoint)
+    prepared = songs.folder
     tables = load_tables(
         prepared,
+        songs.rows,
+        checkpoint,
         eval_fraction=options.eval_fraction,
         seed=options.seed,
+        limits=(options.max_train_samples, options.max_eval_samples),
         text_states=options.freeze_text_encoder,
+        key_phrase=key_phrase(options.instance_prompt, options.class_prompt),
+        word_dropout=options.word_dropout,
     )
-    tables = _limit(tables, options)
     _announce(tables, options)
     prior = _prior(options, checkpoint, prepared, tables)
     set_seed(options.seed)
@@ -128,6 +133,7 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     record = RunRecord(
         telling_options(asked), checkpoint.name, checkpoint.identity, data, split, str(prepared.resolve())
     )
+    record.clips = tables.split.to_json()
     resume = last_checkpoint(folder)
     if resume is not None:
         check_same_data(folder, record)
@@ -192,31 +198,24 @@ def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Check
     return TrainResult(folder, metrics, earlier.summary)
 
 
-def _prepared_folder(options: TrainArguments, checkpoint: Checkpoint) -> Path:
-    """The folder with tokens, brought up to date."""
+def _prepared_songs(options: TrainArguments, checkpoint: Checkpoint) -> Prepared:
+    """The prepared folder, brought up to date."""
     songs = Path(str(options.dataset_name)).expanduser()
     prepared = songs if is_prepared(songs) else Path(options.prepared_dir or f"{options.output_dir}/data")
     if prepared == songs:
-        refresh(prepared, options, checkpoint, text_states=options.freeze_text_encoder)
-    else:
-        prepare_songs(str(options.dataset_name), prepared, options, checkpoint, text_states=options.freeze_text_encoder)
-    return prepared
-
-
-def _limit(tables: Tables, options: TrainArguments) -> Tables:
-    """The first clips only, where that was asked for."""
-    train_rows = range(min(len(tables.train), options.max_train_samples or len(tables.train)))
-    eval_rows = range(min(len(tables.held_out), options.max_eval_samples or len(tables.held_out)))
-    return replace(tables, train=tables.train.select(train_rows), held_out=tables.held_out.select(eval_rows))
+        return refresh(prepared, options, checkpoint, text_states=options.freeze_text_encoder)
+    return prepare_songs(
+        str(options.dataset_name), prepared, options, checkpoint, text_states=options.freeze_text_encoder
+    )
 
 
 def _announce(tables: Tables, options: TrainArguments) -> None:
     minutes = sum(tables.train["seconds"]) / 60
     say(f"training on {plural(len(tables.train), 'clip')}, {minutes:.1f} minutes")
-    for songs in tables.copies:
+    for songs in tables.split.copies:
         say(f"the same recording, held out or trained on together: {' = '.join(songs)}")
-    if tables.left_out:
-        say(f"not trained on, as the evaluation split has the same recording: {', '.join(tables.left_out)}")
+    if tables.split.left_out:
+        say(f"not trained on, as the evaluation split has the same recording: {', '.join(tables.split.left_out)}")
     if held := tables.held_out_songs:
         names = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
         say(f"evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'song')} held out: {names}")
