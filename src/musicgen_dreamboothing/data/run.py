@@ -31,6 +31,7 @@ class RunRecord:
     finished: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)  # of the training, line by line
+    init_adapter: dict[str, Any] | None = None  # revision and digest of the adapter that the run began from
 
     @property
     def key_phrase(self) -> str:

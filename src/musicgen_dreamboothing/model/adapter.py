@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -87,12 +88,13 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
             "such as text_encoder.encoder.block.0.layer.0.SelfAttention.q"
         )
     # What PiSSA and OLoRA took out of the base; `save_adapter` gives it back.
-    wrapped.initial_adapter = _adapter_weights(wrapped) if SPLITTING.fullmatch(settings.init) else None
+    wrapped.initial_adapter = adapter_weights(wrapped) if SPLITTING.fullmatch(settings.init) else None
+    wrapped.initial_digest = None  # of the saved adapter that a training begins from (`saved_adapter`)
     compute_in_base_precision(wrapped)
     return wrapped
 
 
-def _adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     """A copy of the adapter's weights on the CPU, under the names of its file."""
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
@@ -109,7 +111,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     initial = model.initial_adapter
     if initial is None:
         return
-    weights = {name: _with_initial(name, now, initial[name]) for name, now in _adapter_weights(model).items()}
+    weights = {name: _with_initial(name, now, initial[name]) for name, now in adapter_weights(model).items()}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -126,10 +128,12 @@ def _with_initial(name: str, now: torch.Tensor, initial: torch.Tensor) -> torch.
 
 def has_learned(model: PeftModel) -> bool:
     """Whether the training changed what the model computes."""
+    if model.initial_digest is not None:
+        return weights_digest(model) != model.initial_digest
     initial = model.initial_adapter
     if initial is None:
         return is_active(model)
-    return any(not torch.equal(now, initial[name]) for name, now in _adapter_weights(model).items())
+    return any(not torch.equal(now, initial[name]) for name, now in adapter_weights(model).items())
 
 
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -238,10 +242,10 @@ def count_active(model: nn.Module) -> tuple[int, int]:
 def _updates(layer: LoraLayer) -> bool:
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
     pairs += [(layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A]
-    return any(_is_felt(a.detach().cpu().double(), b.detach().cpu().double()) for a, b in pairs)
+    return any(has_update(a.detach().cpu().double(), b.detach().cpu().double()) for a, b in pairs)
 
 
-def _is_felt(a: torch.Tensor, b: torch.Tensor) -> bool:
+def has_update(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether B·A is more than rounding: "orthogonal" begins with two matrices that cancel each other out.
 
     The squared norm of B·A is the sum of BᵀB ∘ AAᵀ, which are no larger than the rank.
@@ -287,3 +291,12 @@ def merged_for_a_while(model: PeftModel) -> Iterator[nn.Module]:
         for layer, base, weight in zip(layers, bases, kept, strict=True):
             layer.merged_adapters.clear()
             base.weight.data.copy_(weight)
+
+
+def weights_digest(model: PeftModel) -> str:
+    """A hash of the adapter's weights, to tell whether a training has changed them."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, weight in sorted(adapter_weights(model).items()):
+        digest.update(name.encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
