@@ -86,6 +86,8 @@ def _read_config(name: str, hub: dict[str, Any]) -> tuple[LoraConfig, str | None
     """The configuration of a LoRA adapter, and its revision."""
     folder = Path(name)
     path = None if folder.exists() and not folder.is_dir() else find_file(name, CONFIG, hub)
+    if path is None and not folder.exists():
+        raise UserError(f"no adapter at {name!r}: no such folder, and no {CONFIG} of it on the Hub or in the cache")
     if path is None:
         whole = (
             "; train a full fine-tune further with --model_name_or_path" if (folder / "config.json").is_file() else ""
