@@ -335,7 +335,7 @@ def test_a_report_that_fails_takes_nothing_from_a_finished_run(
     data = shutil.copytree(prepared, tmp_path / "songs")
     ran = cli(*train_words(data, tmp_path / "run", tiny), "--max_steps", 1, "--final_report", "true")
     assert ran.code == 0, ran.err
-    assert "the run is finished, but was not compared with its base: the disk is full" in ran.out
+    assert "the run is finished and saved, but its report failed (the disk is full); to repeat it: " in ran.out
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
 
 

@@ -27,6 +27,11 @@ PRIORS = CLIPS, KL = "clips", "kl"  # what holds a model to its class: music it 
 POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' old and new name
 DEFAULT_MODEL = "facebook/musicgen-small"
+# Defaults by `use_lora`. Decay pulls an adapter towards the base, but all weights of a full fine-tune towards zero and
+# away from it. Meta trained from scratch at 1e-4 with decay 0.1; published full fine-tunes in audiocraft take 1e-5 to
+# 1e-4 with 0.01. Few songs ask for the lower rate: AdamW moves every weight by about the rate in each update.
+LORA_DEFAULTS = {"learning_rate": 2e-4, "weight_decay": 0.1}
+FULL_DEFAULTS = {"learning_rate": 1e-5, "weight_decay": 0.01}
 
 
 def option(default: Any, text: str) -> Any:
@@ -133,6 +138,10 @@ class LoraArguments:
     lora_init: str = option(
         "default", "Initial values: default, gaussian, orthogonal, olora, pissa, or pissa_niter_16 (the fast pissa)."
     )
+    init_adapter: str | None = option(
+        None,
+        "Begin a new run from the weights of this LoRA adapter (folder or Hub id), which settles rank and targets.",
+    )
     freeze_text_encoder: bool = option(True, "False trains the text encoder too; captions are then encoded each time.")
 
 
@@ -200,14 +209,14 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
 
     # transformers' own options with the defaults that published fine-tunes of MusicGen settled on
     num_train_epochs: float = option(4.0, "Passes over all clips; few keep what the model could do before.")
-    learning_rate: float = option(2e-4, "Peak learning rate.")
+    learning_rate: float | None = option(None, "Peak learning rate; by default 2e-4, without LoRA 1e-5.")
     per_device_train_batch_size: int = option(
         2, "Clips in memory at once on each device; times the accumulation steps they are the clips of an update."
     )
     per_device_eval_batch_size: int = option(2, "The same for evaluation.")
     gradient_accumulation_steps: int = option(8, "Batches added up before each update.")
     adam_beta2: float = option(0.99, "Beta2 of AdamW.")
-    weight_decay: float = option(0.1, "Weight decay of AdamW.")
+    weight_decay: float | None = option(None, "Weight decay of AdamW; by default 0.1, without LoRA 0.01.")
     gradient_checkpointing: bool | None = option(
         None, "transformers' name: true is --recompute full, false is --recompute none; --recompute wins over it."
     )
@@ -231,6 +240,9 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     def __post_init__(self) -> None:
         if not self.output_dir and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("say where the result goes: --output_dir DIR")
+        for name, value in (LORA_DEFAULTS if self.use_lora else FULL_DEFAULTS).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         self._settle_precision()
         self._settle_recompute()
         self._settle_best()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing import audio
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from musicgen_dreamboothing.model.clap import Tagger
 
-__all__ = ["SIGNAL", "ClapEmbedder", "Embedder", "SignalEmbedder", "load_embedder"]
+__all__ = ["SIGNAL", "ClapEmbedder", "Embedder", "SignalEmbedder", "is_cached", "load_embedder"]
 
 Array = NDArray[np.float64]
 Sounds = Sequence[tuple[Wave, int]]  # waves `[C, S]` with their rates in Hz
@@ -176,6 +178,17 @@ class SignalEmbedder:
 
     def tag_probabilities(self, vectors: Array) -> None:
         return None
+
+
+def is_cached(model: str, cache_dir: str | None = None) -> bool:
+    """Whether a CLAP model is there without a download; "none" always is."""
+    if model == NONE or Path(model).is_dir():
+        return True
+    from musicgen_dreamboothing.model.clap import SAFETENSORS
+
+    revision = SAFETENSORS[model].revision if model in SAFETENSORS else None
+    layouts = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(model, name, cache_dir, revision), str) for name in layouts)
 
 
 def load_embedder(

@@ -164,7 +164,7 @@ def _heard(
     options: EvaluateArguments, record: RunRecord, folder: Path, tables: Tables, playlist: Playlist
 ) -> tuple[Heard, Checkpoint]:
     """Everything that is compared, and the base's configuration; one model is loaded at a time."""
-    base = _load(options, options.base_model or record.base_model, record.options.get("model_revision"), None)
+    base = _load(options, *_base_of(options, record), None)
     checkpoint = base.checkpoint
     play(base, folder / BASE, playlist, checkpoint.identity, options.batch_size)
     before = clip_losses(base, tables.held_out, BASE) if len(tables.held_out) else None
@@ -198,8 +198,14 @@ def _heard(
 
 def _base(options: EvaluateArguments, record: RunRecord) -> Checkpoint:
     """The configuration of the run's base."""
-    name, revision = options.base_model or record.base_model, record.options.get("model_revision")
-    return load_checkpoint(Source(name, revision, options.cache_dir, options.token))
+    return load_checkpoint(Source(*_base_of(options, record), options.cache_dir, options.token))
+
+
+def _base_of(options: EvaluateArguments, record: RunRecord) -> tuple[str, str | None]:
+    """Name and revision of the run's base: on the Hub the commit that it was trained on."""
+    if options.base_model:
+        return options.base_model, None
+    return record.base_model, None if Path(record.base_model).is_dir() else record.base_revision
 
 
 def _load(options: EvaluateArguments, model: str, revision: str | None, base: str | None) -> Generator:

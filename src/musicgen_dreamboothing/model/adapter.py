@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,9 @@ PRESETS = {
     "attention": (ATTENTION,),
 }
 INITIALISATIONS = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16")
+# Initialisations after which the weights are those of a plain adapter. Others (PiSSA, OLoRA, CorDA, LoftQ, ...) change
+# the base, and their raw weights mean nothing without the changed one.
+PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 SPLITTING = re.compile(r"olora|pissa(_niter_[1-9]\d*)?")  # these take a part of the base's weights into the adapter
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -84,6 +88,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
         )
     # What PiSSA and OLoRA took out of the base; `save_adapter` gives it back.
     wrapped.initial_adapter = adapter_weights(wrapped) if SPLITTING.fullmatch(settings.init) else None
+    wrapped.initial_digest = None  # of the saved adapter that a training begins from (`saved_adapter`)
     compute_in_base_precision(wrapped)
     return wrapped
 
@@ -99,8 +104,9 @@ class SavedAdapter:
     """An adapter as its files hold it: PEFT's configuration, and fp32 weights on the CPU by the names of the file."""
 
     name: str
-    config: PeftConfig
-    weights: dict[str, torch.Tensor]
+    config: Any
+    weights: dict[str, torch.Tensor] = field(repr=False)
+    revision: str | None = None  # commit on the Hub; of a folder a hash of its weights
 
     @property
     def trains_text_encoder(self) -> bool:
@@ -157,6 +163,8 @@ def _with_initial(name: str, now: torch.Tensor, initial: torch.Tensor) -> torch.
 
 def has_learned(model: PeftModel) -> bool:
     """Whether the training changed what the model computes."""
+    if model.initial_digest is not None:
+        return weights_digest(model) != model.initial_digest
     initial = model.initial_adapter
     if initial is None:
         return is_active(model)
@@ -238,10 +246,10 @@ def count_active(model: nn.Module) -> tuple[int, int]:
 def _updates(layer: LoraLayer) -> bool:
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
     pairs += [(layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A]
-    return any(_is_felt(a.detach().cpu().double(), b.detach().cpu().double()) for a, b in pairs)
+    return any(has_update(a.detach().cpu().double(), b.detach().cpu().double()) for a, b in pairs)
 
 
-def _is_felt(a: torch.Tensor, b: torch.Tensor) -> bool:
+def has_update(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether B·A is more than rounding: "orthogonal" begins with two matrices that cancel each other out.
 
     The squared norm of B·A is the sum of BᵀB ∘ AAᵀ, which are no larger than the rank.
@@ -259,3 +267,12 @@ def computing_layer(layer: nn.Module) -> nn.Module:
     """The layer of the base below an adapter that is merged or switched off, else the layer itself."""
     idle = isinstance(layer, LoraLayer) and (layer.merged or layer.disable_adapters)
     return without_adapter(layer) if idle else layer
+
+
+def weights_digest(model: PeftModel) -> str:
+    """A hash of the adapter's weights, to tell whether a training has changed them."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, weight in sorted(adapter_weights(model).items()):
+        digest.update(name.encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -19,7 +19,7 @@ from peft.utils import set_peft_model_state_dict
 from torch import nn
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.model.adapter import SPLITTING, SavedAdapter, as_saved, count_active
+from musicgen_dreamboothing.model.adapter import PLAIN_INITIALISATIONS, SavedAdapter, as_saved, count_active
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.language_model import empty_language_model
 from musicgen_dreamboothing.model.weight_files import open_weights
@@ -108,7 +108,7 @@ def put_on(model: nn.Module, saved: SavedAdapter, **options: Any) -> PeftModel:
     Raises:
         UserError: names or sizes of the adapter's weights are not those that its configuration asks of this base.
     """
-    if SPLITTING.fullmatch(str(saved.config.init_lora_weights)):
+    if saved.config.init_lora_weights not in PLAIN_INITIALISATIONS:
         raise UserError(
             f"the adapter {saved.name} belongs to a base that {saved.config.init_lora_weights} has changed, as a "
             "checkpoint of an unfinished training does; play the finished run, which holds it for the untouched base"

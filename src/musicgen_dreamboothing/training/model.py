@@ -18,12 +18,13 @@ from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.data.layout import TOKENS
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.data.text_states import key_word_states
-from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
+from musicgen_dreamboothing.model.adapter import LoraSettings, SavedAdapter, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.device import parse_dtype
 from musicgen_dreamboothing.model.keyword import keyword_note
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.model.saved_adapter import start_from_adapter
 from musicgen_dreamboothing.training.trainer import last_checkpoint
 
 
@@ -56,8 +57,17 @@ def _noted(path: Path) -> str | None:
     return None
 
 
-def trainable_model(options: TrainArguments, checkpoint: Checkpoint, check: Callable[[Any], None]) -> Any:
-    """The language model, checked as it was, with what is to be trained made trainable."""
+def trainable_model(
+    options: TrainArguments, checkpoint: Checkpoint, check: Callable[[Any], None], initial: SavedAdapter | None = None
+) -> Any:
+    """The language model, checked as it was, with what is to be trained made trainable.
+
+    Args:
+        options: of the training.
+        checkpoint: the base.
+        check: is called with the base before an adapter is put on it.
+        initial: the adapter to begin from; a fresh one by default.
+    """
     device = options.device
     # All weights of a full fine-tune are the optimizer's, which needs fp32.
     dtype = parse_dtype(options.dtype, device) if options.use_lora else torch.float32
@@ -72,7 +82,10 @@ def trainable_model(options: TrainArguments, checkpoint: Checkpoint, check: Call
         use_full_recompute(model)
     if not options.use_lora:
         return _compiled(model, options)
-    wrapped = add_adapter(model, lora_settings(options), with_text_encoder=with_text)
+    if initial is None:
+        wrapped = add_adapter(model, lora_settings(options), with_text_encoder=with_text)
+    else:
+        wrapped = start_from_adapter(model, initial, dropout=options.lora_dropout, with_text_encoder=with_text)
     trainable, total = wrapped.get_nb_trainable_parameters()
     base = (total - trainable) / 1e6
     say(f"adapter of {trainable / 1e6:.2f} M weights on a base of {base:.0f} M in {str(dtype)[6:]}")

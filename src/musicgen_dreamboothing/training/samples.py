@@ -26,7 +26,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, optional, plural, say
 from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import GeneratedClip, Generator
@@ -268,13 +268,15 @@ class SampleCallback(TrainerCallback):
         self._log(state)
         before, after = self._played.get(0, []), self._played.get(last, [])
         if state.is_world_process_zero and before and after and last:
-            log_before_and_after(self._callbacks, before, after, state.global_step)
+            with optional("the samples before and after are not in the trackers"):
+                log_before_and_after(self._callbacks, before, after, state.global_step)
 
     def _play(self, state: Any, model: Any, step: int, *, base: bool = False) -> None:
         """The main process plays and the others wait, for their next update needs it."""
         started = time.perf_counter()
         if state.is_world_process_zero:
-            self._played[step] = self._sampler.play(model, step, base=base)
+            with optional(f"no samples at update {step}"):
+                self._played[step] = self._sampler.play(model, step, base=base)
         PartialState().wait_for_everyone()
         self.seconds += time.perf_counter() - started
 
@@ -283,7 +285,8 @@ class SampleCallback(TrainerCallback):
             return
         for step in sorted(self._played.keys() - self._logged):
             self._logged.add(step)
-            log_samples(self._callbacks, self._played[step], step)
+            with optional(f"the samples of update {step} are not in the trackers"):
+                log_samples(self._callbacks, self._played[step], step)
 
 
 def add_samples(trainer: Trainer, sampler: Sampler, *, every: int, at_start: bool) -> SampleCallback:
@@ -309,6 +312,8 @@ def _base_of(model: Any) -> Iterator[Any]:
     """The language model as it was."""
     if not isinstance(model, PeftModel) or model.initial_adapter is not None:
         raise UserError("the training has changed the base, which can be played only before it")
+    if model.initial_digest is not None:
+        raise UserError("the adapter that the training began from can be played only before its first update")
     with model.disable_adapter():
         yield model.get_base_model()
 
