@@ -32,6 +32,11 @@ POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' old and new name
 WAIT = 12 * 3600  # seconds: the main process downloads and prepares for hours, the others wait for it
 DEFAULT_MODEL = "facebook/musicgen-small"
+# Defaults by `use_lora`. Decay pulls an adapter towards the base, but all weights of a full fine-tune towards zero and
+# away from it. Meta trained from scratch at 1e-4 with decay 0.1; published full fine-tunes in audiocraft take 1e-5 to
+# 1e-4 with 0.01. Few songs ask for the lower rate: AdamW moves every weight by about the rate in each update.
+LORA_DEFAULTS = {"learning_rate": 2e-4, "weight_decay": 0.1}
+FULL_DEFAULTS = {"learning_rate": 1e-5, "weight_decay": 0.01}
 
 
 def option(default: Any, text: str) -> Any:
@@ -138,6 +143,10 @@ class LoraArguments:
     lora_init: str = option(
         "default", "Initial values: default, gaussian, orthogonal, olora, pissa, or pissa_niter_16 (the fast pissa)."
     )
+    init_adapter: str | None = option(
+        None,
+        "Begin a new run from the weights of this LoRA adapter (folder or Hub id), which settles rank and targets.",
+    )
     freeze_text_encoder: bool = option(True, "False trains the text encoder too; captions are then encoded each time.")
 
 
@@ -205,14 +214,14 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
 
     # transformers' own options with the defaults that published fine-tunes of MusicGen settled on
     num_train_epochs: float = option(4.0, "Passes over all clips; few keep what the model could do before.")
-    learning_rate: float = option(2e-4, "Peak learning rate.")
+    learning_rate: float | None = option(None, "Peak learning rate; by default 2e-4, without LoRA 1e-5.")
     per_device_train_batch_size: int = option(
         2, "Clips in memory at once on each device; times the accumulation steps they are the clips of an update."
     )
     per_device_eval_batch_size: int = option(2, "The same for evaluation.")
     gradient_accumulation_steps: int = option(8, "Batches added up before each update.")
     adam_beta2: float = option(0.99, "Beta2 of AdamW.")
-    weight_decay: float = option(0.1, "Weight decay of AdamW.")
+    weight_decay: float | None = option(None, "Weight decay of AdamW; by default 0.1, without LoRA 0.01.")
     gradient_checkpointing: bool | None = option(
         None, "transformers' name: true is --recompute full, false is --recompute none; --recompute wins over it."
     )
@@ -238,11 +247,17 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     def __post_init__(self) -> None:
         if not self.output_dir and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("say where the result goes: --output_dir DIR")
+<<<<<<< HEAD
         check_trainer_options(self)
         # transformers makes the process group without a time-out of its own on a CPU
         backend = {"backend": self.ddp_backend} if self.ddp_backend else {}
         on_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         PartialState(cpu=on_cpu, timeout=timedelta(seconds=self.ddp_timeout), **backend)
+=======
+        for name, value in (LORA_DEFAULTS if self.use_lora else FULL_DEFAULTS).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+>>>>>>> main
         self._settle_precision()
         self._settle_recompute()
         self._settle_best()
@@ -346,8 +361,12 @@ class GenerateArguments:
     seed: int = option(0, "With the prompt it fixes the clip.")
     batch_size: int | None = option(None, "Clips made at once; as many as memory holds without it.")
     format: str = option("wav", "wav, flac or ogg.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = option("auto", "auto, float32, bfloat16 or float16.")
-    quantization: str = option("none", "none, or int8 for weights in 8 bits: less memory, faster on a CPU.")
+    quantization: str = option(
+        "none", "Weights in fewer bits, for less memory: none, nf4, or int8, which is also faster on a CPU."
+    )
+    cuda_graphs: bool = option(True, "Replay each step on a GPU as one CUDA graph, which is faster.")
     base_model: str | None = option(None, "The adapter's base, if it has moved since the training.")
     model_revision: str | None = option(None, "Branch, tag or commit of MODEL on the Hub.")
     cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
@@ -378,7 +397,9 @@ class EvaluateArguments:
     blind: bool = option(False, "Write a page to listen to both without knowing which is which.")
     answers: str | None = option(None, "Count the answers which that page has saved in this file.")
     batch_size: int | None = option(None, "Clips made at once; as many as memory holds without it.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = option("auto", "auto, float32, bfloat16 or float16.")
+    quantization: str = option("none", "Weights of both models: none, nf4 or int8.")
     base_model: str | None = option(None, "The run's base, if it has moved since the training.")
     cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
     token: str | None = option(None, "Hub token; the stored login is used without it.")

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
@@ -39,7 +40,12 @@ STOPPED = {
     "evaluate": "stopped; the clips made so far are kept, and the same command goes on from there",
     "demo": "stopped; what is done is kept, and the same command goes on from there",
 }
+<<<<<<< HEAD
 SIGNALLED = 128  # and the number of the signal: what a shell expects of a program that one has ended
+=======
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
+>>>>>>> main
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -75,6 +81,7 @@ def _main(words: list[str]) -> int:
         print(__version__)
         return 0
     ask_for_huge_pages()
+    ask_for_expandable_segments()
     return _guarded(words)
 
 
@@ -84,6 +91,21 @@ def ask_for_huge_pages() -> None:
     On a CPU a training step gets and frees gigabytes; with pages of 4 KB a quarter of its time goes into their making.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def ask_for_expandable_segments() -> None:
+    """Lets torch's CUDA allocator grow its segments; it reads this at its first allocation.
+
+    Captions and last batches differ in length, and segments of fixed size fragment: a step that fits runs out of
+    memory on a card of 6 to 8 GB. Any allocator setting of the user's own stays as it is. Windows, and ROCm before
+    version 7, have no expandable segments and would warn.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        return
+    torch = version("torch")
+    if "rocm" not in torch:
+        renamed = tuple(map(int, torch.split(".")[:2])) >= (2, 9)  # from there on the old name gives a warning
+        os.environ[ALLOCATOR_SETTINGS[0 if renamed else 1]] = "expandable_segments:True"
 
 
 def _help() -> str:

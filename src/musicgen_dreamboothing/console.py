@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
+
+REASON_LETTERS = 200  # of an error that is passed on in a line
 
 
 class UserError(Exception):
@@ -44,3 +48,20 @@ def print_any_text() -> None:
 def plural(count: int, noun: str) -> str:
     """`1 clip`, `2 clips`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+@contextmanager
+def optional(failure: str) -> Iterator[None]:
+    """For parts that a finished training can do without: whatever goes wrong in them is one line, `failure: reason`."""
+    try:
+        yield
+    except Exception as error:
+        say(f"{failure}: {reason_of(error)}")
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in one line of limited length, with its class where it was not meant for users."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, UserError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= REASON_LETTERS else f"{text[:REASON_LETTERS]}…"

@@ -12,7 +12,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
-from musicgen_dreamboothing.model.device import parse_dtype
+from musicgen_dreamboothing.model.device import check_device, parse_dtype
 from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.trainer_options import IDLE
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
@@ -32,6 +32,7 @@ def check_options(options: TrainArguments) -> None:
     Raises:
         UserError: options that are wrong, or don't go together.
     """
+    check_device(options.device)
     if not options.dataset_name and not options.plan:
         raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
     for name in POSITIVE:
