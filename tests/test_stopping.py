@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +17,17 @@ import pytest
 import torch
 from conftest import Ran, train_words
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import Seq2SeqTrainingArguments
 
+import musicgen_dreamboothing
 from musicgen_dreamboothing import TrainArguments
 from musicgen_dreamboothing.arguments import parse
 from musicgen_dreamboothing.generation.decoding import CodeStream
 from musicgen_dreamboothing.signals import Stopped
+from musicgen_dreamboothing.trainer_options import IDLE, SUPPORTED, UNSUPPORTED
 from musicgen_dreamboothing.training import train
-from musicgen_dreamboothing.training.split import shared_among
+from musicgen_dreamboothing.training.batch_split import shared_among
+from musicgen_dreamboothing.training.checkpoints import checkpoints_after, last_checkpoint
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 Cli = Callable[..., Ran]
@@ -294,3 +297,227 @@ def test_what_is_ignored_stays_ignored(
     finally:
         signal.signal(signal.SIGINT, usual)
     assert ran.code == 0, ran.err
+
+
+# --- memory that runs out
+
+
+@pytest.mark.parametrize("way", [[], ["--recompute", "auto"]])
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_run_whose_batch_was_halved_resumes_as_it_was(
+    cli: Cli,
+    prepared: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: list[str],
+    signalled: bool,
+) -> None:
+    """The resumed process has memory enough, and would plan larger batches."""
+    plain = ["--lora_dropout", 0, *way]
+    words = [words_of(prepared, tmp_path / name, tiny, *plain) for name in ("whole", "run")]
+    assert cli(*words[0]).code == 0
+    step, failed = CodebookTrainer.compute_loss, []
+
+    def run_out_once(trainer: CodebookTrainer, *rest: Any, **more: Any) -> Any:
+        if not failed and trainer.model.training:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(trainer, *rest, **more)
+
+    def die(*rest: Any, **more: Any) -> None:
+        raise SystemExit(9)
+
+    monkeypatch.setattr(CodebookTrainer, "compute_loss", run_out_once)
+    if way:  # a plan for less memory than there is later
+        monkeypatch.setattr("musicgen_dreamboothing.training.plan.sizes_of", lambda *rest: [2])
+    stop_at(monkeypatch, "on_step_begin", 4)
+    if not signalled:
+        monkeypatch.setattr(
+            train.Lines, "on_step_begin", lambda self, args, state, *rest, **more: state.global_step == 4 and die()
+        )
+    if signalled:
+        ran = cli(*words[1])
+        assert ran.code == 143
+        assert "no memory for 2 clips at once; going on with 1, the update stays the same\n" in ran.out
+    else:
+        with pytest.raises(SystemExit):
+            cli(*words[1])
+    monkeypatch.undo()
+    parts: list[int] = []
+    in_parts = CodebookTrainer._in_parts
+
+    def noting(trainer: CodebookTrainer, *rest: Any) -> Any:
+        parts.append(trainer._parts)
+        return in_parts(trainer, *rest)
+
+    monkeypatch.setattr(CodebookTrainer, "_in_parts", noting)
+    ran = cli(*words[1])
+    assert ran.code == 0, ran.err
+    assert set(parts) == {2}
+    summaries = [json.loads((tmp_path / name / "run.json").read_text())["summary"] for name in ("whole", "run")]
+    assert summaries[0]["updates"] == summaries[1]["updates"] == 6
+    one, other = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in other)
+
+
+# --- checkpoints
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda checkpoint: (checkpoint / name).unlink()
+
+
+def torn(name: str) -> Callable[[Path], None]:
+    return lambda checkpoint: (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:-50])
+
+
+FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "adapter_model.safetensors", "adapter_config.json")
+
+
+@pytest.mark.parametrize("damage", [damage(name) for name in FILES for damage in (without, torn)])
+def test_an_incomplete_checkpoint_is_passed_over(
+    uninterrupted: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = shutil.copytree(uninterrupted, tmp_path / "run")
+    assert last_checkpoint(folder) == folder / "checkpoint-6"
+    damage(folder / "checkpoint-6")
+    assert last_checkpoint(folder) == folder / "checkpoint-3"
+    assert checkpoints_after(folder, folder / "checkpoint-3") == [folder / "checkpoint-6"]
+
+
+def test_what_is_passed_over_is_said(cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    folder = shutil.copytree(uninterrupted, tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, "finished": False}))
+    (folder / "checkpoint-6" / "optimizer.pt").unlink()
+    ran = cli(*words_of(prepared, folder, tiny))
+    assert ran.code == 0, ran.err
+    assert (
+        f"{folder}/checkpoint-6 is not complete; it is passed over\ncontinuing from {folder}/checkpoint-3\n" in ran.out
+    )
+    assert_same(weights(folder), weights(uninterrupted))
+
+
+# --- numbers of processes
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "clips", "times", "drop_last", "shared"),
+    [
+        (2, 1, 2, 3, False, (2, 6)),
+        (1, 2, 2, 6, False, (2, 3)),
+        (1, 2, 4, 1, False, (2, 1)),
+        (2, 4, 3, 2, False, (3, 1)),
+        (4, 3, 3, 2, False, (2, 4)),
+        (1, 2, 1, 1, False, None),
+        (2, 3, 2, 1, False, None),
+        (2, 1, 2, 3, True, (4, 3)),
+        (1, 2, 4, 3, True, (2, 3)),
+        (1, 2, 3, 2, True, None),
+    ],
+)
+def test_clips_of_an_update_are_shared_evenly(
+    before: int, now: int, clips: int, times: int, drop_last: bool, shared: tuple[int, int] | None
+) -> None:
+    assert shared_among(now, clips=clips, times=times, before=before, drop_last=drop_last) == shared
+
+
+def test_a_run_of_more_processes_is_refused_where_they_can_not_be_replaced(
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, uninterrupted: Path
+) -> None:
+    folder = shutil.copytree(uninterrupted, tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["split"]["processes"] == 1
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "processes": 3}
+    changed = {**record, "finished": False, "split": {**record["split"], **one}}
+    changed["options"] = {**record["options"], "dataloader_drop_last": True}
+    (folder / "run.json").write_text(json.dumps({**changed, "split": {**changed["split"], "processes": 1}}))
+    assert cli(*words_of(prepared, folder, tiny, "--dataloader_drop_last", "true")).code == 0
+
+
+# --- options
+
+
+def test_every_option_of_transformers_is_classified() -> None:
+    names = {entry.name for entry in dataclasses.fields(Seq2SeqTrainingArguments)}
+    assert names == SUPPORTED | IDLE | UNSUPPORTED.keys()
+    assert len(names) == len(SUPPORTED) + len(IDLE) + len(UNSUPPORTED)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--fsdp", "full_shard"],
+        ["--fsdp_config", '{"version": 2}'],
+        ["--deepspeed", "ds.json"],
+        ["--save_only_model", "true"],
+        ["--ignore_data_skip", "true"],
+        ["--use_liger_kernel", "true"],
+        ["--bf16_full_eval", "true"],
+        ["--dataloader_in_order", "false"],
+        ["--save_on_each_node", "true"],
+        ["--optim_target_modules", "q_proj"],
+        ["--remove_unused_columns", "true"],
+        ["--ddp_static_graph", "true"],
+        ["--accelerator_config", '{"split_batches": true}'],
+        ["--accelerator_config", '{"dispatch_batches": true}'],
+        ["--accelerator_config", '{"even_batches": false}'],
+        ["--accelerator_config", '{"gradient_accumulation_kwargs": {"num_steps": 2}}'],
+        ["--accelerator_config", "missing.json"],
+        ["--resume_from_checkpoint", "elsewhere/checkpoint-1"],
+    ],
+)
+def test_what_breaks_saving_or_resuming_is_refused(cli: Cli, tmp_path: Path, words: list[str]) -> None:
+    ran = cli("train", "--dataset_name", tmp_path, "--output_dir", tmp_path / "run", *words)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert ran.err.startswith(f"musicgen-dreamboothing: {words[0]} ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_PARALLELISM_CONFIG"]
+)
+def test_what_a_launcher_sets_is_refused_too(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "true")
+    ran = cli("train", "--dataset_name", tmp_path, "--output_dir", tmp_path / "run")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert ran.err.startswith(
+        f"musicgen-dreamboothing: {name}, set by `accelerate config` or `launch`, is not supported"
+    )
+
+
+def test_options_that_change_nothing_are_named(cli: Cli, prepared: Path, tiny: Path, tmp_path: Path) -> None:
+    idle = ["--enable_jit_checkpoint", "true", "--resume_from_checkpoint", "true", "--use_cache", "true"]
+    harmless = ["--accelerator_config", '{"non_blocking": true}', "--max_steps", 1, "--eval_strategy", "no"]
+    ran = cli(*words_of(prepared, tmp_path / "run", tiny, "--load_best_model_at_end", "false", *idle, *harmless))
+    assert ran.code == 0, ran.err
+    assert [line for line in ran.out.splitlines() if "has no part" in line] == [
+        "--enable_jit_checkpoint has no part in this training",
+        "--use_cache has no part in this training",
+    ]
+
+
+def test_processes_wait_for_hours(tmp_path: Path) -> None:
+    options = TrainArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert options.ddp_timeout == 12 * 3600
+    assert options.ddp_find_unused_parameters is False
+
+
+# --- other commands
+
+
+@pytest.mark.parametrize("verb", ["prepare", "doctor", "generate", "evaluate", "demo"])
+def test_sigterm_is_a_clean_stop_of_every_command(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr(
+        musicgen_dreamboothing, verb, lambda options: os.kill(os.getpid(), signal.SIGTERM), raising=False
+    )
+    words = {"demo": []}.get(verb, [tmp_path])
+    ran = cli(verb, *words)
+    assert (ran.code, ran.out) == (143, "")
+    assert ran.err.startswith("musicgen-dreamboothing: stopped; ")
+    assert ran.err.count("\n") == 1

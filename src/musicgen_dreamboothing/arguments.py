@@ -247,17 +247,14 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     def __post_init__(self) -> None:
         if not self.output_dir and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("say where the result goes: --output_dir DIR")
-<<<<<<< HEAD
         check_trainer_options(self)
         # transformers makes the process group without a time-out of its own on a CPU
         backend = {"backend": self.ddp_backend} if self.ddp_backend else {}
         on_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         PartialState(cpu=on_cpu, timeout=timedelta(seconds=self.ddp_timeout), **backend)
-=======
         for name, value in (LORA_DEFAULTS if self.use_lora else FULL_DEFAULTS).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
->>>>>>> main
         self._settle_precision()
         self._settle_recompute()
         self._settle_best()

@@ -40,12 +40,8 @@ STOPPED = {
     "evaluate": "stopped; the clips made so far are kept, and the same command goes on from there",
     "demo": "stopped; what is done is kept, and the same command goes on from there",
 }
-<<<<<<< HEAD
 SIGNALLED = 128  # and the number of the signal: what a shell expects of a program that one has ended
-=======
 ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
-INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
->>>>>>> main
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Iterable
-<<<<<<< HEAD
-from dataclasses import dataclass
-from datetime import timedelta
-=======
 from dataclasses import dataclass, field
->>>>>>> main
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 

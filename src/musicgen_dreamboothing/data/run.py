@@ -18,14 +18,9 @@ FILE = "run.json"
 class RunRecord:
     """The contents of `run.json`; `data` is a fingerprint of clips and captions, `base_revision` one of the base.
 
-<<<<<<< HEAD
     `split` says how the batch was split, and among how many processes: another one would add up in another order.
-    `prepared` is the folder with the clips and tokens; it may have moved since.
-=======
-    `split` says how the batch was split: another one would add up in another order. `prepared` is the folder with the
-    clips and tokens; it may have moved since. `clips` says which clips are trained on and which are held out, as
-    `Split.from_json` reads it; records of earlier versions lack it.
->>>>>>> main
+    `prepared` is the folder with the clips and tokens; it may have moved since. `clips` says which clips are trained on
+    and which are held out, as `Split.from_json` reads it; records of earlier versions lack it.
     """
 
     options: dict[str, Any]

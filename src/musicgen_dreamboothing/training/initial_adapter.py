@@ -19,7 +19,7 @@ from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.model.adapter import SavedAdapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.saved_adapter import check_fit, read_initial_adapter, targets_of
-from musicgen_dreamboothing.training.trainer import last_checkpoint
+from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 
 SETTINGS = ("lora_r", "lora_alpha", "lora_targets", "use_dora", "use_rslora", "lora_init")
 BASE = ("model_name_or_path", "model_revision")

@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data.run import RunRecord
-from musicgen_dreamboothing.training.trainer import last_checkpoint, step_of
+from musicgen_dreamboothing.training.checkpoints import last_checkpoint, step_of
 
 EPOCHS, UPDATES = LENGTHS = ("num_train_epochs", "max_steps")  # options; the second one wins where it is positive
 

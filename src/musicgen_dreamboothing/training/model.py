@@ -24,12 +24,8 @@ from musicgen_dreamboothing.model.device import parse_dtype
 from musicgen_dreamboothing.model.keyword import keyword_note
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
-<<<<<<< HEAD
-from musicgen_dreamboothing.training.checkpoints import last_checkpoint
-=======
 from musicgen_dreamboothing.model.saved_adapter import start_from_adapter
-from musicgen_dreamboothing.training.trainer import last_checkpoint
->>>>>>> main
+from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 
 
 def check_key_word(base: Any, options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prepared: Path) -> None:

@@ -35,12 +35,9 @@ from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.adapter import trained_parameters
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
-<<<<<<< HEAD
+from musicgen_dreamboothing.model.merging import merged_in_place
 from musicgen_dreamboothing.signals import Stopped, StopRequest
 from musicgen_dreamboothing.training.checkpoints import step_of
-=======
-from musicgen_dreamboothing.model.merging import merged_in_place
->>>>>>> main
 from musicgen_dreamboothing.training.trackers import Sample, log_before_and_after, log_samples
 
 FOLDER, LISTING = "samples", "samples.json"
@@ -276,14 +273,9 @@ class SampleCallback(TrainerCallback):
         self._play(state, model, last)
         self._log(state)
         before, after = self._played.get(0, []), self._played.get(last, [])
-<<<<<<< HEAD
         if state.is_world_process_zero and before and after and last and not self._sampler.stop.number:
-            log_before_and_after(self._callbacks, before, after, state.global_step)
-=======
-        if state.is_world_process_zero and before and after and last:
             with optional("the samples before and after are not in the trackers"):
                 log_before_and_after(self._callbacks, before, after, state.global_step)
->>>>>>> main
 
     def _is_due(self, state: Any) -> bool:
         """At the last update it is not known yet which weights will be kept."""
@@ -293,11 +285,10 @@ class SampleCallback(TrainerCallback):
         """The main process plays and the others wait, for their next update needs it."""
         started = time.perf_counter()
         if state.is_world_process_zero:
-<<<<<<< HEAD
-            with suppress(Stopped):  # the trainer stops next; what was not played is played when the run goes on
-=======
-            with optional(f"no samples at update {step}"):
->>>>>>> main
+            with (
+                optional(f"no samples at update {step}"),
+                suppress(Stopped),
+            ):  # the trainer stops next; what was not played is played when the run goes on
                 self._played[step] = self._sampler.play(model, step, base=base)
         PartialState().wait_for_everyone()
         self.seconds += time.perf_counter() - started

@@ -34,7 +34,7 @@ class StoppableTrainer(Trainer):
         self.args.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and what is due
         self._saved_step: int | None = None
         self._resumed_step: int | None = None
-        self._stopped_early = False
+        self._stopped_early_of: int | None = None  # planned updates of a run that early stopping has ended
         self._epoch_has_begun = False
 
     def agreed_signal(self) -> int:
@@ -72,8 +72,8 @@ class StoppableTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._finish_last_update(kwargs)
-        if self.state.global_step >= self.state.max_steps or self._stopped_early:
-            self.control.should_training_stop = True  # resumed behind its last update
+        if self.state.global_step >= self.state.max_steps or self._stopped_early_of == self.state.max_steps:
+            self.control.should_training_stop = True  # resumed behind its last update, and not to train longer
         if self.control.should_training_stop:
             return
         self._stop_if_asked()
@@ -128,7 +128,8 @@ class StoppableTrainer(Trainer):
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         self._saved_step = self._resumed_step = self.state.global_step
-        self._stopped_early = self.control.should_training_stop and self.state.global_step < self.state.max_steps
+        if self.control.should_training_stop and self.state.global_step < self.state.max_steps:
+            self._stopped_early_of = self.state.max_steps
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         loader: DataLoader[Any] = super()._get_dataloader(*args, **kwargs)

@@ -35,6 +35,7 @@ from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.signals import Stopped, signal_number, sigterm_interrupts
+from musicgen_dreamboothing.training.batch_split import settle_split
 from musicgen_dreamboothing.training.checkpoints import (
     checkpoints_after,
     discard_checkpoints,
@@ -67,17 +68,9 @@ from musicgen_dreamboothing.training.samples import (
     sample_prompts_of,
 )
 from musicgen_dreamboothing.training.saving import discard_result, save_run
-<<<<<<< HEAD
-from musicgen_dreamboothing.training.split import settle_split
-from musicgen_dreamboothing.training.summary import last_evaluation, summary_of, tell
-from musicgen_dreamboothing.training.trainer import CodebookTrainer
-=======
 from musicgen_dreamboothing.training.summary import final_evaluation, summary_of, tell
 from musicgen_dreamboothing.training.trackers import guard_trackers
-from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint, step_of
-
-SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "recompute")
->>>>>>> main
+from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 
 @dataclass(frozen=True)
@@ -125,12 +118,11 @@ def _train(options: TrainArguments) -> TrainResult | None:
         finished, checkpoint = _settle_earlier_run(folder, options, checkpoint)
         result = finished or _run(options, checkpoint, folder, initial)
         release_memory()
-<<<<<<< HEAD
         try:
-            if repository is not None and PartialState().is_main_process:
-                say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
+            if repository is not None:  # in the main process
+                say(f"uploaded to {upload(folder, repository)}")
             if finished is None:
-                _report(folder, options)
+                final_report(folder, options)
         except KeyboardInterrupt as error:
             raise _stopped_behind(folder, signal_number(error)) from None
     return result
@@ -138,16 +130,6 @@ def _train(options: TrainArguments) -> TrainResult | None:
 
 def _stopped_behind(folder: Path, number: int) -> Stopped:
     return Stopped(f"stopped; the run is finished and saved in {folder}", number)
-
-
-def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> TrainResult:
-    prepared = _prepared_folder(options, checkpoint)
-=======
-        if repository is not None:  # in the main process
-            say(f"uploaded to {upload(folder, repository)}")
-        if finished is None:
-            final_report(folder, options)
-    return result
 
 
 def _base(options: TrainArguments, initial: SavedAdapter | None) -> Checkpoint:
@@ -167,7 +149,6 @@ def _base(options: TrainArguments, initial: SavedAdapter | None) -> Checkpoint:
 def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path, initial: SavedAdapter | None) -> TrainResult:
     songs = _prepared_songs(options, checkpoint)
     prepared = songs.folder
->>>>>>> main
     tables = load_tables(
         prepared,
         songs.rows,
@@ -185,12 +166,8 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path, initial:
     return_freed_memory()
     reset_peak_memory()
     asked = copy.copy(options)
-<<<<<<< HEAD
     split = settle_split(options, checkpoint, [tables] if prior is None else [tables, prior])
-    trainer = _trainer(options, checkpoint, tables, prior, prepared)
-=======
     trainer = _trainer(options, checkpoint, tables, prior, prepared, initial)
->>>>>>> main
     _play_along(trainer, asked, checkpoint, tables, folder)
     data = tables.fingerprint + (prior.fingerprint if prior is not None else "")
     record = RunRecord(
@@ -198,20 +175,22 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path, initial:
     )
     record.clips = tables.split.to_json()
     resume = last_checkpoint(folder)
-<<<<<<< HEAD
     for path in checkpoints_after(folder, resume):
         say(f"{path} is not complete; it is passed over")
+    if initial is not None:
+        record.init_adapter = record_of(trainer.model, initial, folder if resume else None)
     if resume is not None:
         check_same_data(folder, record)
         say(f"continuing from {resume}")
-        options.eval_on_start = False  # what there is to compare with was evaluated then
+        options.eval_on_start = False  # the log has that evaluation
+        trainer.add_callback(LongerSchedule(planned_updates(resume), folder / SAMPLES))
     PartialState().wait_for_everyone()  # all have read the earlier record
     if trainer.is_world_process_zero():
         record.write(folder)
     with trainer.stop.deferred():
         started = time.perf_counter()
         outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        metrics = last_evaluation(trainer)
+        metrics = final_evaluation(trainer)
         playing = sum(one.seconds for one in trainer.callback_handler.callbacks if isinstance(one, SampleCallback))
         seconds, begun_at = time.perf_counter() - started - playing, step_of(resume) if resume else 0
         summary = summary_of(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
@@ -225,31 +204,6 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path, initial:
         number = trainer.agreed_signal()
     if number:
         raise _stopped_behind(folder, number)
-=======
-    if initial is not None:
-        record.init_adapter = record_of(trainer.model, initial, folder if resume else None)
-    if resume is not None:
-        check_same_data(folder, record)
-        say(f"continuing from {resume}")
-        options.eval_on_start = False  # the log has that evaluation
-        trainer.add_callback(LongerSchedule(planned_updates(resume), folder / SAMPLES))
-    PartialState().wait_for_everyone()  # all have read the earlier record
-    if trainer.is_world_process_zero():
-        record.write(folder)
-    started = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    metrics = final_evaluation(trainer)
-    playing = sum(one.seconds for one in trainer.callback_handler.callbacks if isinstance(one, SampleCallback))
-    seconds, begun_at = time.perf_counter() - started - playing, step_of(resume) if resume else 0
-    summary = summary_of(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
-    licence = licence_of(checkpoint)
-    save_run(trainer, folder, checkpoint, tables, asked, metrics, licence)
-    if trainer.is_world_process_zero():
-        record.finished, record.summary, record.log = True, summary | metrics, trainer.state.log_history
-        record.write(folder)
-        tell(folder, summary, metrics, licence_notice(checkpoint.name, licence), options)
-    PartialState().wait_for_everyone()
->>>>>>> main
     return TrainResult(folder, metrics, summary)
 
 
