@@ -15,18 +15,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ran, train_words
+from conftest import Ran, read_checkpoint, train_words
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainingArguments
 
 import musicgen_dreamboothing
 from musicgen_dreamboothing import TrainArguments
 from musicgen_dreamboothing.arguments import parse
+from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import CodeStream
 from musicgen_dreamboothing.signals import Stopped
 from musicgen_dreamboothing.trainer_options import IDLE, SUPPORTED, UNSUPPORTED
 from musicgen_dreamboothing.training import train
-from musicgen_dreamboothing.training.batch_split import shared_among
+from musicgen_dreamboothing.training.batch_split import settle_split, shared_among
 from musicgen_dreamboothing.training.checkpoints import checkpoints_after, last_checkpoint
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
@@ -38,6 +39,7 @@ OPTIONS: list[object] = [
     *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--recompute", "none"),
     *("--load_best_model_at_end", "true", "--dataloader_num_workers", 0),
 ]
+BY_STEPS = ["--eval_strategy", "steps", "--save_strategy", "steps"]
 PLAYED: list[object] = ["--sample_prompts", "punk", "--sample_seconds", 0.2, "--sample_steps", 2]
 
 
@@ -189,7 +191,7 @@ def test_a_preparation_is_left_at_once(
     assert (ran.code, ran.err) == (143, f"musicgen-dreamboothing: {told}\n")
 
 
-@pytest.mark.parametrize("place", ["save_run", "_report"])
+@pytest.mark.parametrize("place", ["save_run", "final_report"])
 def test_behind_the_last_update_the_run_is_finished_all_the_same(
     cli: Cli,
     prepared: Path,
@@ -235,7 +237,7 @@ def test_a_second_signal_stops_at_once(
         (["--early_stopping_patience", 2, "--learning_rate", 0.3, "--num_train_epochs", 5], "on_step_begin", 7, 8),
         (["--dataloader_num_workers", 1], "on_step_begin", 3, 4),
         (["--save_total_limit", 1], "on_step_begin", 3, 4),
-        (["--eval_strategy", "steps", "--eval_steps", 2, "--save_strategy", "steps", "--save_steps", 2], "on_save", 2, 2),
+        ([*BY_STEPS, "--eval_steps", 2, "--save_steps", 2], "on_save", 2, 2),
     ],
 )  # fmt: skip
 def test_ways_to_save_and_to_evaluate(
@@ -270,7 +272,7 @@ def test_python_gets_a_keyboard_interrupt_after_saving(
 ) -> None:
     before = [signal.getsignal(each) for each in NUMBERS]
     stop_at(monkeypatch, "on_substep_end", 1)
-    with pytest.raises(KeyboardInterrupt, match="^stopped at update 2 of 6 and saved checkpoint-2;") as stopped:
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped at update 2 of 6 and saved checkpoint-2;") as stopped:
         train.train(options_of(prepared, tmp_path / "run", tiny))
     assert isinstance(stopped.value, Stopped)
     assert stopped.value.number == signal.SIGTERM
@@ -302,61 +304,49 @@ def test_what_is_ignored_stays_ignored(
 # --- memory that runs out
 
 
-@pytest.mark.parametrize("way", [[], ["--recompute", "auto"]])
-@pytest.mark.parametrize("signalled", [True, False])
+@pytest.mark.parametrize("sizes", [None, [1]])
 def test_a_run_whose_batch_was_halved_resumes_as_it_was(
-    cli: Cli,
-    prepared: Path,
-    tiny: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    way: list[str],
-    signalled: bool,
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int] | None
 ) -> None:
-    """The resumed process has memory enough, and would plan larger batches."""
-    plain = ["--lora_dropout", 0, *way]
+    """Killed, and resumed by a process that has memory enough, or that would plan smaller batches."""
+    plain = ["--lora_dropout", 0, "--recompute", "auto" if sizes else "none"]
     words = [words_of(prepared, tmp_path / name, tiny, *plain) for name in ("whole", "run")]
     assert cli(*words[0]).code == 0
-    step, failed = CodebookTrainer.compute_loss, []
+    compute, in_parts, failed = CodebookTrainer.compute_loss, CodebookTrainer._in_parts, []
 
     def run_out_once(trainer: CodebookTrainer, *rest: Any, **more: Any) -> Any:
         if not failed and trainer.model.training:
             failed.append(True)
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return step(trainer, *rest, **more)
+        return compute(trainer, *rest, **more)
 
-    def die(*rest: Any, **more: Any) -> None:
-        raise SystemExit(9)
+    def killed(trainer: CodebookTrainer, *rest: Any) -> Any:
+        if trainer.state.global_step == 4:
+            raise SystemExit("killed")
+        return in_parts(trainer, *rest)
 
     monkeypatch.setattr(CodebookTrainer, "compute_loss", run_out_once)
-    if way:  # a plan for less memory than there is later
-        monkeypatch.setattr("musicgen_dreamboothing.training.plan.sizes_of", lambda *rest: [2])
-    stop_at(monkeypatch, "on_step_begin", 4)
-    if not signalled:
-        monkeypatch.setattr(
-            train.Lines, "on_step_begin", lambda self, args, state, *rest, **more: state.global_step == 4 and die()
-        )
-    if signalled:
-        ran = cli(*words[1])
-        assert ran.code == 143
-        assert "no memory for 2 clips at once; going on with 1, the update stays the same\n" in ran.out
-    else:
-        with pytest.raises(SystemExit):
-            cli(*words[1])
+    monkeypatch.setattr(CodebookTrainer, "_in_parts", killed)
+    with pytest.raises(SystemExit, match="killed"):
+        cli(*words[1])
     monkeypatch.undo()
     parts: list[int] = []
-    in_parts = CodebookTrainer._in_parts
 
     def noting(trainer: CodebookTrainer, *rest: Any) -> Any:
         parts.append(trainer._parts)
         return in_parts(trainer, *rest)
 
     monkeypatch.setattr(CodebookTrainer, "_in_parts", noting)
+    if sizes:
+        monkeypatch.setattr("musicgen_dreamboothing.training.plan.sizes_of", lambda *rest: sizes)
     ran = cli(*words[1])
     assert ran.code == 0, ran.err
-    assert set(parts) == {2}
-    summaries = [json.loads((tmp_path / name / "run.json").read_text())["summary"] for name in ("whole", "run")]
-    assert summaries[0]["updates"] == summaries[1]["updates"] == 6
+    assert f"continuing from {tmp_path}/run/checkpoint-3\n" in ran.out
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "run")]
+    assert records[0]["summary"]["updates"] == records[1]["summary"]["updates"] == 6
+    assert records[0]["split"] == records[1]["split"]
+    clips = records[0]["split"]["per_device_train_batch_size"]
+    assert set(parts) == {2} if clips % 2 == 0 else min(parts) > 1  # without running out of memory once more
     one, other = weights(tmp_path / "run"), weights(tmp_path / "whole")
     assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in other)
 
@@ -423,17 +413,15 @@ def test_clips_of_an_update_are_shared_evenly(
     assert shared_among(now, clips=clips, times=times, before=before, drop_last=drop_last) == shared
 
 
-def test_a_run_of_more_processes_is_refused_where_they_can_not_be_replaced(
-    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, uninterrupted: Path
+def test_updates_that_can_not_be_shared_are_refused(
+    prepared: Path, tiny: Path, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(uninterrupted, tmp_path / "run")
-    record = json.loads((folder / "run.json").read_text())
-    assert record["split"]["processes"] == 1
-    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "processes": 3}
-    changed = {**record, "finished": False, "split": {**record["split"], **one}}
-    changed["options"] = {**record["options"], "dataloader_drop_last": True}
-    (folder / "run.json").write_text(json.dumps({**changed, "split": {**changed["split"], "processes": 1}}))
-    assert cli(*words_of(prepared, folder, tiny, "--dataloader_drop_last", "true")).code == 0
+    assert json.loads((folder / "run.json").read_text())["split"]["processes"] == 1
+    options = options_of(prepared, folder, tiny)
+    monkeypatch.setattr(TrainArguments, "world_size", 3)
+    with pytest.raises(UserError, match=r"began with 1 process, and its updates of 4 clips .* by 3; start it with 1"):
+        settle_split(options, read_checkpoint(tiny), [])
 
 
 # --- options
