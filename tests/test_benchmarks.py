@@ -22,7 +22,7 @@ from transformers import AutoModelForTextToWaveform, AutoTokenizer
 from musicgen_dreamboothing.arguments import PrepareArguments, TrainArguments, parse
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.data.tokens import ENCODE_BATCH
-from musicgen_dreamboothing.model import codec, language_model
+from musicgen_dreamboothing.model import codec, loading
 from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint, load_codec, load_text_encoder
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
 from musicgen_dreamboothing.model.loading import load_language_model
@@ -138,13 +138,13 @@ def test_a_checkpoint_that_stands_there_is_left_alone(bench: Bench, tmp_path: Pa
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """How each model that a step is made with is quantised, and what it recomputes."""
     seen: list[list[str]] = []
-    load, recompute, lighten = language_model.load_language_model, use_full_recompute, TextLM.use_light_recompute
+    load, recompute, lighten = loading.load_language_model, use_full_recompute, TextLM.use_light_recompute
 
     def loaded(*words: Any, **options: Any) -> Any:
         seen.append([options["quantization"]])
         return load(*words, **options)
 
-    monkeypatch.setattr(language_model, "load_language_model", loaded)
+    monkeypatch.setattr(loading, "load_language_model", loaded)
     monkeypatch.setattr(
         "musicgen_dreamboothing.model.recompute.use_full_recompute",
         lambda model: (seen[-1].append("full"), recompute(model)),

@@ -463,7 +463,7 @@ def test_int8_weights_compute_nearly_the_same(dtype: torch.dtype) -> None:
         linear.weight[7] = 0  # a row without any weight has no scale
     x = torch.randn(2, 3, 256, dtype=dtype)
     exact = functional.linear(x.double(), linear.weight.double(), linear.bias.double())
-    found = Int8Linear.of(linear)(x)
+    found = Int8Linear.of(linear.weight.detach(), linear.bias)(x)
     assert (found.shape, found.dtype) == (exact.shape, dtype)
     assert (found.double() - exact).norm() < 0.015 * exact.norm()
     assert torch.allclose(found[..., 7].double(), linear.bias[7].double())

@@ -170,7 +170,7 @@ def test_a_copy_of_a_song_is_flagged_and_laid_beside_it(cli: Cli, finished: Path
     song.unlink()
     ran = cli(*evaluate_words(root / "run", "--data", root / "songs"))
     assert ran.code == 0, ran.err
-    assert f"note: the report can't play {song} (No such file or directory)\n" in ran.out
+    assert f"note: the report can't play {song.name}: the clip is gone or has changed since the training\n" in ran.out
     (copy,) = [one for one in report_of(root / "run")["nearest"] if one["is_copy"]]
     assert (copy["clip_file"], copy["song"]) == ("", row["source"])
 

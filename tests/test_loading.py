@@ -15,9 +15,10 @@ import torch
 from conftest import Ran, read_checkpoint, train_words
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.generation.decoding import CodeStream, GraphError
+from musicgen_dreamboothing.generation.decoding import CodeStream, GraphError, Sampling
 from musicgen_dreamboothing.generation.engine import Decoder
 from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.model import loading
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, read_adapter, save_adapter
 from musicgen_dreamboothing.model.loading import load_for_playing, load_language_model
 
@@ -272,3 +273,28 @@ def test_an_adapter_is_played_in_the_memory_of_the_model_and_a_layer(dtype: str,
     adapter = (folder / "adapter_model.safetensors").stat().st_size
     assert model > 150e6
     assert used < model + adapter + 4 * layer + 30e6, f"{used / 1e6:.0f} MB for a model of {model / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize("settings", [LoraSettings(), LoraSettings(use_dora=True)], ids=["LoRA", "DoRA"])
+def test_eight_bit_weights_are_rounded_as_they_are_read(
+    settings: LoraSettings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each matrix is rounded as soon as it is read. DoRA, which the 8-bit kernel does not know, is merged before."""
+    folder = adapter_on(tiny, tmp_path, settings)
+    kinds: list[set[str]] = []
+    usual = loading.to_int8
+
+    def noting(model: Any, read: Any) -> None:
+        matrices = [weight for name, weight in model.named_parameters() if ".layers." in name and weight.dim() == 2]
+        kinds.append({"zero" if set(weight.stride()) == {0} else "adapter" for weight in matrices})
+        usual(model, read)
+
+    monkeypatch.setattr(loading, "to_int8", noting)
+    adapted = Generator(folder, device="cpu", dtype="float32", quantization="int8")
+    assert kinds == [{"zero"} if settings.use_dora else {"zero", "adapter"}]
+    merged = Generator(folder, device="cpu", dtype="float32")
+    first, second = (
+        next(one.generate([PROMPT], seconds=SECONDS, sampling=Sampling(temperature=0), progress=False)).codes
+        for one in (adapted, merged)
+    )
+    assert (first == second).float().mean() > 0.5

@@ -561,7 +561,7 @@ def test_int8_weights_are_off_by_half_a_step_at_most(dtype: torch.dtype) -> None
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 500, bias=False, dtype=dtype)
     linear.weight.data[3] = 0
-    found = Int8Linear.of(linear)
+    found = Int8Linear.of(linear.weight.detach(), linear.bias)
     scale = found.scale.float()[:, None]
     off = (found.weight.float() * scale - linear.weight.float()).abs()
     assert (off <= 0.5001 * scale).all()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Ran, read_checkpoint
+from conftest import Ran, read_checkpoint, tables_in
 from hub import LocalHub
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -27,12 +27,12 @@ from musicgen_dreamboothing.arguments import EvaluateArguments, parse
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.run import read_record
-from musicgen_dreamboothing.data.tables import load_tables
 from musicgen_dreamboothing.evaluation.embedding import is_cached
 from musicgen_dreamboothing.generation.decoding import Sampling
-from musicgen_dreamboothing.model.adapter import has_learned, load_adapter
+from musicgen_dreamboothing.model.adapter import has_learned, read_adapter
 from musicgen_dreamboothing.model.device import check_device
 from musicgen_dreamboothing.model.loading import load_language_model
+from musicgen_dreamboothing.model.merging import put_on
 from musicgen_dreamboothing.model.saved_adapter import read_initial_adapter, start_from_adapter
 from musicgen_dreamboothing.training import saving, style, train
 from musicgen_dreamboothing.training.final_report import final_report
@@ -295,7 +295,7 @@ def test_adapters_of_plain_peft_are_begun_from(kind: str, tiny: Path, tmp_path: 
         return load_language_model(read_checkpoint(tiny), torch.float32, CPU, with_text_encoder=with_text)
 
     begun = start_from_adapter(model(), read_initial_adapter(str(folder)), with_text_encoder=with_text)
-    played = load_adapter(model(), str(folder))
+    played = put_on(model(), read_adapter(str(folder)))
     own, its = (get_peft_model_state_dict(one, save_embedding_layers=False) for one in (begun, played))
     assert own.keys() == its.keys()
     assert all(torch.equal(own[name], its[name]) for name in own)
@@ -587,7 +587,7 @@ def test_a_distance_that_cannot_be_measured_is_no_better(
     assert ran.code == 0, ran.err
     told = "the distance to your songs was not measured, which counts as no better: no memory to play; try a shorter"
     assert ran.out.count(told) == 4  # before, twice in between, and at the end
-    assert homes == ["cpu"]
+    assert homes == [CPU]
     record = read_record(tmp_path)
     assert record is not None
     assert (record.summary["kept"], record.summary["updates"]) == ("", 4)
@@ -601,7 +601,7 @@ def test_only_the_main_process_loads_clap(
     monkeypatch.setattr(style, "load_embedder", fail(AssertionError()))
     checkpoint = read_checkpoint(tiny)
     sampler = Sampler(checkpoint, ["punk"], 1.0, 0, tmp_path, Sampling())
-    tables = load_tables(data, eval_fraction=0.1, seed=0)
+    tables = tables_in(data, tiny, "punk", eval_fraction=0.1)
     style.style_meter(options_of("--instance_prompt", "punk"), checkpoint, tables, sampler)
 
 

@@ -22,8 +22,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafete
 from transformers import AutoModelForTextToWaveform
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model.building import build_model, quiet_loading
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint, load_tokenizer
-from musicgen_dreamboothing.model.loading import build_model, quiet_loading
 from musicgen_dreamboothing.model.weight_files import INDEX, LAYOUTS, find_file, first_line
 
 SIZES = ("small", "medium", "large", "melody", "melody-large")

@@ -195,10 +195,15 @@ class NoEarForWordsError(UserError):
     """To this model all words are the same."""
 
 
+def _sha256(model: str) -> str | None:
+    """Of the weights that are known of a model on the Hub."""
+    return SAFETENSORS[model].sha256 if model in SAFETENSORS else None
+
+
 def tagger_signature(model: str, labels: Mapping[str, Sequence[str]]) -> str:
     """Changes whenever the tags that `load_tagger` gives a sound could; nothing is loaded for it."""
-    weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else [model, SAFETENSORS.get(model)]
-    fallback = [PROVEN, SAFETENSORS[PROVEN], ALIKE] if model == DEFAULT else []
+    weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else [model, _sha256(model)]
+    fallback = [PROVEN, _sha256(PROVEN), ALIKE] if model == DEFAULT else []
     groups = {name: asdict(GROUPS[name]) for name in labels}
     settings = [dict(labels), groups, TEMPLATES, NEUTRAL, SINGING, PLAYING, ODDS, RIVAL, MOST_WINDOWS]
     return hashlib.blake2b(json.dumps([weights, fallback, *settings]).encode(), digest_size=8).hexdigest()

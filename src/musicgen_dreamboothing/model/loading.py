@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from musicgen_dreamboothing.model.adapter import SavedAdapter, compute_in_base_p
 from musicgen_dreamboothing.model.building import build_model
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.device import return_freed_memory
-from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, language_model_of
+from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, empty_language_model, language_model_of
 from musicgen_dreamboothing.model.merging import Merger, put_on
-from musicgen_dreamboothing.model.quantized import base_quantization, keep_trainable, to_int8
+from musicgen_dreamboothing.model.quantized import LAYERS, base_quantization, keep_trainable, to_int8
 from musicgen_dreamboothing.model.weight_files import open_weights
 
 
@@ -26,6 +27,7 @@ def load_language_model(
     with_text_encoder: bool = False,
     quantization: str = "none",
     merger: Merger | None = None,
+    left_out: Mapping[str, torch.Size] | None = None,
 ) -> TextLM | MelodyLM:
     """Loads the language model and, if asked for, the text encoder, which stays in fp32; the codec never.
 
@@ -39,6 +41,7 @@ def load_language_model(
         quantization: `none`, `nf4` or `int8` (`quantized.base_quantization`); such a base is frozen: it takes adapters,
             and trains none of its own weights.
         merger: an adapter that is added to the weights on their way.
+        left_out: weights by name and size that are not read; they are zeros which take no memory.
     """
     model_class, absent = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
     options: dict[str, Any] = dict(absent)
@@ -56,6 +59,8 @@ def load_language_model(
     )
     if merger is not None:
         weights = merger.wrap(weights)
+    zero = torch.zeros((), dtype=dtype)
+    weights |= {name: zero.expand(size) for name, size in (left_out or {}).items()}
     model = build_model(model_class, checkpoint.config, weights, checkpoint.name, dtype=dtype, **options)
     if bits_and_bytes is not None:
         keep_trainable(model)
@@ -87,20 +92,44 @@ def load_for_playing(
         UserError: the adapter does not fit, or changes nothing; bitsandbytes is missing.
     """
     return_freed_memory()  # or what is freed on the way would stay with the process
-    with_text_encoder = adapter is not None and adapter.trains_text_encoder
-    loaded_as = "none" if quantization == "int8" and device.type != "cuda" else quantization
-    merger = Merger(checkpoint, adapter) if adapter is not None and quantization == "none" else None
-    model: Any = load_language_model(
-        checkpoint, dtype, device, with_text_encoder=with_text_encoder, quantization=loaded_as, merger=merger
+    rounds = quantization == "int8" and device.type != "cuda"  # by torch's kernel, which knows nothing of DoRA
+    beside = adapter is not None and quantization != "none" and not (rounds and adapter.config.use_dora)
+    merger = Merger(checkpoint, adapter) if adapter is not None and not beside else None
+    model = load_language_model(
+        checkpoint,
+        dtype,
+        device,
+        with_text_encoder=adapter is not None and adapter.trains_text_encoder,
+        quantization="none" if rounds else quantization,
+        merger=merger,
+        left_out=_layer_matrices(checkpoint) if rounds else None,
     )
     active = merger.active_layers if merger is not None else None
-    if adapter is not None and merger is None:
+    if adapter is not None and beside:
         active = _put_beside(model, adapter)
     if adapter is not None and active is not None and not active[0]:
         raise UserError(f"the adapter {adapter.name} changes nothing: all its updates are zero. Was it trained?")
-    if loaded_as != quantization:
-        to_int8(model.decoder.model.decoder.layers)
+    if rounds:
+        _round_layers(model, checkpoint, dtype, device, merger)
     return model, active
+
+
+def _layer_matrices(checkpoint: Checkpoint) -> dict[str, torch.Size]:
+    """Names and sizes of the matrices in the decoder's layers."""
+    weights = empty_language_model(checkpoint, with_text_encoder=False).named_parameters()
+    return {name: weight.shape for name, weight in weights if name.startswith(LAYERS) and weight.dim() == 2}
+
+
+def _round_layers(
+    model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, merger: Merger | None
+) -> None:
+    """Reads the matrices of the layers one by one and rounds each to 8 bits."""
+    names = set(_layer_matrices(checkpoint))
+    weights = open_weights(
+        checkpoint.name, checkpoint.source.arguments(), lambda name: name if name in names else None, convert=True
+    )
+    weights = weights if merger is None else merger.wrap(weights)
+    to_int8(model, lambda name: weights[name][...].to(device, dtype))
 
 
 def _put_beside(model: nn.Module, adapter: SavedAdapter) -> tuple[int, int]:

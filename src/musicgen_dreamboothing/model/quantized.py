@@ -21,6 +21,7 @@ from musicgen_dreamboothing.console import UserError
 QUANTIZATIONS = ("none", "nf4", "int8")
 # Codes of a codebook stand close together in what these layers see, and they are a hundredth of the weights.
 UNQUANTIZED_MODULES = ("decoder.lm_heads", "enc_to_dec_proj", "audio_enc_to_dec_proj", "text_encoder")
+LAYERS = "decoder.model.decoder.layers."  # what the names of the decoder's layers begin with
 BLOCK = 256  # rows that are rounded at once, so that no second copy of a weight is made in fp32
 
 
@@ -114,9 +115,8 @@ class Int8Linear(nn.Module):
         self.bias = bias
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> Int8Linear:
-        """The same layer with its weights rounded."""
-        weight = linear.weight.detach()
+    def of(cls, weight: torch.Tensor, bias: nn.Parameter | None = None) -> Int8Linear:
+        """A layer whose weight `[out, in]` is this one, rounded."""
         largest = weight.abs().amax(dim=1).float()
         scale = torch.where(largest > 0, largest / 127, 1.0)
         if weight.device.type == "cpu":
@@ -125,7 +125,7 @@ class Int8Linear(nn.Module):
         for first in range(0, len(weight), BLOCK):
             rows = slice(first, first + BLOCK)
             rounded[rows] = (weight[rows].float() / scale[rows, None].float()).round().clamp(-127, 127).to(torch.int8)
-        return cls(rounded, scale, linear.bias)
+        return cls(rounded, scale, bias)
 
     @classmethod
     def joined(cls, linears: Sequence[Int8Linear]) -> Int8Linear:
@@ -148,12 +148,22 @@ class Int8Linear(nn.Module):
         return found if self.bias is None else found + self.bias
 
 
-def to_int8(layers: nn.ModuleList) -> None:
-    """Replaces the linear layers of decoder layers in place; embeddings, heads and projections stay as they are.
+def to_int8(model: nn.Module, read: Callable[[str], torch.Tensor]) -> None:
+    """Puts layers with 8-bit weights in the place of the linear layers of a decoder's layers.
 
-    So do adapters beside these layers, which PEFT keeps in a `ModuleDict`.
+    Embeddings, heads and projections stay as they are, and so do adapters, which PEFT keeps in a `ModuleDict`.
+
+    Args:
+        model: the language model, whose linear layers may have adapters beside them.
+        read: gives a weight `[out, in]` by its name in the checkpoint.
     """
-    parents = [module for module in layers.modules() if not isinstance(module, nn.Linear | nn.ModuleDict)]
-    for module in parents:  # a list of the layers themselves would keep their weights
-        for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
-            setattr(module, name, Int8Linear.of(module.get_submodule(name)))  # type: ignore[arg-type]
+    parents = [
+        (path, module)
+        for path, module in model.named_modules()
+        if path.startswith(LAYERS) and not isinstance(module, nn.Linear | nn.ModuleDict)
+    ]
+    for path, module in parents:
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                weight = read(f"{path}.{name}.weight".replace(".base_layer.", "."))
+                setattr(module, name, Int8Linear.of(weight, child.bias))
