@@ -1,0 +1,212 @@
+"""Options of `train`: ours, and all of transformers' `Seq2SeqTrainingArguments` under their own names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import Seq2SeqTrainingArguments
+
+from musicgen_dreamboothing.arguments.data import DataArguments, ModelArguments
+from musicgen_dreamboothing.arguments.fields import option
+from musicgen_dreamboothing.console import UserError, say
+
+PRIORS = CLIPS, KL = "clips", "kl"  # what holds a model to its class: music it made, or what it would have said
+POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' old and new name
+
+
+@dataclass
+class LoraArguments:
+    """Which adapter is trained."""
+
+    use_lora: bool = option(True, "Train a LoRA adapter; false trains all weights of the decoder.")
+    lora_r: int = option(16, "Rank of the adapter.")
+    lora_alpha: int = option(16, "The update is scaled by alpha / r.")
+    lora_dropout: float = option(0.0, "Dropout before the adapter.")
+    lora_targets: str = option("all", "Adapted layers: all, attention, or a regular expression over module names.")
+    use_dora: bool = option(False, "Weight-decomposed adapter (DoRA).")
+    use_rslora: bool = option(False, "Scale by alpha / sqrt(r) (rank-stabilised LoRA).")
+    lora_init: str = option(
+        "default", "Initial values: default, gaussian, orthogonal, olora, pissa, or pissa_niter_16 (the fast pissa)."
+    )
+    freeze_text_encoder: bool = option(True, "False trains the text encoder too; captions are then encoded each time.")
+
+
+@dataclass
+class RunArguments:
+    """What is trained on."""
+
+    dataset_name: str | None = option(
+        None, "Songs (folder, Hub dataset, saved dataset) or a prepared folder (required)."
+    )
+    prepared_dir: str | None = option(None, "Where clips and tokens are kept; by default OUTPUT_DIR/data.")
+    max_train_samples: int | None = option(None, "Train on the first so many clips only.")
+    max_eval_samples: int | None = option(None, "Evaluate on the first so many clips only.")
+    eval_fraction: float = option(0.1, "Share of the songs held out for evaluation; 0 holds out none.")
+    crop_seconds: float | None = option(None, "Length of the piece drawn from a song; by default that of a clip.")
+    random_crop: bool = option(True, "Begin each piece elsewhere in every epoch.")
+    with_prior_preservation: bool = option(
+        False, "DreamBooth's prior preservation: train on music of the class (--class_prompt) too, to forget less."
+    )
+    prior: str = option(CLIPS, "What is preserved: clips (music of the class) or kl (what the base says of it).")
+    class_prompts: list[str] = field(
+        default_factory=list, metadata={"help": "More music to preserve: prompts that share the class clips."}
+    )
+    num_class_clips: int = option(32, "Clips that the base makes of the class prompt, once.")
+    prior_loss_weight: float = option(1.0, "Weight of the class beside the songs.")
+    class_data_dir: str | None = option(None, "Your own songs of the class instead of clips that the base makes.")
+    sample_prompts: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Prompts that are played before, during and after the training; or a .txt file of them."},
+    )
+    sample_steps: int = option(0, "Play them every so many updates; 0 only before and after.")
+    sample_seconds: float = option(10.0, "Length of a sample.")
+    sample_at_start: bool = option(True, "Play them before the first update too.")
+    guidance_scale: float = option(3.0, "How closely samples follow their prompt.")
+    add_audio_samples_to_wandb: bool = option(
+        False, "With --report_to wandb and no sample prompts: play captions of held-out songs."
+    )
+    num_samples_to_generate: int = option(4, "So many of them.")
+    full_generation_sample_text: str = option("80s blues track.", "And this prompt.")
+    early_stopping_patience: int | None = option(
+        None, "Stop after so many evaluations in a row that are no better, by --metric_for_best_model."
+    )
+    final_report: str = option(
+        "auto", "Compare the run with its base at the end, as `evaluate` does: true, false, or auto (on a GPU)."
+    )
+    caption_dropout: float = option(0.2, "Share of pieces trained without their caption (Meta: 0.3, melody 0.2).")
+    dtype: str = option("auto", "Precision of the base: auto, float32, bfloat16 or float16.")
+    quantization: str = option("none", "Store the frozen base in fewer bits: none, nf4 or int8 (bitsandbytes).")
+    recompute: str = option(
+        "auto",
+        "What the backward pass computes again to save memory: none, light (normalisations and activations), full "
+        "(everything), or auto, which also splits the batch as memory allows.",
+    )
+    plan: bool = option(False, "Only say how much memory a step would take, and stop.")
+    memory: str | None = option(
+        None,
+        "Memory to plan for, e.g. 8GB; by default what is free. With --plan and without a GPU: that of some GPU.",
+    )
+    restart: bool = option(False, "Discard an earlier run in OUTPUT_DIR instead of continuing it.")
+
+
+@dataclass
+class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, ModelArguments, RunArguments):
+    """Options of `train`: ours first, then all of transformers' `Seq2SeqTrainingArguments`."""
+
+    # transformers' own options with the defaults that published fine-tunes of MusicGen settled on
+    num_train_epochs: float = option(4.0, "Passes over all clips; few keep what the model could do before.")
+    learning_rate: float = option(2e-4, "Peak learning rate.")
+    per_device_train_batch_size: int = option(
+        2, "Clips in memory at once on each device; times the accumulation steps they are the clips of an update."
+    )
+    per_device_eval_batch_size: int = option(2, "The same for evaluation.")
+    gradient_accumulation_steps: int = option(8, "Batches added up before each update.")
+    adam_beta2: float = option(0.99, "Beta2 of AdamW.")
+    weight_decay: float = option(0.1, "Weight decay of AdamW.")
+    gradient_checkpointing: bool | None = option(
+        None, "transformers' name: true is --recompute full, false is --recompute none; --recompute wins over it."
+    )
+    eval_on_start: bool = option(True, "Evaluate once before the training, to have something to compare with.")
+    eval_strategy: str = option("epoch", "When to evaluate: no, steps or epoch.")
+    metric_for_best_model: str | None = option(
+        None, "Keep the best checkpoint by this: style (distance to your songs), loss (on held-out songs), ppl, ..."
+    )
+    save_strategy: str = option("epoch", "When to save a checkpoint: no, steps or epoch.")
+    save_total_limit: int | None = option(2, "Checkpoints kept.")
+    logging_steps: float = option(1, "Updates between two lines of the log.")
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "Trackers: none, tensorboard, wandb, trackio or all."}
+    )
+    disable_tqdm: bool | None = option(False, "Show lines only, without a bar.")
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory for batches; by default with a GPU."}
+    )
+    remove_unused_columns: bool = option(False, "Kept false: the collator reads every column.")
+
+    def __post_init__(self) -> None:
+        if not self.output_dir and not self.plan:  # transformers would choose "trainer_output"
+            raise UserError("say where the result goes: --output_dir DIR")
+        self._settle_precision()
+        self._settle_recompute()
+        self._settle_best()
+        compiler = self.compiler
+        if compiler and self.recompute == "light":
+            raise UserError("--recompute light needs layers that are not compiled; choose none or full, or auto")
+        # transformers would compile the model as a whole, and tell accelerate by environment variables
+        self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+        super().__post_init__()
+        if compiler:
+            self.torch_compile, self.torch_compile_backend = True, compiler["backend"]
+            self.torch_compile_mode = compiler["mode"]
+        self._checkpoint_nothing()
+        if self.use_lora and not self.fp16:
+            self.mixed_precision = "no"  # whatever `accelerate launch` says: the base's dtype has it already
+
+    @property
+    def compiler(self) -> dict[str, Any] | None:
+        """How layers are compiled, as `nn.Module.compile` takes it; None where they are not."""
+        if not (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+            return None
+        return {"backend": self.torch_compile_backend or "inductor", "mode": self.torch_compile_mode}
+
+    def _settle_recompute(self) -> None:
+        """One option says it all: transformers' own two names for it are read, and then left empty."""
+        if self.recompute not in ("auto", *POLICIES):
+            raise UserError(f"--recompute {self.recompute!r} is unknown; it takes auto, {', '.join(POLICIES)}")
+        asked = [getattr(self, name, None) for name in CHECKPOINTING]
+        if self.recompute == "auto" and any(value is not None for value in asked):
+            self.recompute = "full" if any(asked) else "none"
+        self._checkpoint_nothing()
+
+    def _settle_best(self) -> None:
+        """Who names a metric, or wants to stop early, wants the best checkpoint; of ours the lowest is the best."""
+        if self.metric_for_best_model or self.early_stopping_patience is not None:
+            self.load_best_model_at_end = True
+            if str(self.eval_strategy) == "no":
+                raise UserError("the best checkpoint is found by evaluations; choose --eval_strategy epoch or steps")
+        name = str(self.metric_for_best_model or "loss").removeprefix("eval_")
+        if self.greater_is_better is None and name.startswith(("style", "loss", "ppl", "ce_q")):
+            self.greater_is_better = False
+
+    def _checkpoint_nothing(self) -> None:
+        """The model sees to it itself (`recompute`); Trainer shall not do it a second time."""
+        for name in CHECKPOINTING:
+            if hasattr(self, name):
+                setattr(self, name, None)
+
+    def _settle_precision(self) -> None:
+        """Makes `bf16`, `fp16` and accelerate's own setting choose the base's precision instead of autocast.
+
+        Autocast over a 16-bit base would keep fp32 copies of what it casts. It stays for full
+        fine-tunes (fp32 weights), and for fp16 on a GPU, whose gradients need the loss scaler that
+        comes with it. On Apple's MPS, which has no scaler, the base is fp32 then.
+        """
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.bf16 = self.bf16 or launched == "bf16" or (not self.use_lora and self.dtype == "bfloat16")
+        self.fp16 = self.fp16 or launched == "fp16" or self.dtype == "float16"
+        if self.dtype == "auto" and on_gpu and not (self.fp16 or self.bf16):
+            self.fp16, self.bf16 = not has_bf16, has_bf16
+        if self.fp16 and not on_gpu:
+            say("fp16 needs a GPU by NVIDIA or AMD; the precision is chosen by what is here")
+            self.fp16, self.dtype = False, "auto"
+        if self.use_lora and self.bf16:
+            self.dtype, self.bf16 = "bfloat16", False
+        if self.fp16:
+            self.dtype = "float16"
+        if self.dtype == "auto" and not on_gpu and torch.backends.mps.is_available():
+            self.dtype = "float32"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, for trackers; transformers masks names that end in `_token`, and ours is `token`."""
+        return {**super().to_dict(), **({"token": "<TOKEN>"} if self.token else {})}
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self.to_dict()})"
+
+    __repr__ = __str__
