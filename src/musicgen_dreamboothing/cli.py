@@ -101,15 +101,7 @@ def _run(verb: str, words: list[str]) -> None:
     _quieten()
     from musicgen_dreamboothing import arguments
 
-    target = {
-        "prepare": arguments.PrepareArguments,
-        "doctor": arguments.DoctorArguments,
-        "train": arguments.TrainArguments,
-        "generate": arguments.GenerateArguments,
-        "evaluate": arguments.EvaluateArguments,
-        "demo": arguments.DemoArguments,
-    }[verb]
-    options: object = arguments.parse(target, verb, ABOUT[verb], words)
+    options: object = arguments.parse(arguments.VERBS[verb], verb, ABOUT[verb], words)
     getattr(musicgen_dreamboothing, verb)(options)
 
 
@@ -171,5 +163,5 @@ def _told(error: Exception) -> str | None:
 
 
 def _fail(text: str, code: int = 1) -> int:
-    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    print(f"{PROGRAM}: {' '.join(text.splitlines())}", file=sys.stderr)  # names and values may hold line breaks
     return code

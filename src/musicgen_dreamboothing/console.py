@@ -41,6 +41,12 @@ def print_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def one_line(text: str, longest: int = 300) -> str:
+    """A text without line breaks, cut to so many characters: it may hold a value of any length."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def plural(count: int, noun: str) -> str:
     """`1 clip`, `2 clips`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -5,6 +5,7 @@ The dataclasses are read by transformers' `HfArgumentParser`; the training one e
 YAML) and names from older versions are understood by `parse`.
 """
 
+from musicgen_dreamboothing.arguments.checking import check_values, note_unused
 from musicgen_dreamboothing.arguments.data import (
     DEFAULT_MODEL,
     DataArguments,
@@ -16,7 +17,7 @@ from musicgen_dreamboothing.arguments.demo import DemoArguments
 from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
 from musicgen_dreamboothing.arguments.old_names import NOT_YET, RENAMED, RETIRED, WITHOUT_SUCCESSOR
-from musicgen_dreamboothing.arguments.parsing import parse, parser, words_of_file
+from musicgen_dreamboothing.arguments.parsing import VERBS, parse, parser, words_of_file
 from musicgen_dreamboothing.arguments.train import (
     CHECKPOINTING,
     CLIPS,
@@ -38,6 +39,7 @@ __all__ = [
     "PRIORS",
     "RENAMED",
     "RETIRED",
+    "VERBS",
     "WITHOUT_SUCCESSOR",
     "DataArguments",
     "DemoArguments",
@@ -49,6 +51,8 @@ __all__ = [
     "PrepareArguments",
     "RunArguments",
     "TrainArguments",
+    "check_values",
+    "note_unused",
     "parse",
     "parser",
     "words_of_file",

@@ -3,63 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
-from musicgen_dreamboothing.arguments.data import PrepareArguments
+from musicgen_dreamboothing.arguments.checking import rule_of
+from musicgen_dreamboothing.arguments.data import DoctorArguments, PrepareArguments
+from musicgen_dreamboothing.arguments.demo import DemoArguments
+from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
 from musicgen_dreamboothing.arguments.old_names import modernise
 from musicgen_dreamboothing.arguments.train import TrainArguments
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.arguments.unknown import explain_unknown
+from musicgen_dreamboothing.console import UserError, one_line
 
 Arguments = TypeVar("Arguments")
 
 
+VERBS: dict[str, type[Any]] = {
+    "prepare": PrepareArguments,
+    "doctor": DoctorArguments,
+    "train": TrainArguments,
+    "generate": GenerateArguments,
+    "evaluate": EvaluateArguments,
+    "demo": DemoArguments,
+}
+
+
 class _Parser(HfArgumentParser):
-    """Names the nearest option where one is unknown, and errs in one line."""
+    """Errs in one line, and suggests options where one is unknown."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+        raise UserError(f"{one_line(message)}; see {self.prog} --help")
 
     def parse(self, words: Sequence[str]) -> Any:
         """One instance of the parser's dataclass."""
         known, unknown = self.parse_known_intermixed_args(list(words))
-        for word in unknown:
-            raise UserError(self._unknown(word))
         target = self.dataclass_types[0]
+        if unknown:
+            raise UserError(f"{explain_unknown(unknown[0], target, VERBS)}; see {self.prog} --help")
         names = {entry.name for entry in dataclasses.fields(target) if entry.init}
-        try:
-            return target(**{name: value for name, value in vars(known).items() if name in names})
-        except (ValueError, ImportError) as error:  # what transformers finds wrong with its own options
-            raise UserError(" ".join(str(error).split())) from error
-
-    def _unknown(self, word: str) -> str:
-        if not word.startswith("--"):
-            return f"{word!r} belongs to no option; see {self.prog} --help"
-        name = word.split("=")[0]
-        field = name.removeprefix("--").replace("-", "_").removeprefix("no_")
-        verbs = {"prepare": PrepareArguments, "train": TrainArguments, "generate": GenerateArguments}
-        owners = [
-            verb for verb, target in verbs.items() if field in {entry.name for entry in dataclasses.fields(target)}
-        ]
-        if owners and field not in {entry.name for entry in dataclasses.fields(self.dataclass_types[0])}:
-            return f"{name} is an option of {' and '.join(owners)} only; see {self.prog} --help"
-        options = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-        near = difflib.get_close_matches(name, options, n=1, cutoff=0.0)
-        return f"unknown option {name}; the nearest is {near[0]} (all: {self.prog} --help)"
+        return target(**{name: value for name, value in vars(known).items() if name in names})
 
 
 def parser(target: type[Any], verb: str, about: str) -> _Parser:
     """The parser of one verb; fields marked as positional are taken by place."""
     made = _Parser(
-        _without_positionals(target),
+        _for_argparse(target),
         prog=f"musicgen-dreamboothing {verb}",
         description=about,
         allow_abbrev=False,
@@ -72,23 +67,25 @@ def parser(target: type[Any], verb: str, about: str) -> _Parser:
     return made
 
 
-def _without_positionals(target: type[Any]) -> type[Any]:
-    """A look-alike of the dataclass for HfArgumentParser, which knows only `--options`."""
-    hidden = [entry.name for entry in dataclasses.fields(target) if entry.metadata.get("positional")]
-    if not hidden:
-        return target
-    kept = [
-        (entry.name, entry.type, _same_field(entry)) for entry in dataclasses.fields(target) if entry.name not in hidden
+def _for_argparse(target: type[Any]) -> type[Any]:
+    """A look-alike of the dataclass for HfArgumentParser: it knows only `--options`, and argparse no rules."""
+    types = get_type_hints(target)
+    options = [
+        (entry.name, types[entry.name], _with_range(entry))
+        for entry in dataclasses.fields(target)
+        if entry.init and not entry.metadata.get("positional")
     ]
-    made = dataclasses.make_dataclass(target.__name__, kept)
-    made.__module__ = target.__module__
-    return made
+    return dataclasses.make_dataclass(target.__name__, options)
 
 
-def _same_field(entry: dataclasses.Field[Any]) -> Any:
+def _with_range(entry: dataclasses.Field[Any]) -> Any:
+    """The field with its range or its choices in its help."""
+    rule = rule_of(entry)
+    values = f"one of {', '.join(rule.choices)}" if rule.choices else rule.range
+    text = f"{entry.metadata.get('help', '')}{f' [{values}]' if values else ''}"
     if entry.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=entry.default_factory, metadata=entry.metadata)
-    return dataclasses.field(default=entry.default, metadata=entry.metadata)
+        return dataclasses.field(default_factory=entry.default_factory, metadata={"help": text})
+    return dataclasses.field(default=entry.default, metadata={"help": text})
 
 
 def parse(target: type[Arguments], verb: str, about: str, words: Sequence[str]) -> Arguments:

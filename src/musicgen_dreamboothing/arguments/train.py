@@ -9,13 +9,20 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainingArguments
 
+from musicgen_dreamboothing.arguments.checking import check_values
 from musicgen_dreamboothing.arguments.data import DataArguments, ModelArguments
-from musicgen_dreamboothing.arguments.fields import option
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LONGEST_SECONDS, option
+from musicgen_dreamboothing.arguments.generate import DTYPES
+from musicgen_dreamboothing.arguments.inherited import MOST_STEPS
+from musicgen_dreamboothing.console import UserError, one_line, say
 
+STRATEGIES = ("no", "steps", "epoch")
 PRIORS = CLIPS, KL = "clips", "kl"  # what holds a model to its class: music it made, or what it would have said
 POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' old and new name
+# what other options need to have an effect
+LORA, PRESERVING, STYLE = ("--use_lora",), ("--with_prior_preservation",), ("--metric_for_best_model style",)
+SAMPLING = ("--sample_prompts", "--add_audio_samples_to_wandb")
 
 
 @dataclass
@@ -23,14 +30,18 @@ class LoraArguments:
     """Which adapter is trained."""
 
     use_lora: bool = option(True, "Train a LoRA adapter; false trains all weights of the decoder.")
-    lora_r: int = option(16, "Rank of the adapter.")
-    lora_alpha: int = option(16, "The update is scaled by alpha / r.")
-    lora_dropout: float = option(0.0, "Dropout before the adapter.")
-    lora_targets: str = option("all", "Adapted layers: all, attention, or a regular expression over module names.")
-    use_dora: bool = option(False, "Weight-decomposed adapter (DoRA).")
-    use_rslora: bool = option(False, "Scale by alpha / sqrt(r) (rank-stabilised LoRA).")
+    lora_r: int = option(16, "Rank of the adapter.", at_least=1, at_most=2048, needs=LORA)
+    lora_alpha: int = option(16, "The update is scaled by alpha / r.", at_least=1, at_most=65536, needs=LORA)
+    lora_dropout: float = option(0.0, "Dropout before the adapter.", at_least=0, below=1, needs=LORA)
+    lora_targets: str = option(
+        "all", "Adapted layers: all, attention, or a regular expression over module names.", needs=LORA
+    )
+    use_dora: bool = option(False, "Weight-decomposed adapter (DoRA).", needs=LORA)
+    use_rslora: bool = option(False, "Scale by alpha / sqrt(r) (rank-stabilised LoRA).", needs=LORA)
     lora_init: str = option(
-        "default", "Initial values: default, gaussian, orthogonal, olora, pissa, or pissa_niter_16 (the fast pissa)."
+        "default",
+        "Initial values: default, gaussian, orthogonal, olora, pissa, or pissa_niter_16 (the fast pissa).",
+        needs=LORA,
     )
     freeze_text_encoder: bool = option(True, "False trains the text encoder too; captions are then encoded each time.")
 
@@ -42,53 +53,98 @@ class RunArguments:
     dataset_name: str | None = option(
         None, "Songs (folder, Hub dataset, saved dataset) or a prepared folder (required)."
     )
-    prepared_dir: str | None = option(None, "Where clips and tokens are kept; by default OUTPUT_DIR/data.")
-    max_train_samples: int | None = option(None, "Train on the first so many clips only.")
-    max_eval_samples: int | None = option(None, "Evaluate on the first so many clips only.")
-    eval_fraction: float = option(0.1, "Share of the songs held out for evaluation; 0 holds out none.")
-    crop_seconds: float | None = option(None, "Length of the piece drawn from a song; by default that of a clip.")
+    prepared_dir: str | None = option(
+        None, "Where clips and tokens are kept; by default OUTPUT_DIR/data.", for_songs=True
+    )
+    max_train_samples: int | None = option(None, "Train on the first so many clips only.", at_least=1)
+    max_eval_samples: int | None = option(None, "Evaluate on the first so many clips only.", at_least=1)
+    eval_fraction: float = option(
+        0.1, "Share of the songs held out for evaluation; 0 holds out none.", at_least=0, below=1
+    )
+    crop_seconds: float | None = option(
+        None, "Length of the piece drawn from a song; by default that of a clip.", above=0, at_most=LONGEST_SECONDS
+    )
     random_crop: bool = option(True, "Begin each piece elsewhere in every epoch.")
     with_prior_preservation: bool = option(
         False, "DreamBooth's prior preservation: train on music of the class (--class_prompt) too, to forget less."
     )
-    prior: str = option(CLIPS, "What is preserved: clips (music of the class) or kl (what the base says of it).")
-    class_prompts: list[str] = field(
-        default_factory=list, metadata={"help": "More music to preserve: prompts that share the class clips."}
+    prior: str = option(
+        CLIPS,
+        "What is preserved: clips (music of the class) or kl (what the base says of it).",
+        choices=PRIORS,
+        needs=PRESERVING,
     )
-    num_class_clips: int = option(32, "Clips that the base makes of the class prompt, once.")
-    prior_loss_weight: float = option(1.0, "Weight of the class beside the songs.")
-    class_data_dir: str | None = option(None, "Your own songs of the class instead of clips that the base makes.")
-    sample_prompts: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Prompts that are played before, during and after the training; or a .txt file of them."},
+    class_prompts: list[str] = option(
+        [], "More music to preserve: prompts that share the class clips.", needs=PRESERVING, may_be_empty=True
     )
-    sample_steps: int = option(0, "Play them every so many updates; 0 only before and after.")
-    sample_seconds: float = option(10.0, "Length of a sample.")
-    sample_at_start: bool = option(True, "Play them before the first update too.")
-    guidance_scale: float = option(3.0, "How closely samples follow their prompt.")
+    num_class_clips: int = option(
+        32,
+        "Clips that the base makes of the class prompt, once.",
+        at_least=1,
+        at_most=99_999,
+        needs=PRESERVING,
+        unless="--class_data_dir",
+    )
+    prior_loss_weight: float = option(
+        1.0, "Weight of the class beside the songs.", at_least=0, at_most=1000, needs=PRESERVING
+    )
+    class_data_dir: str | None = option(
+        None, "Your own songs of the class instead of clips that the base makes.", needs=PRESERVING
+    )
+    sample_prompts: list[str] = option(
+        [], "Prompts that are played before, during and after the training; or a .txt file of them.", may_be_empty=True
+    )
+    sample_steps: int = option(
+        0, "Play them every so many updates; 0 only before and after.", at_least=0, at_most=MOST_STEPS, needs=SAMPLING
+    )
+    sample_seconds: float = option(
+        10.0, "Length of a sample.", above=0, at_most=LONGEST_SECONDS, needs=(*SAMPLING, *STYLE)
+    )
+    sample_at_start: bool = option(True, "Play them before the first update too.", needs=SAMPLING)
+    guidance_scale: float = option(
+        3.0, "How closely samples follow their prompt.", at_least=0, at_most=100, needs=(*SAMPLING, *STYLE)
+    )
     add_audio_samples_to_wandb: bool = option(
-        False, "With --report_to wandb and no sample prompts: play captions of held-out songs."
+        False,
+        "With --report_to wandb and no sample prompts: play captions of held-out songs.",
+        needs=("--report_to wandb",),
+        unless="--sample_prompts",
     )
-    num_samples_to_generate: int = option(4, "So many of them.")
-    full_generation_sample_text: str = option("80s blues track.", "And this prompt.")
+    num_samples_to_generate: int = option(
+        4, "So many of them.", at_least=0, at_most=1000, needs=("--add_audio_samples_to_wandb",)
+    )
+    full_generation_sample_text: str = option(
+        "80s blues track.", "And this prompt.", may_be_empty=True, needs=("--add_audio_samples_to_wandb",)
+    )
     early_stopping_patience: int | None = option(
-        None, "Stop after so many evaluations in a row that are no better, by --metric_for_best_model."
+        None,
+        "Stop after so many evaluations in a row that are no better, by --metric_for_best_model.",
+        at_least=1,
+        at_most=MOST_STEPS,
     )
     final_report: str = option(
-        "auto", "Compare the run with its base at the end, as `evaluate` does: true, false, or auto (on a GPU)."
+        "auto",
+        "Compare the run with its base at the end, as `evaluate` does: true, false, or auto (on a GPU).",
+        choices=("auto", "true", "false"),
     )
-    caption_dropout: float = option(0.2, "Share of pieces trained without their caption (Meta: 0.3, melody 0.2).")
-    dtype: str = option("auto", "Precision of the base: auto, float32, bfloat16 or float16.")
-    quantization: str = option("none", "Store the frozen base in fewer bits: none, nf4 or int8 (bitsandbytes).")
+    caption_dropout: float = option(
+        0.2, "Share of pieces trained without their caption (Meta: 0.3, melody 0.2).", at_least=0, at_most=1
+    )
+    dtype: str = option("auto", "Precision of the base.", choices=DTYPES)
+    quantization: str = option(
+        "none", "Store the frozen base in fewer bits (bitsandbytes).", choices=("none", "nf4", "int8")
+    )
     recompute: str = option(
         "auto",
         "What the backward pass computes again to save memory: none, light (normalisations and activations), full "
         "(everything), or auto, which also splits the batch as memory allows.",
+        choices=("auto", *POLICIES),
     )
     plan: bool = option(False, "Only say how much memory a step would take, and stop.")
     memory: str | None = option(
         None,
         "Memory to plan for, e.g. 8GB; by default what is free. With --plan and without a GPU: that of some GPU.",
+        needs=("--recompute auto", "--plan"),
     )
     restart: bool = option(False, "Discard an earlier run in OUTPUT_DIR instead of continuing it.")
 
@@ -98,29 +154,40 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     """Options of `train`: ours first, then all of transformers' `Seq2SeqTrainingArguments`."""
 
     # transformers' own options with the defaults that published fine-tunes of MusicGen settled on
-    num_train_epochs: float = option(4.0, "Passes over all clips; few keep what the model could do before.")
-    learning_rate: float = option(2e-4, "Peak learning rate.")
-    per_device_train_batch_size: int = option(
-        2, "Clips in memory at once on each device; times the accumulation steps they are the clips of an update."
+    num_train_epochs: float = option(
+        4.0, "Passes over all clips; few keep what the model could do before.", above=0, at_most=10**6
     )
-    per_device_eval_batch_size: int = option(2, "The same for evaluation.")
-    gradient_accumulation_steps: int = option(8, "Batches added up before each update.")
-    adam_beta2: float = option(0.99, "Beta2 of AdamW.")
-    weight_decay: float = option(0.1, "Weight decay of AdamW.")
+    learning_rate: float = option(2e-4, "Peak learning rate.", at_least=0, at_most=10)
+    per_device_train_batch_size: int = option(
+        2,
+        "Clips in memory at once on each device; times the accumulation steps they are the clips of an update.",
+        at_least=1,
+        at_most=LARGEST_BATCH,
+    )
+    per_device_eval_batch_size: int = option(2, "The same for evaluation.", at_least=1, at_most=LARGEST_BATCH)
+    gradient_accumulation_steps: int = option(
+        8, "Batches added up before each update.", at_least=1, at_most=LARGEST_BATCH
+    )
+    adam_beta2: float = option(0.99, "Beta2 of AdamW.", at_least=0, below=1)
+    weight_decay: float = option(0.1, "Weight decay of AdamW.", at_least=0, at_most=10)
     gradient_checkpointing: bool | None = option(
         None, "transformers' name: true is --recompute full, false is --recompute none; --recompute wins over it."
     )
     eval_on_start: bool = option(True, "Evaluate once before the training, to have something to compare with.")
-    eval_strategy: str = option("epoch", "When to evaluate: no, steps or epoch.")
+    eval_strategy: str = option("epoch", "When to evaluate.", choices=STRATEGIES)
     metric_for_best_model: str | None = option(
         None, "Keep the best checkpoint by this: style (distance to your songs), loss (on held-out songs), ppl, ..."
     )
-    save_strategy: str = option("epoch", "When to save a checkpoint: no, steps or epoch.")
-    save_total_limit: int | None = option(2, "Checkpoints kept.")
-    logging_steps: float = option(1, "Updates between two lines of the log.")
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "Trackers: none, tensorboard, wandb, trackio or all."}
+    save_strategy: str = option("epoch", "When to save a checkpoint.", choices=(*STRATEGIES, "best"))
+    save_total_limit: int | None = option(2, "Checkpoints kept; 0 keeps all.", at_least=0)
+    logging_steps: float = option(
+        1,
+        "Updates between two lines of the log; below 1 a share of all updates.",
+        above=0,
+        at_most=MOST_STEPS,
+        needs=("--logging_strategy steps",),
     )
+    report_to: list[str] = option(["none"], "Trackers: none, tensorboard, wandb, trackio or all.")
     disable_tqdm: bool | None = option(False, "Show lines only, without a bar.")
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory for batches; by default with a GPU."}
@@ -128,6 +195,9 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     remove_unused_columns: bool = option(False, "Kept false: the collator reads every column.")
 
     def __post_init__(self) -> None:
+        if isinstance(self.report_to, str):  # as transformers takes it, too
+            self.report_to = [self.report_to]
+        check_values(self)
         if not self.output_dir and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("say where the result goes: --output_dir DIR")
         self._settle_precision()
@@ -138,13 +208,21 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
             raise UserError("--recompute light needs layers that are not compiled; choose none or full, or auto")
         # transformers would compile the model as a whole, and tell accelerate by environment variables
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
-        super().__post_init__()
+        self._check_by_transformers()
         if compiler:
             self.torch_compile, self.torch_compile_backend = True, compiler["backend"]
             self.torch_compile_mode = compiler["mode"]
         self._checkpoint_nothing()
         if self.use_lora and not self.fp16:
             self.mixed_precision = "no"  # whatever `accelerate launch` says: the base's dtype has it already
+
+    def _check_by_transformers(self) -> None:
+        """transformers' own checks, whose errors are of any type: it parses JSON, looks up names, imports packages."""
+        try:
+            super().__post_init__()
+        except Exception as error:
+            reason = one_line(str(error)) or type(error).__name__
+            raise UserError(f"transformers refuses these options: {reason}") from error
 
     @property
     def compiler(self) -> dict[str, Any] | None:
@@ -155,8 +233,6 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
 
     def _settle_recompute(self) -> None:
         """One option says it all: transformers' own two names for it are read, and then left empty."""
-        if self.recompute not in ("auto", *POLICIES):
-            raise UserError(f"--recompute {self.recompute!r} is unknown; it takes auto, {', '.join(POLICIES)}")
         asked = [getattr(self, name, None) for name in CHECKPOINTING]
         if self.recompute == "auto" and any(value is not None for value in asked):
             self.recompute = "full" if any(asked) else "none"

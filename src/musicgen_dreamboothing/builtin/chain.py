@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments
+from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments, check_values
 from musicgen_dreamboothing.builtin.page import Pair, write_page
 from musicgen_dreamboothing.builtin.proof import prove
 from musicgen_dreamboothing.builtin.recipe import Recipe, evaluate_options, prepare_options, train_options
@@ -32,6 +32,7 @@ def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
 
     The same call again does only what is missing.
     """
+    check_values(options)
     started = time.perf_counter()
     folder, recipe = Path(options.output_dir), recipe or Recipe()
     prepared, run = folder / "prepared", folder / "run"

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.arguments import DoctorArguments
+from musicgen_dreamboothing.arguments import DoctorArguments, check_values, note_unused
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data.doctor import examine
@@ -34,8 +34,8 @@ def doctor(options: DoctorArguments) -> Path:
     Raises:
         UserError: it is no prepared folder, or none of its clips can be read.
     """
-    if not options.folder:
-        raise UserError("say which prepared folder to examine: doctor FOLDER")
+    check_values(options)
+    note_unused(options)
     folder = Path(options.folder)
     checkpoint = _codec_of(folder, options) if options.preview else None
     return check_up(folder, checkpoint, workers=options.preprocessing_num_workers)

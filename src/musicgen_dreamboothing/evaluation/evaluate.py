@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from musicgen_dreamboothing.arguments import EvaluateArguments
+from musicgen_dreamboothing.arguments import EvaluateArguments, check_values, note_unused
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.run import RunRecord, read_record
@@ -69,7 +69,8 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
     Raises:
         UserError: no run, or its songs are gone.
     """
-    _check(options)
+    check_values(options)
+    note_unused(options)
     run = Path(options.run)
     record = _record(run)
     folder, word = Path(options.output_dir or run / "evaluation"), record.key_phrase or "your style"
@@ -102,12 +103,6 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
     if options.blind:
         _blind(folder, evaluation, options)
     return Evaluated(page, evaluation)
-
-
-def _check(options: EvaluateArguments) -> None:
-    for name in ("variations", "seconds", "song_excerpts"):
-        if getattr(options, name) <= 0:
-            raise UserError(f"--{name} {getattr(options, name)} must be more than 0")
 
 
 def _record(run: Path) -> RunRecord:
