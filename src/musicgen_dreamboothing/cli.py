@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
-from musicgen_dreamboothing.console import UserError, discard_output, print_any_text
+from musicgen_dreamboothing.console import UserError, discard_output, print_any_text, quiet_libraries
 
 PROGRAM = "musicgen-dreamboothing"
 ABOUT = {
@@ -98,26 +98,11 @@ def _run(verb: str, words: list[str]) -> None:
 
         near = difflib.get_close_matches(verb, ABOUT, n=1, cutoff=0.0)[0]
         raise UserError(f"unknown command {verb!r}; did you mean {near}? Commands: {', '.join(ABOUT)}")
-    _quieten()
     from musicgen_dreamboothing import arguments
 
-    options: object = arguments.parse(arguments.VERBS[verb], verb, ABOUT[verb], words)
-    getattr(musicgen_dreamboothing, verb)(options)
-
-
-def _quieten() -> None:
-    """Keeps the libraries' notes to developers away from people who make music."""
-    import logging
-    import warnings
-
-    from huggingface_hub.utils import logging as hub
-    from transformers.utils import logging as transformers
-
-    transformers.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of each product with int8 weights
-    hub.set_verbosity_error()  # it would tell of each attempt where there is no network
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch's compiler looks at it
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
+    with quiet_libraries():
+        options: object = arguments.parse(arguments.VERBS[verb], verb, ABOUT[verb], words)
+        getattr(musicgen_dreamboothing, verb)(options)
 
 
 def _guarded(words: list[str]) -> int:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
+
+LIBRARIES = ("transformers", "huggingface_hub", "peft", "bitsandbytes")
 
 
 class UserError(Exception):
@@ -25,6 +31,33 @@ def say(text: str) -> None:
             print(text, flush=True)
         except BrokenPipeError:
             discard_output(sys.stdout)
+
+
+@contextmanager
+def quiet_loggers(*names: str) -> Iterator[None]:
+    """Holds back what loggers say below an error; their levels are restored."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Holds back the notes of libraries to developers; around each public function, as a decorator.
+
+    Such notes are deprecations, attempts to reach the Hub, and a line for each product with int8 weights. The libraries
+    have to be imported before: transformers sets its level while it is.
+    """
+    with quiet_loggers(*LIBRARIES), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch's compiler looks at it
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
+        yield
 
 
 def discard_output(stream: TextIO) -> None:

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import Seq2SeqTrainingArguments
 
 from musicgen_dreamboothing.arguments.checking import check_values
 from musicgen_dreamboothing.arguments.data import DataArguments, ModelArguments
 from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LONGEST_SECONDS, option
 from musicgen_dreamboothing.arguments.generate import DTYPES
 from musicgen_dreamboothing.arguments.inherited import MOST_STEPS
-from musicgen_dreamboothing.console import UserError, one_line, say
+from musicgen_dreamboothing.console import UserError, one_line, quiet_libraries, quiet_loggers, say
+
+with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, and it says which kernels it lacks
+    from transformers import Seq2SeqTrainingArguments
 
 STRATEGIES = ("no", "steps", "epoch")
 PRIORS = CLIPS, KL = "clips", "kl"  # what holds a model to its class: music it made, or what it would have said
@@ -216,6 +218,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         if self.use_lora and not self.fp16:
             self.mixed_precision = "no"  # whatever `accelerate launch` says: the base's dtype has it already
 
+    @quiet_libraries()
     def _check_by_transformers(self) -> None:
         """transformers' own checks, whose errors are of any type: it parses JSON, looks up names, imports packages."""
         try:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # hyphens, dashes and the minus sign that editors make of "--"
-SUGGESTIONS = 3
-CLOSE, REMOTE = 0.8, 0.6  # similarities of `difflib`
+SUGGESTIONS = 4
+CLOSE, REMOTE = 0.85, 0.6  # similarities of `difflib`
 
 
 def explain_unknown(word: str, target: type[Any], verbs: Mapping[str, type[Any]]) -> str:
@@ -67,8 +67,9 @@ def _named(options: Mapping[str, dataclasses.Field[Any]]) -> list[str]:
 
 
 def _with_words(name: str, options: Mapping[str, dataclasses.Field[Any]]) -> list[str]:
-    """The options that have all words of a name in theirs, short ones first."""
-    return sorted((known for known in _named(options) if _words(name) <= _words(known)), key=len)
+    """The options that have all words of a name in theirs: those that begin with it, then the short ones."""
+    found = [known for known in _named(options) if _words(name) <= _words(known)]
+    return sorted(found, key=lambda known: (not known.startswith(name), len(known)))
 
 
 def _words(text: str) -> set[str]:

@@ -15,7 +15,7 @@ import torch
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import DoctorArguments, check_values, note_unused
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.console import UserError, quiet_libraries, say
 from musicgen_dreamboothing.data.doctor import examine
 from musicgen_dreamboothing.data.layout import CLIPS, TOKENS
 from musicgen_dreamboothing.data.report import lines, write_report
@@ -28,6 +28,7 @@ REPORT = "report.html"
 USUAL_RATE = 32_000  # Hz, of all published MusicGen codecs; where no clip can tell
 
 
+@quiet_libraries()
 def doctor(options: DoctorArguments) -> Path:
     """Examines a folder that `prepare` made, and returns the path of the report.
 

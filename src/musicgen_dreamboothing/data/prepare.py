@@ -20,7 +20,7 @@ from musicgen_dreamboothing.arguments import (
     check_values,
     note_unused,
 )
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
 from musicgen_dreamboothing.data import clips as clipping
 from musicgen_dreamboothing.data.checkup import REPORT, check_up
 from musicgen_dreamboothing.data.clips import account_of, cut_songs, update_metadata
@@ -50,6 +50,7 @@ class Prepared:
     captions_encoded: int
 
 
+@quiet_libraries()
 def prepare(options: PrepareArguments) -> Prepared:
     """Cuts, captions and encodes songs; a second run does only what changed.
 

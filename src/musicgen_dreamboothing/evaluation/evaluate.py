@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from musicgen_dreamboothing.arguments import EvaluateArguments, check_values, note_unused
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
 from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables
@@ -60,6 +60,7 @@ class Evaluated:
     evaluation: Evaluation
 
 
+@quiet_libraries()
 def evaluate(options: EvaluateArguments) -> Evaluated | None:
     """Compares a run with its base on the same prompts and seeds, and writes `report.html` and `report.json`.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import GenerateArguments, check_values, note_unused
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
 from musicgen_dreamboothing.data.layout import GENERATED
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, GeneratedClip, Generator
@@ -28,6 +28,7 @@ class Generation:
     speed: float
 
 
+@quiet_libraries()
 def generate(options: GenerateArguments) -> Generation:
     """Generates clips for every prompt and writes them to `output_dir`.
 
