@@ -208,7 +208,7 @@ def our_step(
     from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
     from musicgen_dreamboothing.model.delay import training_steps
     from musicgen_dreamboothing.model.device import return_freed_memory
-    from musicgen_dreamboothing.model.language_model import load_language_model
+    from musicgen_dreamboothing.model.loading import load_language_model
     from musicgen_dreamboothing.model.recompute import use_full_recompute
 
     return_freed_memory()  # as `train` does before it loads anything

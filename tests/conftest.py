@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +20,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: a second thread costs twice the time it saves
 
+import datasets
 import torch
 from random_checkpoint import SAMPLING_RATE, write_tiny_checkpoint
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.cli import main
+from musicgen_dreamboothing.data.arrow_tables import read_rows
+from musicgen_dreamboothing.data.tables import Tables, load_tables
+from musicgen_dreamboothing.data.text_states import STATE_FEATURES, states_folder
+from musicgen_dreamboothing.data.tokens import CODE_FEATURES, clip_rows, codes_name
 from musicgen_dreamboothing.model.checkpoint import MELODY, TEXT, Checkpoint, Source, load_checkpoint
 
 torch.set_num_threads(1)  # tiny models: a second thread costs twice the time it saves
@@ -165,6 +171,33 @@ def prepare_words(songs: Path, folder: Path, checkpoint: Path) -> list[object]:
         *("--instance_prompt", "punk", "--max_duration_in_seconds", 2, "--min_duration_in_seconds", 1),
         *("--normalize_loudness", "false", "--doctor", "false"),
     ]
+
+
+def tables_in(
+    folder: Path,
+    base: Path,
+    *prompts: str,
+    eval_fraction: float = 0.0,
+    seed: int = 0,
+    **options: Any,
+) -> Tables:
+    """The token tables that a run on a prepared folder reads; `prompts` are its key-word and the noun behind it."""
+    rows, checkpoint = clip_rows(folder, *prompts), read_checkpoint(base)
+    return load_tables(folder, rows, checkpoint, eval_fraction=eval_fraction, seed=seed, **options)
+
+
+def stored_codes(folder: Path, base: Path | None = None) -> datasets.Dataset:
+    """All codes that a prepared folder has for the codec of `base`, or for the only one."""
+    pattern = "codes-*" if base is None else codes_name(read_checkpoint(base))
+    (table,) = (folder / "tokens").glob(pattern)
+    return read_rows(table, CODE_FEATURES)
+
+
+def stored_states(folder: Path, base: Path | None = None) -> datasets.Dataset:
+    """All text states that a prepared folder has for the text encoder of `base`, or for the only one."""
+    pattern = "text-*" if base is None else states_folder(folder, read_checkpoint(base)).name
+    (table,) = (folder / "tokens").glob(pattern)
+    return read_rows(table, STATE_FEATURES)
 
 
 def train_words(data: Path, folder: Path, checkpoint: Path) -> list[object]:

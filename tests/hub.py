@@ -8,9 +8,9 @@ of its own that starts with the variables of :meth:`LocalHub.environment`::
         assert "adapter_config.json" in hub.files("someone/lora")
 
 Model and dataset repositories live in memory, each with one branch (``main``) and all its commits.
-Every file is a regular one: there is no LFS (which ``Dataset.push_to_hub`` counts on) and no Xet. Nor are there further
-branches or tags, or spaces. Each pull request (``refs/pr/1``) is the same as ``main``. A gated repo lists its files and
-gives none: nobody has been granted access.
+A repository has the large files in LFS whose names match the patterns that the Hub has for all (``*.flac``,
+``*.safetensors``, ...); there is no Xet. Nor are there further branches or tags, or spaces. Each pull request
+(``refs/pr/1``) is the same as ``main``. A gated repo lists its files and gives none: nobody has been granted access.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ _OFF = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HUGGIN
 _FOLDERS = {"HF_HUB_CACHE": "hub", "HF_DATASETS_CACHE": "datasets", "HF_MODULES_CACHE": "modules"}
 _FOLDERS |= {"HF_ASSETS_CACHE": "assets", "HF_XET_CACHE": "xet", "HF_TOKEN_PATH": "token"}
 
+LFS = (".flac", ".safetensors", ".parquet", ".bin")  # of the patterns in the Hub's .gitattributes, some
+
 
 class HubError(Exception):
     """An error answer; the client picks its exception by `code`."""
@@ -52,6 +54,7 @@ class Repo:
     kind: str
     private: bool = False
     gated: bool = False
+    disabled: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,10 +70,10 @@ class Repo:
         """The id of the last commit."""
         return next(reversed(self.commits))
 
-    def commit(self, files: dict[str, bytes]) -> str:
-        """Make `files` the new head; like git's, its id depends on all that came before."""
+    def commit(self, files: dict[str, bytes], sha: str | None = None) -> str:
+        """Make `files` the new head; like git's, its id depends on all that came before, unless it is given."""
         told = [self.page, *self.commits, *(path + blob_id(data) for path, data in files.items())]
-        sha = hashlib.sha1("\n".join(told).encode()).hexdigest()
+        sha = sha or hashlib.sha1("\n".join(told).encode()).hexdigest()
         self.commits[sha] = files
         return sha
 
@@ -87,13 +90,28 @@ def blob_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def is_lfs(path: str) -> bool:
+    """Whether the Hub keeps a file apart from git: its listing then has the SHA-256 beside git's id of a pointer."""
+    return path.endswith(LFS)
+
+
+def listed(path: str, data: bytes) -> dict[str, Any]:
+    """A file in the words of the tree listing."""
+    if not is_lfs(path):
+        return {"type": "file", "path": path, "oid": blob_id(data), "size": len(data)}
+    sha = hashlib.sha256(data).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha}\nsize {len(data)}\n".encode()
+    lfs = {"oid": sha, "size": len(data), "pointerSize": len(pointer)}
+    return {"type": "file", "path": path, "oid": blob_id(pointer), "size": len(data), "lfs": lfs}
+
+
 def entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
     """The files and folders of a commit by path, in the words of the tree listing."""
     found: dict[str, dict[str, Any]] = {}
     for path, data in sorted(files.items()):
         for folder in map(str, reversed(PurePosixPath(path).parents[:-1])):
             found[folder] = {"type": "directory", "path": folder, "oid": blob_id(folder.encode()), "size": 0}
-        found[path] = {"type": "file", "path": path, "oid": blob_id(data), "size": len(data)}
+        found[path] = listed(path, data)
     return found
 
 
@@ -105,11 +123,17 @@ def is_listed(entry: Mapping[str, Any], folder: PurePosixPath, *, deep: bool) ->
     return folder in path.parents if deep else folder == path.parent
 
 
-def changed(files: dict[str, bytes], operations: list[dict[str, Any]]) -> dict[str, bytes]:
-    """The files after the operations of a commit."""
+def changed(
+    files: dict[str, bytes], operations: list[dict[str, Any]], objects: Mapping[str, bytes]
+) -> dict[str, bytes]:
+    """The files after the operations of a commit; those in LFS are among the `objects` that were uploaded before."""
     for key, value in ((operation["key"], operation["value"]) for operation in operations):
         if key == "file":
             files = {**files, value["path"]: base64.b64decode(value["content"])}
+        elif key == "lfsFile":
+            if len(objects.get(value["oid"], b"")) != value["size"]:
+                raise HubError(400, f"The LFS object of {value['path']} was not uploaded")
+            files = {**files, value["path"]: objects[value["oid"]]}
         elif key in ("deletedFile", "deletedFolder"):
             gone = PurePosixPath(value["path"])
             files = {path: data for path, data in files.items() if not PurePosixPath(path).is_relative_to(gone)}
@@ -128,6 +152,7 @@ class LocalHub:
         self.requests: list[str] = []  # all that was asked, as "GET /path"
         self.strangers: list[str] = []  # what was meant for other hosts, and refused
         self.repos: dict[tuple[str, str], Repo] = {}
+        self.objects: dict[str, bytes] = {}  # in LFS, by SHA-256
         self.lock = threading.Lock()
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -173,11 +198,16 @@ class LocalHub:
         repo_type: str = "model",
         private: bool = False,
         gated: bool = False,
+        disabled: bool = False,
+        commit: str | None = None,
     ) -> str:
-        """Commit `files` beside those the repository has, making it if need be; returns the commit's id."""
+        """Commit `files` beside those the repository has, making it if need be; returns the commit's id.
+
+        With `commit` it has the id of a commit on the real Hub.
+        """
         with self.lock:
-            repo = self.repos.setdefault((repo_type, repo_id), Repo(repo_id, repo_type, private, gated))
-            return repo.commit({**repo.commits[repo.head], **files})
+            repo = self.repos.setdefault((repo_type, repo_id), Repo(repo_id, repo_type, private, gated, disabled))
+            return repo.commit({**repo.commits[repo.head], **files}, commit)
 
     def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
         """The files at the head of ``main``; a KeyError tells that there is no such repository."""
@@ -302,7 +332,16 @@ class _Handler(BaseHTTPRequestHandler):
         repo, (sha, files) = self._repo(), self._files()
         siblings = [{"rfilename": path, "size": len(data), "blobId": blob_id(data)} for path, data in files.items()]
         about = {"id": repo.name, "sha": sha, "private": repo.private, "gated": "auto" if repo.gated else False}
-        self._answer({**about, "siblings": siblings})
+        self._answer({**about, "disabled": repo.disabled, "siblings": siblings})
+
+    def _settings(self) -> None:
+        self._may_write(self._repo().name)
+        self._repo().private = json.loads(self.body)["visibility"] == "private"
+        self._answer({"private": self._repo().private})
+
+    def _may_push(self) -> None:
+        self._may_write(self._repo().name)
+        self._answer({})
 
     def _tree(self) -> None:
         found, folder = entries(self._files()[1]), PurePosixPath(self.pieces.get("path", ""))
@@ -316,13 +355,40 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer([found[path] for path in parse_qs(self.body.decode())["paths"] if path in found])
 
     def _preupload(self) -> None:
-        """Say how to upload each file: all within the commit, so that no other storage is needed."""
+        """Say how to upload each file: within the commit, or to LFS before it."""
         repo = self._writable()
         there = repo.commits[repo.head]
-        known = {path: blob_id(data) for path, data in there.items()}
-        common = {"uploadMode": "regular", "shouldIgnore": False}
+        known = {path: listed(path, data) for path, data in there.items()}
+        oids = {path: entry["lfs"]["oid"] if "lfs" in entry else entry["oid"] for path, entry in known.items()}
         paths = [file["path"] for file in json.loads(self.body)["files"]]
-        self._answer({"files": [{"path": path, "oid": known.get(path), **common} for path in paths]})
+        modes = {path: "lfs" if is_lfs(path) else "regular" for path in paths}
+        self._answer(
+            {
+                "files": [
+                    {"path": path, "oid": oids.get(path), "uploadMode": modes[path], "shouldIgnore": False}
+                    for path in paths
+                ]
+            }
+        )
+
+    def _lfs_batch(self) -> None:
+        """Say where to put the objects that are not here yet."""
+        self._may_write(self._repo().name)
+        asked = json.loads(self.body)
+        if asked["operation"] != "upload" or asked["hash_algo"] != "sha256":
+            raise HubError(501, "The stand-in takes uploads to LFS only")
+        objects = [{"oid": one["oid"], "size": one["size"]} for one in asked["objects"]]
+        for one in objects:
+            if one["oid"] not in self.hub.objects:
+                one["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs/{one['oid']}"}}
+        self._answer({"transfer": "basic", "objects": objects})
+
+    def _put_object(self) -> None:
+        if hashlib.sha256(self.body).hexdigest() != self.pieces["oid"]:
+            raise HubError(400, "The object has another SHA-256")
+        with self.hub.lock:
+            self.hub.objects[self.pieces["oid"]] = self.body
+        self._answer({})
 
     def _commit(self) -> None:
         repo = self._writable()
@@ -330,7 +396,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             if header["value"].get("parentCommit", repo.head) != repo.head:
                 raise HubError(412, "A commit has happened since. Please refresh and try again.")
-            sha = repo.commit(changed(repo.commits[repo.head], operations))
+            sha = repo.commit(changed(repo.commits[repo.head], operations, self.hub.objects))
         self._answer({"commitOid": sha, "commitUrl": f"{self.hub.endpoint}{repo.page}/commit/{sha}"})
 
     def _resolve(self) -> None:
@@ -339,7 +405,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(403 if self.token else 401, "Access to this repository is restricted.", "GatedRepo")
         if path not in files:
             raise HubError(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": sha})
-        headers = {"X-Repo-Commit": sha, "ETag": f'"{blob_id(files[path])}"'}
+        entry = listed(path, files[path])
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]}"'}
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is None:
             return self._answer(files[path], headers=headers)
@@ -354,10 +421,14 @@ _ROUTES = (
     ("GET", "/api/whoami-v2", _Handler._whoami),
     ("POST", "/api/validate-yaml", _Handler._validate_yaml),
     ("POST", "/api/repos/create", _Handler._create),
+    ("PUT", f"{_REPO}/settings", _Handler._settings),
+    ("GET", f"{_REPO}/auth-check/write", _Handler._may_push),
     ("GET", f"{_REPO}(?:/revision/{_REVISION})?", _Handler._info),
     ("GET", f"{_REPO}/tree/{_REVISION}(?:/(?P<path>.+))?", _Handler._tree),
     ("POST", f"{_REPO}/paths-info/{_REVISION}", _Handler._paths_info),
     ("POST", f"{_REPO}/preupload/{_REVISION}", _Handler._preupload),
     ("POST", f"{_REPO}/commit/{_REVISION}", _Handler._commit),
+    ("POST", f"(?:/(?P<kind>datasets))?/{_ID}.git/info/lfs/objects/batch", _Handler._lfs_batch),
+    ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", _Handler._put_object),
     ("GET", f"(?:/(?P<kind>datasets))?/{_ID}/resolve/{_REVISION}/(?P<path>.+)", _Handler._resolve),
 )

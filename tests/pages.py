@@ -46,17 +46,18 @@ class Page(HTMLParser):
         return [attributes for _, attributes in self.tags if name in attributes.get("class", "").split()]
 
 
-def needs_nothing(page: Page) -> None:
-    """Fails where a page names anything outside itself, or lets a browser fetch it."""
+def needs_nothing(page: Page, *, scripts: int = 1) -> None:
+    """Fails where a page names anything outside itself, or lets a browser fetch it; or has other than its scripts."""
     addresses = [value for _, given in page.tags for name, value in given.items() if name in ("src", "href", "data")]
     assert addresses
     assert all(address.startswith("data:") for address in addresses)
     assert not {"link", "iframe", "object", "base", "form"} & {tag for tag, _ in page.tags}
     assert not [name for _, given in page.tags for name in given if name.startswith("on")]
-    assert len(page.all("script")) == 1
+    assert len(page.all("script")) == scripts
     policy = next(one["content"] for one in page.all("meta") if "http-equiv" in one)
     assert policy.startswith("default-src 'none';")
     assert "http" not in policy
+    assert ("script-src" in policy) == bool(scripts)
 
 
 def browse(page: Path, profile: Path, *options: str) -> str:

@@ -24,7 +24,8 @@ from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.data.tokens import ENCODE_BATCH
 from musicgen_dreamboothing.model import codec, language_model
 from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint, load_codec, load_text_encoder
-from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, load_language_model
+from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 
 ROOT = Path(__file__).parent.parent

@@ -21,30 +21,38 @@ from transformers import (
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model import captioner as module
-from musicgen_dreamboothing.model.captioner import MOST_WORDS, Captioner, clean
+from musicgen_dreamboothing.model.captioner import (
+    MOST_WORDS,
+    Captioner,
+    WeightBytes,
+    captioner_signature,
+    clean,
+    fits_in_4_bits,
+    weight_bytes,
+)
 
 RATE = 16_000
 SECONDS = 2  # that the tiny model hears
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
 
 
-def write_tiny_captioner(folder: Path, *, seed: int = 0) -> Path:
+def write_tiny_captioner(folder: Path, *, seed: int = 0, width: int = 32) -> Path:
     """A Qwen2-Audio checkpoint of random weights, in the layout of the real ones (under 1 MB)."""
     vocabulary = {token: number for number, token in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], additional_special_tokens=SPECIAL[1:])
     config = Qwen2AudioConfig(
         audio_config={
             "num_mel_bins": 16,
-            "d_model": 32,
+            "d_model": width,
             "encoder_layers": 1,
             "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 32,
+            "encoder_ffn_dim": width,
             "max_source_positions": SECONDS * 50,
         },
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 32,
+            "hidden_size": width,
+            "intermediate_size": width,
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
             "num_key_value_heads": 2,
@@ -117,14 +125,12 @@ def test_answers_end(checkpoint):
     assert len(short) <= 2 < len(long)  # the tiny model's tokens are letters
 
 
-def test_the_signature_tells_models_and_questions_apart(tmp_path, checkpoint):
-    signatures = {
-        load(checkpoint).signature,
-        load(checkpoint, batch_size=1).signature,
-        load(checkpoint, prompt="What is it?").signature,
-        load(write_tiny_captioner(tmp_path / "other", seed=1)).signature,
-    }
-    assert len(signatures) == 3
+def test_the_signature_tells_models_and_questions_apart(tmp_path, checkpoint, monkeypatch):
+    other = write_tiny_captioner(tmp_path / "other", seed=1)
+    signatures = [captioner_signature(str(model)) for model in (checkpoint, other)]
+    monkeypatch.setattr("musicgen_dreamboothing.model.captioner.PROMPT", "What is it?")
+    signatures.append(captioner_signature(str(checkpoint)))
+    assert len(set(signatures)) == 3
 
 
 def test_another_question_gets_another_answer(checkpoint):
@@ -155,6 +161,84 @@ def test_a_language_model_without_ears_is_refused(tmp_path):
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="a 't5' model doesn't answer questions about sound"):
         Captioner(str(tmp_path))
+
+
+# Qwen2-Audio-7B: 8.4 billion weights, nearly all of them in linear layers.
+SEVEN_B = WeightBytes(16_800_000_000, 5_600_000_000, 16)
+GB = 1_000_000_000
+
+
+def test_weights_are_counted_without_being_loaded(checkpoint):
+    from safetensors.torch import load_file
+
+    config, model_class = Qwen2AudioConfig.from_pretrained(checkpoint), Qwen2AudioForConditionalGeneration
+    count = sum(weight.numel() for weight in load_file(checkpoint / "model.safetensors").values())
+    sizes = weight_bytes(model_class, config, torch.bfloat16)
+    assert (sizes.plain, sizes.bits) == (2 * count, 16)
+    assert weight_bytes(model_class, config, torch.float32).plain == 4 * count
+    assert count / 2 < sizes.nf4 < 2 * count
+
+
+@pytest.mark.parametrize(("free", "in_4_bits"), [(24 * GB, False), (17 * GB, True), (8 * GB, True)])
+def test_four_bits_are_chosen_where_sixteen_do_not_fit(capsys, free, in_4_bits):
+    assert fits_in_4_bits("Qwen", SEVEN_B, torch.device("cuda", 0), free) is in_4_bits
+    note = (
+        f"note: Qwen takes 16.8 GB in 16 bits, and {free / GB:.1f} GB are free on cuda:0: it is loaded in 4 bits (5.6"
+    )
+    assert capsys.readouterr().out.startswith(note if in_4_bits else "")
+
+
+@pytest.mark.parametrize(("device", "free"), [("cuda:0", 6 * GB), ("cpu", 12 * GB), ("mps", 12 * GB)])
+def test_a_model_that_does_not_fit_is_one_line(device, free):
+    with pytest.raises(UserError, match=r"--captioner Qwen takes 16\.8 GB in 16 bits") as error:
+        fits_in_4_bits("Qwen", SEVEN_B, torch.device(device), free)
+    text = str(error.value)
+    assert f"{free / GB:.1f} GB are free on {device}; close what else uses it, choose a smaller model" in text
+    assert ("5.6 GB in 4 bits" in text) == device.startswith("cuda")
+    assert "\n" not in text
+
+
+def test_four_bits_need_bitsandbytes(monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'musicgen-dreamboothing\[quantization\]'"):
+        fits_in_4_bits("Qwen", SEVEN_B, torch.device("cuda"), 8 * GB)
+
+
+def test_a_full_device_is_told_before_anything_is_loaded(checkpoint, monkeypatch):
+    monkeypatch.setattr(module, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(Qwen2AudioForConditionalGeneration, "from_pretrained", None)
+    with pytest.raises(UserError, match=r"takes 0.0 GB in 32 bits .* 0.0 GB are free on cpu"):
+        load(checkpoint)
+
+
+def test_a_model_in_four_bits_describes_sound(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "fits_in_4_bits", lambda *_: True)
+    captioner = load(write_tiny_captioner(tmp_path / "wider", width=64))  # scales are those of 64 weights
+    assert captioner._model.is_loaded_in_4bit
+    assert any(captioner.caption([noise(1, 0), noise(1, 1)]))
+
+
+def test_memory_that_runs_out_makes_smaller_batches(checkpoint, monkeypatch):
+    waves = [noise(1, seed) for seed in range(5)]
+    expected, captioner, sizes = load(checkpoint).caption(waves), load(checkpoint), []
+    answers = captioner._answers
+
+    def scarce(batch):
+        sizes.append(len(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return answers(batch)
+
+    monkeypatch.setattr(captioner, "_answers", scarce)
+    assert captioner.caption(waves) == expected
+    assert sizes == [4, 2, 1, 1, 2, 1, 1, 1]
+
+    def none_left(_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(captioner, "_answers", none_left)
+    with pytest.raises(UserError, match="--captioner ran out of memory on cpu with a single clip"):
+        captioner.caption(waves)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, read_checkpoint, tone_song
+from conftest import Ran, read_checkpoint, stored_states, tables_in, tone_song
 from random_checkpoint import SAMPLING_RATE
 
 from musicgen_dreamboothing import audio
@@ -123,10 +123,6 @@ def metadata(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def table(root: Path, name: str) -> datasets.Dataset:
-    return datasets.load_from_disk(str(root / "data" / "tokens" / name))
-
-
 def write_songs(root: Path) -> Path:
     """Two songs of one clip each, one with a long caption."""
     (root / "songs").mkdir()
@@ -176,15 +172,16 @@ def test_the_class_is_in_metadata_and_tokens_and_edits_stay(root: Path, tiny: Pa
     rows = metadata(root)
     rows[0]["text"], rows[1]["text"], rows[1]["variants"] = "zxpunk, my words", "others", ["zxpunk tune"]
     (root / "data" / "clips" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run(root, tiny, class_prompt="rock")
+    made = run(root, tiny, class_prompt="rock")
     assert [row["text"] for row in metadata(root)] == ["zxpunk, my words", "others"]
-    clips = table(root, "clips")
-    assert clips["text"][:] == ["zxpunk rock, my words", "zxpunk rock, others"]
-    told = set(table(root, "captions")["text"])
-    assert told == {"zxpunk rock, my words", "zxpunk rock, others"}
+    assert [row["text"] for row in made.rows] == ["zxpunk rock, my words", "zxpunk rock, others"]
     options = PrepareArguments(instance_prompt="zxpunk", class_prompt="metal")
-    assert refresh(root / "data", options, read_checkpoint(tiny)).captions_encoded == 2
-    assert table(root, "clips")["text"][:] == ["zxpunk metal, my words", "zxpunk metal, others"]
+    made = refresh(root / "data", options, read_checkpoint(tiny))
+    assert made.captions_encoded == 2
+    assert [row["text"] for row in made.rows] == ["zxpunk metal, my words", "zxpunk metal, others"]
+    tables = tables_in(root / "data", tiny, "zxpunk", "rock")
+    assert tables.train["text"][:] == ["zxpunk rock, my words", "zxpunk rock, others"]
+    assert set(tables.captions["text"]) == set(tables.train["text"])
 
 
 def test_described_clips_have_it_too(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,14 +209,16 @@ def test_copies_are_encoded_with_the_captions_and_only_what_is_missing(root: Pat
     assert run(root, tiny).captions_encoded == 2
     plain = {LOUD, "zxpunk"}
     for dropout in (0.3, 0.6):
-        before = set(table(root, "captions")["text"])
-        wanted = plain | set(thinned_copies(LOUD, "zxpunk", dropout))
-        assert len(wanted) > 4
-        assert run(root, tiny, word_dropout=dropout).captions_encoded == len(wanted - before)
-        assert set(table(root, "captions")["text"]) == wanted
+        before = set(stored_states(root / "data")["text"])
+        texts = plain | set(thinned_copies(LOUD, "zxpunk", dropout))
+        assert len(texts) > 4
+        assert run(root, tiny, word_dropout=dropout).captions_encoded == len(texts - before)
+        tables = tables_in(root / "data", tiny, "zxpunk", key_phrase="zxpunk", word_dropout=dropout)
+        assert set(tables.captions["text"]) == texts
+        assert before < set(stored_states(root / "data")["text"])  # another run may need them
     assert run(root, tiny, word_dropout=0.6).captions_encoded == 0
     assert run(root, tiny).captions_encoded == 0
-    assert set(table(root, "captions")["text"]) == plain
+    assert set(tables_in(root / "data", tiny, "zxpunk").captions["text"]) == plain
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.5])
@@ -239,12 +238,13 @@ def test_what_prepare_says_next_has_the_same_captions(cli: Callable[..., Ran], r
 
 def test_the_key_word_is_encoded_beside_its_yardstick(root: Path, tiny: Path) -> None:
     run(root, tiny, instance_prompt=None)
-    assert text_states.word_states(root / "data") == {}
     checkpoint = read_checkpoint(tiny)
+    with pytest.raises(UserError, match="are not encoded; run the same command again"):
+        text_states.key_word_states(root / "data", "zxpunk", checkpoint)
     encoder = load_text_encoder(checkpoint, torch.device("cpu"))
     for word in ("zxpunk", "metal"):
         run(root, tiny, instance_prompt=word)
-        found = text_states.word_states(root / "data")
+        found = text_states.key_word_states(root / "data", word, checkpoint)
         assert set(found) == set(texts_of(word))
         for text, states in encode_captions(load_tokenizer(checkpoint), encoder, texts_of(word)):
             assert np.array_equal(found[text], states.astype(np.float16))
@@ -262,17 +262,38 @@ def test_an_unchanged_key_word_costs_no_encoder(root: Path, tiny: Path, monkeypa
         run(root, tiny, word_dropout=0.3, instance_prompt="metal")
 
 
+def test_states_are_written_a_few_at_a_time(root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill leaves is not encoded again, and nothing that is known is read to be written again."""
+    run(root, tiny, instance_prompt=None)
+    checkpoint = read_checkpoint(tiny)
+    encode, texts = text_states.text.encode_captions, [f"{number} trumpets" for number in range(8)]
+
+    def killed(*rest: Any) -> Iterator[tuple[str, np.ndarray]]:
+        yield from itertools.islice(encode(*rest), 5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text_states, "PART_TEXTS", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(text_states.text, "encode_captions", killed)
+        with pytest.raises(KeyboardInterrupt):
+            text_states.add_states(root / "data", texts, checkpoint)
+    files = {path: path.read_bytes() for path in text_states.states_folder(root / "data", checkpoint).glob("*.arrow")}
+    assert text_states.add_states(root / "data", [*texts, texts[0]], checkpoint) == set(texts[4:])
+    assert all(path.read_bytes() == content for path, content in files.items())
+    assert text_states.add_states(root / "data", texts, checkpoint) == set()
+    table = text_states.read_states(root / "data", reversed(texts), checkpoint)
+    assert table["text"][:] == texts[::-1]
+    assert table["length"][:] == [len(states) for states in table["states"]]
+
+
 # --- in training pieces
 
 
 def pieces_of(root: Path, tiny: Path, *, cached: bool = True, **drawing: Any) -> ClipDataset:
     usual: dict[str, Any] = {"crop_frames": 20, "random_crop": True, "vary_captions": True, "caption_dropout": 0.5}
-    return ClipDataset(
-        table(root, "clips"),
-        table(root, "captions") if cached else None,
-        read_checkpoint(tiny),
-        Drawing(**usual | {"key_phrase": "zxpunk"} | drawing),
-    )
+    tables = tables_in(root / "data", tiny, "zxpunk", key_phrase="zxpunk", word_dropout=0.3, text_states=cached)
+    drawn = Drawing(**usual | {"key_phrase": "zxpunk"} | drawing)
+    return ClipDataset(tables.train, tables.captions, read_checkpoint(tiny), drawn)
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -296,7 +317,7 @@ def test_pieces_are_the_same_but_for_the_words(cached: bool, thin_root: Path, ti
 
 
 def test_a_piece_has_the_states_of_the_words_it_kept(thin_root: Path, tiny: Path) -> None:
-    states = {row["text"]: np.asarray(row["states"]) for row in table(thin_root, "captions")}
+    states = {row["text"]: np.asarray(row["states"]) for row in stored_states(thin_root / "data")}
     pieces = pieces_of(thin_root, tiny, word_dropout=0.3)
     for index in range(10):
         assert np.array_equal(pieces[index]["text_states"], states[pieces[index]["caption"]])

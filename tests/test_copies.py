@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from importlib.resources import files
@@ -10,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Ran, prepare_words, train_words
+from conftest import Ran, prepare_words, tables_in, train_words
 from made_music import as_mp3, low_passed, music
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave, to_channels
-from musicgen_dreamboothing.data.tables import load_tables
 from musicgen_dreamboothing.listening.copies import joined_fingerprint, same_recordings
 from musicgen_dreamboothing.listening.duplicates import FRAME_RATE, fingerprint
 
@@ -128,8 +126,8 @@ def test_copies_are_on_one_side_of_the_split(cli: Callable[..., Ran], tiny: Path
     write_songs(tmp_path / "songs")
     assert cli(*prepare_words(tmp_path / "songs", tmp_path / "data", tiny)).code == 0
     for fraction, held_out in ((0.1, ["three.wav"]), (0.6, [*TWO, "three.wav"])):  # the fewest songs first
-        tables = load_tables(tmp_path / "data", eval_fraction=fraction, seed=0)
-        assert tables.copies == (ONE, TWO)
+        tables = tables_in(tmp_path / "data", tiny, eval_fraction=fraction)
+        assert tables.split.copies == (ONE, TWO)
         assert tables.held_out_songs == sorted(held_out)
         assert not set(tables.held_out["source"]) & set(tables.train["source"])
         assert len(tables.held_out) + len(tables.train) == 24
@@ -142,33 +140,9 @@ def test_a_copy_of_the_evaluation_split_is_not_trained_on(cli: Callable[..., Ran
     write_songs(tmp_path / "songs")
     words = [*prepare_words(tmp_path / "songs", tmp_path / "data", tiny), "--eval_split_name", "old"]
     assert cli(*words).code == 0
-    tables = load_tables(tmp_path / "data", eval_fraction=0.1, seed=0)
+    tables = tables_in(tmp_path / "data", tiny, eval_fraction=0.1)
     assert tables.held_out_songs == ["old/zwei.ogg"]
-    assert tables.left_out == ("two.wav",)
+    assert tables.split.left_out == ("two.wav",)
     assert set(tables.train["source"]) == {*ONE, "three.wav"}
     ran = cli(*train_words(tmp_path / "data", tmp_path / "run", tiny), "--max_steps", 1)
     assert "not trained on, as the evaluation split has the same recording: two.wav\n" in ran.out
-
-
-def test_a_table_without_recordings_is_made_anew(cli: Callable[..., Ran], tiny: Path, tmp_path: Path) -> None:
-    """As an earlier version left it; clips and captions are the same."""
-    import datasets
-
-    write_songs(tmp_path / "songs")
-    words = prepare_words(tmp_path / "songs", tmp_path / "data", tiny)
-    assert cli(*words).code == 0
-    path = tmp_path / "data" / "tokens" / "clips"
-    table = datasets.load_from_disk(str(path))
-    codes = table["codes"][:]
-    held_out = load_tables(tmp_path / "data", eval_fraction=0.1, seed=0).held_out_songs
-    table.remove_columns(["fingerprint", "recording"]).save_to_disk(str(tmp_path / "old"))
-    for file in path.iterdir():
-        file.unlink()
-    for file in (tmp_path / "old").iterdir():
-        (path / file.name).write_bytes(file.read_bytes())
-    assert load_tables(tmp_path / "data", eval_fraction=0.4, seed=0).copies == ()  # by songs, as it was
-    assert cli(*words).code == 0
-    again = datasets.load_from_disk(str(path))
-    assert again["codes"][:] == codes
-    assert load_tables(tmp_path / "data", eval_fraction=0.1, seed=0).held_out_songs == held_out
-    assert json.dumps(sorted(set(again["recording"]))) == json.dumps(sorted({ONE[0], TWO[0], "three.wav"}))

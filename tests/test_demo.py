@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from pages import Page, needs_nothing
 from PIL import Image
 
 from musicgen_dreamboothing.builtin.page import MELS, picture
@@ -123,6 +124,7 @@ def test_the_page_is_one_file(shown: Shown) -> None:
     assert len(places) == 16
     assert all(place.startswith("data:") for place in places)
     assert not re.search(r"https?:|url\(|@import|<script|<link|<iframe|\son\w+=", shown.page)
+    needs_nothing(Page(shown.page), scripts=0)
 
 
 def test_the_page_holds_the_clips_and_their_pictures(shown: Shown) -> None:

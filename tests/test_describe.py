@@ -20,20 +20,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
+from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tables_in, tone_song
 from made_music import music
 from random_demucs import random_demucs, save_safetensors
 from test_captioner import write_tiny_captioner
 from test_tags import write_tiny_clap
 
 from musicgen_dreamboothing import PrepareArguments, audio, prepare
+from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import cutting as cuttings
 from musicgen_dreamboothing.data import describe as describing
+from musicgen_dreamboothing.data.prepare import prepare_songs
 from musicgen_dreamboothing.data.song_audio import INVALID
-from musicgen_dreamboothing.data.songs.song import TRAIN, Song
+from musicgen_dreamboothing.data.songs.song import TRAIN, Collection, Columns, Song
+from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.stems import keep_stems
-from musicgen_dreamboothing.data.tables import load_tables
+from musicgen_dreamboothing.model import clap as clapping
 from musicgen_dreamboothing.model import separator as separating
 from musicgen_dreamboothing.model.captioner import Captioner
 from musicgen_dreamboothing.model.clap import Tagger
@@ -152,6 +155,50 @@ def test_a_run_killed_while_listening_goes_on(
     assert rows == described(two_songs, tmp_path / "whole", tiny, clap)
 
 
+def unavailable(*_: object) -> None:
+    raise UserError("no CLAP model")
+
+
+@pytest.mark.parametrize("change", ["model", "labels"])
+def test_what_another_model_heard_is_not_used_and_stays(
+    two_songs: Path, tmp_path: Path, tiny: Path, clap: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Neither where the model that is asked for cannot be loaded."""
+    rows = described(two_songs, tmp_path / "data", tiny, clap)
+    assert any(any(row["tags"].values()) for row in rows)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "genres.txt").write_text("waltz\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(clapping, "_load", unavailable)
+        other: dict[str, Any] = {"label_dir": str(tmp_path / "labels")} if change == "labels" else {}
+        model = clap if change == "labels" else tmp_path / "nowhere"
+        untagged = described(two_songs, tmp_path / "data", tiny, model, **other)
+        assert all(not any(row["tags"].values()) for row in untagged)
+        assert described(two_songs, tmp_path / "data", tiny, clap) == rows  # it was not heard again
+
+
+def test_a_part_of_the_songs_leaves_what_is_known_of_the_others(
+    short_songs: Path, tmp_path: Path, tiny: Path, clap: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first song of a dataset on the Hub: lines in `heard.jsonl` and stems of the other one are kept."""
+
+    def find(where: str, columns: Columns, **_: object) -> Collection:
+        return Collection(find_songs(str(short_songs), Columns()).songs[: columns.max_train_songs])
+
+    monkeypatch.setattr("musicgen_dreamboothing.data.prepare.find_songs", find)
+    words: dict[str, Any] = {"add_metadata": True, "clap_model_name_or_path": str(clap), "instance_prompt": "punk"}
+    words |= {"audio_separation": True, "separation_model": str(model), **WIDE}
+    del words["doctor"]
+    folder = tmp_path / "data"
+    for most in (None, 1):
+        options = TrainArguments(output_dir=str(tmp_path / "run"), max_train_samples=most, **words)
+        prepare_songs("someone/songs", folder, options, read_checkpoint(tiny))
+        if most is None:
+            known = (folder / "heard.jsonl").read_bytes(), sorted((folder / "stems").iterdir())
+    assert len(known[1]) == 2
+    assert known == ((folder / "heard.jsonl").read_bytes(), sorted((folder / "stems").iterdir()))
+
+
 def test_a_language_model_may_write(
     two_songs: Path, tmp_path: Path, tiny: Path, clap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,7 +265,7 @@ def test_options_that_make_no_sense_are_told_at_once(
 
 def test_every_epoch_draws_one_of_the_captions(two_songs: Path, tmp_path: Path, tiny: Path, clap: Path) -> None:
     rows = described(two_songs, tmp_path / "data", tiny, clap)
-    tables = load_tables(tmp_path / "data", eval_fraction=0.0, seed=0)
+    tables = tables_in(tmp_path / "data", tiny, "punk")
     texts = [row["text"] for row in rows]
     whole = [{row["text"], *row["variants"]} for row in rows]
     assert any(len(known) > 1 for known in whole)

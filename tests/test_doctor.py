@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_music import low_passed, music
-from pages import Page
+from pages import Page, needs_nothing
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
@@ -474,11 +474,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def test_the_page_needs_nothing_beside_it(page: Page) -> None:
-    addresses = [value for _, given in page.tags for name, value in given.items() if name in ("src", "href", "data")]
-    assert addresses
-    assert all(address.startswith("data:") for address in addresses)
-    assert not {"script", "link", "iframe", "object", "base", "form"} & {tag for tag, _ in page.tags}
-    assert not [name for _, given in page.tags for name in given if name.startswith("on")]
+    needs_nothing(page, scripts=0)
 
 
 def test_every_preview_has_two_players_and_two_pictures(page: Page) -> None:
@@ -545,6 +541,14 @@ def test_a_finding_lists_its_clips_up_to_a_limit(tmp_path: Path) -> None:
     clips = tuple(replace(seen.clips[0], text="", file_name=f"{n}.flac", sound=None, broken="gone") for n in range(100))
     write_report(replace(seen, clips=(*seen.clips, *clips)), folder / "report.html")
     assert f"and {100 - report.NAMES} more" in Page((folder / "report.html").read_text(encoding="utf-8")).words
+
+
+def test_a_group_of_copies_is_named_up_to_a_limit() -> None:
+    clips = [clip(number) for number in range(50)]
+    pairs = tuple(Duplicate(number, number + 1, 1.0, 0.0) for number in range(49))
+    (finding,) = findings(examination(*clips, duplicates=pairs))
+    assert finding.where[0].endswith("005.flac and 44 more")
+    assert len(finding.clips) == 50
 
 
 def test_findings_say_what_to_do() -> None:

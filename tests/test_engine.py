@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, read_checkpoint
-from peft.tuners.lora import LoraLayer
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.generation import engine
 from musicgen_dreamboothing.generation import generator as generators
+from musicgen_dreamboothing.generation import products
 from musicgen_dreamboothing.generation.decoding import (
     EAGER,
     GRAPH,
@@ -30,10 +29,11 @@ from musicgen_dreamboothing.generation.decoding import (
 from musicgen_dreamboothing.generation.engine import Decoder, Stack
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import codec, text
-from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, merged_for_a_while
+from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.delay import training_steps
 from musicgen_dreamboothing.model.device import is_out_of_memory
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
+from musicgen_dreamboothing.model.merging import Merger, merged_in_place
 from musicgen_dreamboothing.model.quantized import Int8Linear
 
 PROMPTS = ("punk", "a slow waltz for two guitars")
@@ -143,7 +143,7 @@ def test_logits_are_those_of_transformers_generate(
     theirs = their_logits(theirs_model, generator, codes, scale)
     assert theirs.std() > 0.01
     for whole, turned in ((False, range(0)), (True, range(0)), (False, range(1, 65))):
-        monkeypatch.setattr(engine, "TURNED", turned)
+        monkeypatch.setattr(products, "TURNED", turned)
         ours = our_logits(generator, codes, scale, whole=whole)
         assert torch.allclose(ours, theirs, atol=2e-5), (ours - theirs).abs().max()
 
@@ -207,7 +207,7 @@ def test_steps_of_equal_shape_draw_the_same_codes(
     states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
     arguments = (generator._stack, generator.checkpoint, states, mask)
     plain, counted = (
-        CodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=sampling, how=how) for how in (EAGER, GRAPH)
+        CodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=sampling, mode=mode) for mode in (EAGER, GRAPH)
     )
     for _ in range(plain.steps):
         plain.advance()
@@ -230,7 +230,7 @@ def test_a_step_never_asks_the_device(kind: str, sampling: Sampling, loaded: Cal
         frames=STEPS,
         seeds=[1, 2],
         sampling=sampling,
-        how=GRAPH,
+        mode=GRAPH,
     )
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         stream._draw_counted(check=False)
@@ -405,7 +405,7 @@ def test_an_adapter_is_merged_for_a_while_and_leaves_no_trace(dtype: torch.dtype
         return our_logits(generator, codes, 3.0, whole=False)
 
     plain, beside = logits(load_language_model(generator.checkpoint, dtype, torch.device("cpu"))), logits(base)
-    with merged_for_a_while(adapted) as merged:
+    with merged_in_place(adapted, generator.checkpoint) as merged:
         inside = logits(merged)
         changed = [name for name, weight in adapted.named_parameters() if not torch.equal(weight, before[name])]
     assert changed
@@ -419,35 +419,36 @@ def test_a_model_in_training_is_read_as_a_plain_one(state: str, checkpoints: Fol
     """Below adapters that compute nothing the engine finds the base's own layers, and joins them."""
     checkpoint = read_checkpoint(checkpoints("text"))
     adapted = add_adapter(load_language_model(checkpoint, torch.float32, torch.device("cpu")), LoraSettings())
-    with merged_for_a_while(adapted) if state == "merged" else adapted.disable_adapter():
+    with merged_in_place(adapted, checkpoint) if state == "merged" else adapted.disable_adapter():
         Stack(adapted.get_base_model())
         own = adapted.get_base_model().decoder.model.decoder.layers[0].self_attn
         places = {part.weight.untyped_storage().data_ptr() for part in (own.q_proj, own.k_proj, own.v_proj)}
         assert len(places) == 1
 
 
-@pytest.mark.parametrize("moment", ["merge", "unmerge"])
-@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("settings", [LoraSettings(), LoraSettings(use_dora=True), LoraSettings(init="pissa")])
 def test_no_memory_while_merging_leaves_no_trace(
-    moment: str, use_dora: bool, checkpoints: Folders, monkeypatch: pytest.MonkeyPatch
+    settings: LoraSettings, checkpoints: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = read_checkpoint(checkpoints("text"))
-    base = load_language_model(checkpoint, torch.float32, torch.device("cpu"))
-    adapted = add_adapter(base, LoraSettings(use_dora=use_dora))
+    adapted = add_adapter(load_language_model(checkpoint, torch.bfloat16, torch.device("cpu")), settings)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name or "lora_embedding_B" in name:
                 weight.normal_(0, 0.1)
     before = {name: weight.clone() for name, weight in adapted.named_parameters()}
-    layers = [layer for layer in adapted.modules() if isinstance(layer, LoraLayer)]
+    usual, done = Merger.merged, []
 
-    def full(*rest: Any, **options: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+    def full(merger: Merger, name: str, entry: Any) -> torch.Tensor:
+        done.append(name)
+        if len(done) == 10:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return usual(merger, name, entry)
 
-    monkeypatch.setattr(layers[len(layers) // 2], moment, full)
-    with contextlib.suppress(torch.OutOfMemoryError), merged_for_a_while(adapted):
-        pass
-    assert not any(layer.merged for layer in layers)
+    monkeypatch.setattr(Merger, "merged", full)
+    with contextlib.suppress(torch.OutOfMemoryError), merged_in_place(adapted, checkpoint):
+        raise AssertionError("nothing is played")
+    assert len(done) == 10
     assert all(torch.equal(weight, before[name]) for name, weight in adapted.named_parameters())
 
 
@@ -482,7 +483,7 @@ def test_int8_music_is_near_and_small(checkpoints: Folders) -> None:
 
 
 def test_an_unknown_quantisation_is_refused(checkpoints: Folders) -> None:
-    with pytest.raises(UserError, match="--quantization 'int3' is unknown here; it takes none, int8"):
+    with pytest.raises(UserError, match="--quantization 'int3' is unknown; it takes none, nf4, int8"):
         Generator(checkpoints("text"), quantization="int3")
 
 

@@ -11,16 +11,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Ran, prepare_words, read_checkpoint, tone_song, train_words
+from conftest import Ran, prepare_words, read_checkpoint, tables_in, tone_song, train_words
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.evaluation.report import read_report
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE
 from musicgen_dreamboothing.model import codec
@@ -147,7 +147,7 @@ def test_a_copy_of_a_song_is_flagged_and_laid_beside_it(cli: Cli, finished: Path
     """In the place of a generated clip stands one that was trained on."""
     root = shutil.copytree(finished, tmp_path / "copy")
     assert not any(one["is_copy"] for one in report_of(root / "run")["nearest"])
-    rows = datasets.load_from_disk(str(root / "songs" / "tokens" / "clips"))
+    rows = tables_in(root / "songs", tiny, "punk").train
     held_out = json.loads((root / "run" / "evaluation" / "report.json").read_text())["notes"]
     row = next(row for row in rows if not any(row["source"] in note for note in held_out))
     checkpoint = read_checkpoint(tiny)
@@ -166,6 +166,20 @@ def test_a_copy_of_a_song_is_flagged_and_laid_beside_it(cli: Cli, finished: Path
     assert copies[0]["song_at"] == pytest.approx(row["start"], abs=0.1)
     assert (root / "run" / "evaluation" / copies[0]["clip_file"]).is_file()
     assert row["source"] in ran.out  # the verdict names the song
+    song = root / "songs" / "clips" / row["file_name"]
+    song.unlink()
+    ran = cli(*evaluate_words(root / "run", "--data", root / "songs"))
+    assert ran.code == 0, ran.err
+    assert f"note: the report can't play {song} (No such file or directory)\n" in ran.out
+    (copy,) = [one for one in report_of(root / "run")["nearest"] if one["is_copy"]]
+    assert (copy["clip_file"], copy["song"]) == ("", row["source"])
+
+
+def test_two_evaluations_at_once_end_in_one_line(cli: Cli, finished: Path) -> None:
+    with folder_lock(finished / "run" / "evaluation"):
+        ran = cli(*evaluate_words(finished / "run"))
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "evaluation is in use by another run; wait for it or choose another --output_dir" in ran.err
 
 
 def test_answers_of_the_blind_page_are_counted(cli: Cli, finished: Path, tmp_path: Path) -> None:
@@ -321,7 +335,7 @@ def test_a_report_that_fails_takes_nothing_from_a_finished_run(
     data = shutil.copytree(prepared, tmp_path / "songs")
     ran = cli(*train_words(data, tmp_path / "run", tiny), "--max_steps", 1, "--final_report", "true")
     assert ran.code == 0, ran.err
-    assert "the run is finished, but was not compared with its base: the disk is full" in ran.out
+    assert "the run is finished and saved, but its report failed (the disk is full); to repeat it: " in ran.out
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
 
 

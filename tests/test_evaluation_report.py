@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -239,6 +240,17 @@ def test_a_page_of_nothing(tmp_path: Path, evaluation: tuple[Path, Evaluation]) 
     assert page.all("audio") == page.all("img") == page.all("svg") == []
     assert "That was not measured." in page.words
     assert read_report(tmp_path) == empty
+
+
+def test_many_copies_are_named_and_some_are_heard(tmp_path: Path, evaluation: tuple[Path, Evaluation]) -> None:
+    folder, found = evaluation
+    shutil.copytree(folder / "clips", tmp_path / "clips")
+    many = [replace(near(True, 0.9), clip_file=found.pairs[1].base_file) for _ in range(report.COPIES + 5)]
+    write_report(tmp_path, replace(found, pairs=[], nearest=[*many, near()]))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(page.marked("copy")) == report.COPIES
+    assert "And 5 more near-copies: they come first in the list below." in page.words
+    assert "6 clips more, the nearest first" in page.words
 
 
 def test_a_page_without_copies_says_so(tmp_path: Path, evaluation: tuple[Path, Evaluation]) -> None:

@@ -15,7 +15,7 @@ from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.device import release_memory
 from musicgen_dreamboothing.model.footprint import Estimator, Step
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -35,7 +35,7 @@ def streams(generator: Generator, frames: int, sampling: Sampling) -> tuple[Code
     states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
     arguments = (generator._stack, generator.checkpoint, states, mask)
     plain, captured = (
-        CodeStream(*arguments, frames=frames, seeds=[1, 2], sampling=sampling, how=how) for how in (EAGER, GRAPH)
+        CodeStream(*arguments, frames=frames, seeds=[1, 2], sampling=sampling, mode=mode) for mode in (EAGER, GRAPH)
     )
     return plain, captured
 

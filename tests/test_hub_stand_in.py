@@ -5,6 +5,7 @@ Run as a script, this file is the client: it does one of its errands and prints 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -105,6 +106,7 @@ def push_and_load(work: Path) -> dict[str, Any]:
     return {
         "made": [api.whoami()["name"], made.repo_id, made.repo_type],
         "commits": [first.oid, again.oid],
+        "lfs": [file.lfs.sha256 for file in api.get_paths_info(repo, list(LORA), revision=first.oid) if file.lfs],
         "snapshot": snapshot_download(repo, revision=first.oid),
         "file": hf_hub_download(repo, "a drum.flac"),
     }
@@ -126,6 +128,9 @@ def fail(work: Path) -> dict[str, Any]:
         "push unsigned": failure(lambda: nobody.upload_folder(repo_id=repo, folder_path=work / "lora")),
         "create elsewhere": failure(lambda: api.create_repo("another/new")),
         "create twice": failure(lambda: api.create_repo(repo)),
+        "write elsewhere": failure(lambda: api.auth_check("another/open", write=True)),
+        "write": api.auth_check(repo, write=True),
+        "race": failure(lambda: api.delete_file("README.md", repo, parent_commit=api.model_info("someone/lora").sha)),
         "bad card": failure(lambda: api.upload_file(repo_id=repo, path_or_fileobj=card, path_in_repo="README.md")),
         "other host": get_session().get("http://example.org/").status_code,
         "other host, https": failure(lambda: get_session().get("https://example.org/")),
@@ -179,6 +184,7 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
     songs = {"data/train-0.parquet": parquet("drum", "flute"), "data/test-0.parquet": parquet("harp")}
     with LocalHub() as hub:
         hub.add("someone/open", {"README.md": b"# Open\n"})
+        hub.add("another/open", {"README.md": b"# Open\n"})
         hub.add("someone/secret", {"README.md": b"# Secret\n"}, private=True)
         hub.add("someone/songs", {"README.md": CARD, "loops/0.parquet": parquet("loop"), **songs}, repo_type="dataset")
         hub.add("someone/folder", FOLDER, repo_type="dataset")
@@ -197,6 +203,13 @@ def test_a_pushed_folder_comes_back_the_same(seen: Any) -> None:
     there = {path.relative_to(snapshot).as_posix(): path.read_bytes() for path in snapshot.rglob("*") if path.is_file()}
     assert there == LORA
     assert Path(told["file"]).read_bytes() == LORA["samples/a drum.flac"]
+
+
+def test_large_files_are_in_lfs(visit: Visit, seen: Any) -> None:
+    weights = hashlib.sha256(LORA["adapter_model.safetensors"]).hexdigest()
+    drum = hashlib.sha256(LORA["samples/a drum.flac"]).hexdigest()
+    assert sorted(seen["push_and_load"]["lfs"]) == sorted([weights, drum])
+    assert weights in visit.hub.objects
 
 
 @pytest.mark.usefixtures("seen")
@@ -237,6 +250,9 @@ def test_what_is_not_allowed_fails(seen: Any) -> None:
     assert told["wrong token"] == told["create unsigned"] == ["HfHubHTTPError", 401]
     assert told["create elsewhere"] == ["HfHubHTTPError", 403]
     assert told["create twice"] == ["HfHubHTTPError", 409]
+    assert told["write elsewhere"] == ["HfHubHTTPError", 403]
+    assert told["write"] is None
+    assert told["race"] == ["HfHubHTTPError", 412]
     assert told["bad card"][0] == "ValueError"
 
 

@@ -8,16 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, read_checkpoint, train_words
+from conftest import Ran, read_checkpoint, stored_codes, train_words
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.builtin.recipe import ASSETS
-from musicgen_dreamboothing.data.text_states import word_states
+from musicgen_dreamboothing.data.text_states import key_word_states
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.delay import training_steps
@@ -34,7 +33,7 @@ from musicgen_dreamboothing.model.keyword import (
     surprisal,
     texts_of,
 )
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.text import encode_captions, pad_states
 
 CPU = torch.device("cpu")
@@ -193,9 +192,9 @@ def test_short_and_single_clips_do(tiny: Path) -> None:
 
 
 def test_what_prepare_leaves_is_all_that_is_needed(prepared: Path, tiny: Path) -> None:
-    base, table = Base(tiny), datasets.load_from_disk(str(prepared / "tokens" / "clips"))
+    base, table = Base(tiny), stored_codes(prepared)
     codes = table.with_format("numpy")["codes"]
-    states = word_states(prepared)
+    states = key_word_states(prepared, "punk", base.checkpoint)
     first, *rest = ([states[context.format(word)] for context in CONTEXTS] for word in ("punk", *MADE_UP))
     found = meaning_of(base.model, base.checkpoint, codes, first, rest)
     assert found.score == pytest.approx(base.meaning("punk", table["codes"][:]).score, rel=0.02)  # states of 16 bits

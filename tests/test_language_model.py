@@ -28,7 +28,8 @@ from musicgen_dreamboothing.model.checkpoint import (
     load_tokenizer,
 )
 from musicgen_dreamboothing.model.delay import IGNORED, apply_delay, delays, training_steps
-from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, load_language_model
+from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.training.collator import Collator
 
 CPU = torch.device("cpu")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from musicgen_dreamboothing.model.checkpoint import (
     save_processor,
     weights_fingerprint,
 )
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 
 Cli = Callable[..., Ran]
 Folders = Callable[[str], Path]
@@ -75,6 +76,54 @@ def test_every_layout_gives_the_same_numbers(layout: Layout, checkpoints: Folder
     expected = outputs(plain, dtype)
     for name, values in outputs(checkpoint, dtype).items():
         assert torch.equal(values, expected[name]), name
+
+
+@pytest.mark.parametrize("layout", MIXED, ids=lambda layout: layout.label)
+def test_caches_do_not_depend_on_the_layout(layout: Layout, checkpoints: Folders, tmp_path: Path) -> None:
+    """Of two repositories with the same codec and text encoder, in whatever files, each takes what the other has."""
+    checkpoint = open_layout(layout, checkpoints(layout.kind), tmp_path / "layout")
+    plain = open_layout(Layout(kind=layout.kind, dtype=layout.dtype), checkpoints(layout.kind), tmp_path / "plain")
+    load_text_encoder(plain, CPU)  # changes its configuration
+    load_codec(plain, CPU)
+    assert checkpoint.codec_hash == plain.codec_hash
+    if layout.tokenizer == "tokenizer.json":  # others have more words
+        assert checkpoint.text_hash == plain.text_hash
+
+
+@pytest.mark.parametrize(
+    ("change", "hashes"),
+    [
+        ("decoder.lm_heads.0.weight", set()),
+        ("audio_encoder.quantizer.layers.2.codebook.embed", {"codec"}),
+        ("text_encoder.shared.weight", {"text"}),
+        ("sampling_rate", {"codec"}),
+        ("num_heads", {"text"}),
+        ("tokenizer", {"text"}),
+        ("dtype", {"codec", "text"}),
+    ],
+)
+def test_caches_depend_on_the_part_that_made_them(
+    change: str, hashes: set[str], checkpoints: Folders, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoints("text"), tmp_path / "base")
+    before = load_checkpoint(Source(str(folder)))
+    known = {"codec": before.codec_hash, "text": before.text_hash}
+    weights = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    if change in weights:
+        weights[change].view(-1)[-1] += 1
+    elif change == "dtype":
+        weights = {name: weight.half() for name, weight in weights.items()}
+    elif change == "tokenizer":
+        path = folder / "tokenizer.json"
+        path.write_text(path.read_text().replace('"z"', '"zz"'))
+    else:
+        part = "audio_encoder" if change == "sampling_rate" else "text_encoder"
+        config[part][change] *= 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    after = load_checkpoint(Source(str(folder)))
+    assert {name for name, value in known.items() if getattr(after, f"{name}_hash") != value} == hashes
 
 
 # What is refused

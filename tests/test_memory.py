@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import json
 import re
 import shutil
@@ -27,7 +28,7 @@ from musicgen_dreamboothing.model import language_model
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
 from musicgen_dreamboothing.model.delay import IGNORED, training_steps
 from musicgen_dreamboothing.model.footprint import Estimator, Live, Step, walked
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.quantized import Int8Linear, keep_trainable
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.training import plan
@@ -619,7 +620,7 @@ def test_an_evaluation_leaves_a_base_of_4_bits_trainable(checkpoints: Folders, m
 def test_a_missing_library_is_named_with_its_command(
     song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = language_model.base_quantization.__globals__["importlib"].util.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else find(name))
     ran = cli(*train_words(song, tmp_path / "out", tiny), "--quantization", "nf4")
     assert (ran.code, ran.err.count("\n")) == (1, 1)

@@ -16,7 +16,7 @@ from musicgen_dreamboothing.model import prefix
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
 from musicgen_dreamboothing.model.delay import training_steps
 from musicgen_dreamboothing.model.footprint import Estimator, Step
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.training.collator import Collator
 

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import pickle
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -17,7 +18,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLING_RATE, Ran, prepare_words, read_checkpoint, tone_song
+from conftest import (
+    SAMPLING_RATE,
+    Ran,
+    prepare_words,
+    read_checkpoint,
+    stored_codes,
+    stored_states,
+    tables_in,
+    tone_song,
+)
 from random_checkpoint import write_tiny_checkpoint
 from test_audio import dominant, encode, sine, sound_file
 from transformers import MusicgenForConditionalGeneration
@@ -26,12 +36,14 @@ from musicgen_dreamboothing import PrepareArguments, audio, prepare
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import text_states, tokens
+from musicgen_dreamboothing.data.arrow_tables import append_rows, join_rows, read_rows
 from musicgen_dreamboothing.data.captions import with_instance_prompt
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, prepare_songs, refresh
 from musicgen_dreamboothing.data.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.song import Collection, Columns
 from musicgen_dreamboothing.data.songs.sources import find_songs
+from musicgen_dreamboothing.data.tokens import clip_rows
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec, load_tokenizer
 
@@ -76,17 +88,16 @@ def captions(folder: Path) -> dict[str, str]:
     return {row["source"]: row["text"] for row in metadata(folder)}
 
 
-def codes(folder: Path) -> dict[str, np.ndarray]:
+def codes(folder: Path, base: Path | None = None) -> dict[str, np.ndarray]:
     """The codes `[K, T]` of each clip."""
-    table = datasets.load_from_disk(str(folder / "tokens" / "clips")).with_format("numpy")
-    return {row["file_name"]: np.asarray(row["codes"]) for row in table}
+    stored = {row["digest"]: np.asarray(row["codes"]) for row in stored_codes(folder, base).with_format("numpy")}
+    return {row["file_name"]: stored[row["digest"]] for row in clip_rows(folder)}
 
 
-def states(folder: Path) -> dict[str, np.ndarray]:
+def states(folder: Path, base: Path | None = None) -> dict[str, np.ndarray]:
     """The text states `[L, D]` of each caption."""
-    table = datasets.load_from_disk(str(folder / "tokens" / "captions"))
-    assert table.features["states"] == datasets.List(datasets.List(datasets.Value("float16")))
-    return {row["text"]: np.asarray(row["states"]) for row in table}
+    stored = {row["text"]: np.asarray(row["states"]) for row in stored_states(folder, base)}
+    return {row["text"]: stored[row["text"]] for row in clip_rows(folder, "punk")}
 
 
 def assert_same_result(folder: Path, other: Path) -> None:
@@ -530,8 +541,8 @@ def test_a_folder_is_an_evaluation_split(cli: Cli, songs: Path, tmp_path: Path, 
     ran = cli(*words, "--eval_split_name", "album 1")  # of songs that were cut before
     assert ran.code == 0
     assert "2 songs of them for evaluation" in ran.out
-    table = datasets.load_from_disk(str(tmp_path / "data" / "tokens" / "clips"))
-    assert table["split"] == [row["split"] for row in metadata(tmp_path / "data")]
+    held_out = {row["file_name"] for row in metadata(tmp_path / "data") if row["split"] == "eval"}
+    assert set(tables_in(tmp_path / "data", tiny).held_out["file_name"]) == held_out
     assert {row["split"] for row in metadata(tmp_path / "data") if "album 1/" in row["source"]} == {"eval"}
     assert {row["split"] for row in metadata(tmp_path / "data") if "album 0/" in row["source"]} == {"train"}
 
@@ -590,12 +601,21 @@ def test_a_line_without_a_caption_gets_ours_again(work: Path, finished: Path, ti
     assert_same_result(work / "data", finished / "data")
 
 
-def test_captions_that_nobody_uses_are_dropped(work: Path, tiny: Path, no_encoders: Callable[[str], None]) -> None:
+def test_captions_and_songs_that_come_back_are_known(
+    work: Path, finished: Path, tiny: Path, no_encoders: Callable[[str], None]
+) -> None:
     no_encoders("codec")
     no_encoders("text_encoder")
-    (work / "songs" / "song 1.txt").unlink()
-    assert run(work / "songs", work / "data", tiny).captions_encoded == 0
+    for name in ("song 1.txt", "song 2.wav"):
+        (work / "songs" / name).rename(work / name)
+    made = run(work / "songs", work / "data", tiny)
+    assert (made.clips, made.clips_encoded, made.captions_encoded) == (4, 0, 0)
     assert set(states(work / "data")) == {"punk"}
+    for name in ("song 1.txt", "song 2.wav"):
+        (work / name).rename(work / "songs" / name)
+    made = run(work / "songs", work / "data", tiny)
+    assert (made.clips, made.songs_cut, made.clips_encoded, made.captions_encoded) == (5, 1, 0, 0)
+    assert_same_result(work / "data", finished / "data")
 
 
 def test_a_deleted_line_stays_away(work: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -794,13 +814,15 @@ def test_own_songs_in_a_folder_called_clips_are_refused_before_they_are_mixed(cl
     assert [path.name for path in mine.parent.iterdir()] == ["mine.flac"]
 
 
-def test_another_base_encodes_again(work: Path, finished: Path, tmp_path: Path) -> None:
+def test_another_codec_and_text_encoder_encode_again(work: Path, finished: Path, tiny: Path, tmp_path: Path) -> None:
     other = write_tiny_checkpoint(tmp_path / "other", seed=1)
     made = run(work / "songs", work / "data", other)
     assert made == Prepared(work / "data", clips=5, songs_cut=0, clips_encoded=5, captions_encoded=2)
-    old, new = codes(finished / "data"), codes(work / "data")
+    old, new = codes(finished / "data"), codes(work / "data", other)
     assert not any(np.array_equal(old[name], new[name]) for name in old)
-    assert not np.allclose(states(finished / "data")["punk"], states(work / "data")["punk"])
+    assert not np.allclose(states(finished / "data")["punk"], states(work / "data", other)["punk"])
+    made = run(work / "songs", work / "data", tiny)  # what is known of the first one is there still
+    assert made == Prepared(work / "data", clips=5, songs_cut=0, clips_encoded=0, captions_encoded=0)
 
 
 # --- killed, refused, full
@@ -864,14 +886,15 @@ def test_a_run_killed_while_encoding_goes_on(
     ran = cli(*words)
     assert ran.code == 130
     assert ran.err.endswith(STOPPED)
-    parts = tmp_path / "data" / "tokens" / "parts"
-    assert [path.name for path in parts.iterdir()] == ["000000-0"]
-    shutil.copytree(parts / "000000-0", parts / "000001-0.new")  # a part that the kill tore
-    (parts / "000001-0.new" / "dataset_info.json").unlink()
+    (table,) = (tmp_path / "data" / "tokens").glob("codes-*")
+    assert [path.name for path in table.iterdir()] == ["000000-0.arrow"]
+    written = (table / "000000-0.arrow").read_bytes()
+    (table / "000001-0.unfinished").write_bytes(written[:100])  # as a kill leaves it
     monkeypatch.undo()
     made = run(finished / "songs", tmp_path / "data", tiny)
     assert (made.songs_cut, made.clips_encoded, made.captions_encoded) == (0, 3, 2)
-    assert not parts.exists()
+    assert sorted(path.name for path in table.iterdir()) == ["000000-0.arrow", "000001-0.arrow"]
+    assert (table / "000000-0.arrow").read_bytes() == written
     assert_same_result(tmp_path / "data", finished / "data")
 
 
@@ -941,8 +964,6 @@ def test_a_file_in_the_place_of_the_folder(cli: Cli, finished: Path, tmp_path: P
 
 
 def test_codes_are_those_of_each_clip_alone(finished: Path, tmp_path: Path, tiny: Path) -> None:
-    stored = datasets.load_from_disk(str(finished / "data" / "tokens" / "clips"))
-    assert stored.features["codes"] == datasets.List(datasets.List(datasets.Value("uint16")))
     checkpoint = read_checkpoint(tiny)
     model = load_codec(checkpoint, torch.device("cpu"))
     run(finished / "songs", tmp_path / "data", tiny, encode_batch_size=1)
@@ -1029,9 +1050,9 @@ def test_a_folder_made_by_hand(tmp_path: Path, tiny: Path) -> None:
     options = PrepareArguments(model_name_or_path=str(tiny), instance_prompt="punk")
     made = refresh(tmp_path / "data", options, checkpoint_of(options))
     assert (made.clips_encoded, made.captions_encoded) == (2, 2)
-    table = datasets.load_from_disk(str(tmp_path / "data" / "tokens" / "clips"))
-    assert table["text"] == ["punk, slow", "punk"]
-    assert table["seconds"] == [len(row[0]) / 50 for row in table["codes"]]
+    table = tables_in(tmp_path / "data", tiny, "punk").train
+    assert table["text"][:] == ["punk, slow", "punk"]
+    assert table["seconds"][:] == [len(row[0]) / 50 for row in table["codes"]]
     assert table["seconds"][0] == 1.02  # whole frames
     made = refresh(tmp_path / "data", options, checkpoint_of(options))
     assert (made.clips_encoded, made.captions_encoded) == (0, 0)
@@ -1089,24 +1110,23 @@ def test_a_batch_is_read_while_the_codec_encodes_the_one_before(tiny: Path, monk
     assert read == 2 * 16
 
 
-def test_a_table_of_many_clips_is_written_a_few_at_a_time(tmp_path: Path) -> None:
+def test_a_table_of_many_clips_stays_in_its_files(tmp_path: Path) -> None:
     """A code as Python's own integer takes 33 bytes: clips of 30 s took 0.2 MB each, and a thousand were held."""
     codes = np.arange(6000, dtype=np.uint16).reshape(4, 1500)
-    stored = {"digest": "one", "codes": codes, "fingerprint": np.arange(1, 751, dtype=np.uint32)}
-    tokens.save_table(iter([stored]), tokens.CODE_FEATURES, tmp_path / tokens.CODES)
-    names = [f"{number}.flac" for number in range(400)]
-    texts = dict.fromkeys(("source", "split", "text"), "")
-    rows = [{**texts, "file_name": name, "start": 0.0, "variants": [], "digest": "one"} for name in names]
-    known = tokens._known_codes(tmp_path)
+    clip = {"codes": codes, "frames": 1500, "fingerprint": np.arange(1, 751, dtype=np.uint32)}
+    names = [str(number) for number in range(400)]
     tracemalloc.start()
-    tokens._assemble(tmp_path, rows, known, frame_rate=50.0)
+    append_rows(tmp_path, ({"digest": name, **clip} for name in names), tokens.CODE_FEATURES)
+    stored = read_rows(tmp_path, tokens.CODE_FEATURES)
+    features = datasets.Features({"text": datasets.Value("string")})
+    places = [*reversed(range(400)), 7, 7]  # two clips more are the same sound
+    table = join_rows(stored, places, [{"text": f"{place}"} for place in places], features)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    table = datasets.load_from_disk(str(tmp_path / tokens.CODES))
-    assert table["file_name"] == names
-    assert set(table["seconds"]) == {30.0}
-    assert table[399]["codes"] == codes.tolist()
+    assert table["text"][:] == table["digest"][:] == [*reversed(names), "7", "7"]
+    assert table[401]["codes"] == codes.tolist()
     assert peak < 10e6
+    assert len(pickle.dumps(table)) < 1e6  # a worker process gets the path
 
 
 def test_however_many_clips_there_are_few_are_in_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

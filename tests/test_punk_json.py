@@ -26,6 +26,7 @@ from test_tags import write_tiny_clap
 
 from musicgen_dreamboothing.arguments import NOT_YET, RENAMED, RETIRED, TrainArguments, parse
 from musicgen_dreamboothing.model.checkpoint import MELODY
+from musicgen_dreamboothing.model.clap import SAFETENSORS
 
 ROOT = Path(__file__).parent.parent
 PUNK = ROOT / "tests" / "data" / "punk_2024.json"
@@ -36,6 +37,7 @@ configs:
 ---
 """
 SONGS, SECONDS = 3, 1.5
+CLAP_COMMIT = SAFETENSORS["laion/larger_clap_music"].revision
 
 
 @torch.no_grad()
@@ -78,7 +80,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         patch.setattr(random_checkpoint, "BITS_PER_CODE", 11)
         patch.setattr(random_checkpoint, "_spread_codebooks", _random_codebooks)
         hub.add("facebook/musicgen-melody", files_of(write_tiny_checkpoint(work / "base", family=MELODY)))
-        hub.add("laion/larger_clap_music", files_of(write_tiny_clap(work / "clap")))
+        hub.add("laion/larger_clap_music", files_of(write_tiny_clap(work / "clap")), commit=CLAP_COMMIT)
+        hub.add("laion/larger_clap_music", {"model.safetensors": b"other weights, which came later"})
         data = {"README.md": README.encode(), "data/clean-00000-of-00001.parquet": tiny_punk(work / "punk.parquet")}
         hub.add("ylacombe/tiny-punk", data, repo_type="dataset")
         wandb = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
@@ -125,6 +128,14 @@ def test_songs_are_described_and_one_is_held_out(finished: Finished) -> None:
     assert "--eval_split_name clean is the training split; songs are held out of it instead" in finished.ran.out
     assert "evaluating on 1 clip of 1 song held out: clean/" in finished.ran.out
     assert "can't be loaded" not in finished.ran.out  # the CLAP has listened
+
+
+def test_weights_that_are_not_the_published_ones_are_noticed(finished: Finished) -> None:
+    """The stand-in's are random; they are read from the commit that is pinned, and the commit is recorded."""
+    note = "note: the weights of laion/larger_clap_music are not those that this version knows (SHA-256 "
+    assert note in finished.ran.out
+    lines = (finished.work / "punk_tmp" / "data" / "heard.jsonl").read_text().splitlines()
+    assert {json.loads(line)["model"] for line in lines} == {f"laion/larger_clap_music@{CLAP_COMMIT[:7]}"}
 
 
 def test_wandb_has_samples_from_before_and_after(finished: Finished) -> None:

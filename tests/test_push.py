@@ -68,6 +68,8 @@ configs:
   data_files: [{split: clean, path: b.parquet}]
 ---
 """
+OWN_MODEL = {"model.safetensors": b"weights", "README.md": b"# My model\n"}
+FOREST = {"2019/forest.flac": b"fLaC forest", "2020/sea.flac": b"fLaC sea", "README.md": b"# Mine\n", "notes.txt": b"x"}
 
 
 def add_songs(hub: LocalHub) -> None:
@@ -106,6 +108,7 @@ def describe_commands(work: Path, tiny: Path, token: str) -> dict[str, list[obje
     words = [*prepare_words(work / "tunes", work / "described", tiny), "--push_metadata_repo_id"]
     return {
         "unsigned clips": ["", *words, "clips"],
+        "clips of others": [token, *words, "forest"],
         "clips": [token, *words, "clips"],
         "fewer clips": [token, "fewer", work / "described", *words, "clips", "--push_metadata_private", "false"],
         "from clips": [token, *prepare_words(Path("someone/clips"), work / "again", tiny)],
@@ -124,10 +127,17 @@ def visit(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Visi
     elsewhere = [*train_words(work / "tunes", work / "unsigned", tiny), *small, "--push_to_hub", "true"]
     with LocalHub() as hub:
         add_songs(hub)
+        for name in ("someone/model", "another/model"):
+            hub.add(name, OWN_MODEL)
+        hub.add("someone/empty", {".gitattributes": b""})
+        hub.add("someone/forest", FOREST, repo_type="dataset")
         commands: dict[str, list[object]] = {
             "unsigned": ["", *elsewhere],
             "stranger": ["hf_wrong", *elsewhere],
             "another's": [hub.token, *elsewhere, "--hub_model_id", "another/run"],
+            "another's model": [hub.token, *elsewhere, "--hub_model_id", "another/model"],
+            "own model": [hub.token, *elsewhere, "--hub_model_id", "someone/model"],
+            "public model": [hub.token, *elsewhere, "--hub_model_id", "someone/empty", "--hub_private_repo", "true"],
             "bad name": [hub.token, *elsewhere, "--hub_model_id", "my run"],
             "push": [hub.token, *push, "--hub_private_repo", "true"],
             "again": [hub.token, *push, "--hub_private_repo", "true"],
@@ -194,6 +204,8 @@ def test_a_run_is_pushed_whole_and_nothing_else(visit: Visit) -> None:
     assert f"\nuploaded to {visit.hub.endpoint}/someone/my-run\ndid it learn?" in ran.out
     assert "note: the adapter will name its base " in ran.out  # which is a folder of this machine
     files = visit.hub.files("someone/my-run")
+    marker = json.loads(files.pop(".musicgen-dreamboothing.json"))
+    assert sorted(marker["files"]) == sorted(files)
     assert sorted(files) == [
         "README.md",
         "adapter_config.json",
@@ -247,10 +259,11 @@ def test_what_was_pushed_makes_music(visit: Visit) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("unsigned", "can't write to 'unsigned' on the Hub (Client error '401 Unauthorized' for url"),
-        ("stranger", "can't write to 'unsigned' on the Hub (Client error '401 Unauthorized' for url"),
-        ("another's", "can't write to 'another/run' on the Hub (403 "),
-        ("bad name", "can't write to 'my run' on the Hub (Repo id must use alphanumeric chars"),
+        ("unsigned", "can't write to the model 'unsigned' on the Hub (Client error '401 Unauthorized' for url"),
+        ("stranger", "can't write to the model 'unsigned' on the Hub (Client error '401 Unauthorized' for url"),
+        ("another's", "can't write to the model 'another/run' on the Hub (403 "),
+        ("another's model", "can't write to the model 'another/model' on the Hub (403 "),
+        ("bad name", "can't write to the model 'my run' on the Hub (Repo id must use alphanumeric chars"),
     ],
 )
 def test_who_may_not_push_hears_it_before_the_training(visit: Visit, name: str, told: str) -> None:
@@ -262,6 +275,32 @@ def test_who_may_not_push_hears_it_before_the_training(visit: Visit, name: str, 
     assert not (visit.work / "unsigned").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("own model", "the model 'someone/model' on the Hub holds files that this program did not upload (README.md, "),
+        (
+            "public model",
+            "the model 'someone/empty' on the Hub is public, and --hub_private_repo asks for a private one",
+        ),
+    ],
+)
+def test_a_repository_that_is_not_ours_is_refused_before_the_training(visit: Visit, name: str, told: str) -> None:
+    ran = visit.ran[name]
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert ran.err.startswith(f"musicgen-dreamboothing: {told}")
+    assert not (visit.work / "unsigned").exists()
+    assert visit.hub.files("someone/model") == OWN_MODEL
+
+
+def test_a_dataset_of_somebody_is_refused_before_the_work(visit: Visit) -> None:
+    ran = visit.ran["clips of others"]
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "holds files that this program did not upload (2019/forest.flac, 2020/sea.flac, README.md and 1 " in ran.err
+    assert "choose another --push_metadata_repo_id, or delete them there" in ran.err
+    assert visit.hub.files("someone/forest", "dataset") == FOREST
+
+
 def test_a_model_that_is_not_on_the_hub(visit: Visit) -> None:
     ran = visit.ran["nothing"]
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
@@ -271,7 +310,7 @@ def test_a_model_that_is_not_on_the_hub(visit: Visit) -> None:
 def test_without_a_network_nothing_is_trained(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     ran = cli(*train_words(tmp_path, tmp_path / "run", tiny), "--push_to_hub", "true")  # HF_HUB_OFFLINE is set
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err.startswith("musicgen-dreamboothing: can't write to 'run' on the Hub (Cannot reach ")
+    assert ran.err.startswith("musicgen-dreamboothing: can't write to the model 'run' on the Hub (Cannot reach ")
     assert not (tmp_path / "run").exists()
 
 
@@ -280,9 +319,12 @@ def test_described_clips_are_pushed_and_load_again(visit: Visit) -> None:
     assert f"uploaded to {visit.hub.endpoint}/datasets/someone/clips\n" in visit.ran["clips"].out
     names = ["README.md", "metadata.jsonl", "song-1-000.flac", "song-2-000.flac"]
     files = visit.hub.files("someone/clips", "dataset")
-    assert sorted(set(files) - {".gitattributes"}) == names  # the deleted one is gone, though its file is still at home
+    assert (
+        sorted(set(files) - {".musicgen-dreamboothing.json"}) == names
+    )  # the deleted one is gone, though its file is still at home
     assert (visit.work / "described" / "clips" / "song-0-000.flac").exists()
     assert visit.hub.private("someone/clips", "dataset")  # as it was made
+    assert "note: the dataset 'someone/clips' on the Hub is private and stays private" in visit.ran["fewer clips"].out
     assert visit.ran["from clips"].code == 0
     assert len(captions(visit.work / "again")) == 2
     assert visit.ran["loaded"].code == 0, visit.ran["loaded"].err

@@ -30,7 +30,7 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import CodeStream
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.training import samples as module
 from musicgen_dreamboothing.training.samples import (
     SampleCallback,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProces
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model import clap as clap_module
 from musicgen_dreamboothing.model.clap import (
+    DEFAULT,
     GROUPS,
     NEUTRAL,
     PLAYING,
@@ -24,6 +26,7 @@ from musicgen_dreamboothing.model.clap import (
     another_clap,
     calibrate,
     read_labels,
+    tagger_signature,
     windows,
 )
 
@@ -265,15 +268,21 @@ def test_a_few_tags_are_enough_best_first(clap, group):
     assert [tag.score for tag in tags] == sorted((tag.score for tag in tags), reverse=True)
 
 
-def test_the_signature_tells_models_and_labels_apart(tmp_path, clap, tagger):
-    other_labels = LABELS | {"genres": ["punk rock", "jazz"]}
-    signatures = {
-        tagger.signature,
-        Tagger(str(clap), LABELS, device="cpu", batch_size=1).signature,
-        Tagger(str(clap), other_labels, device="cpu").signature,
-        Tagger(str(write_tiny_clap(tmp_path / "other", seed=1)), LABELS, device="cpu").signature,
-    }
-    assert len(signatures) == 3
+def test_the_signature_covers_all_that_tags_depend_on(tmp_path, clap, monkeypatch):
+    other = str(write_tiny_clap(tmp_path / "other", seed=1))
+    signatures = [tagger_signature(model, LABELS) for model in (str(clap), other, DEFAULT, PROVEN)]
+    signatures.append(tagger_signature(str(clap), LABELS | {"genres": ["punk rock", "jazz"]}))
+    copied = shutil.copytree(clap, tmp_path / "copied")
+    assert tagger_signature(str(copied), LABELS) == signatures[0]
+    for name, value in (("TEMPLATES", ("{}",)), ("ODDS", 9.0), ("RIVAL", 0.5), ("SINGING", ("a choir",))):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"musicgen_dreamboothing.model.clap.{name}", value)
+            signatures.append(tagger_signature(str(clap), LABELS))
+    with monkeypatch.context() as patch:  # takes the place of the default
+        patch.setattr("musicgen_dreamboothing.model.clap.PROVEN", "laion/larger_clap_music_and_speech")
+        signatures.append(tagger_signature(DEFAULT, LABELS))
+        assert tagger_signature(str(clap), LABELS) == signatures[0]
+    assert len(set(signatures)) == len(signatures)
 
 
 def test_what_is_no_clap_model_is_one_line(tmp_path, tiny):

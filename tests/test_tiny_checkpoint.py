@@ -20,7 +20,7 @@ from musicgen_dreamboothing.evaluation.signal import embed, tempo, tempo_matches
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.delay import training_steps
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.text import encode_captions
 from musicgen_dreamboothing.training import train
 from musicgen_dreamboothing.training.collator import Collator

@@ -23,12 +23,12 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.data.text_states import CAPTION_FEATURES
-from musicgen_dreamboothing.data.tokens import CLIP_COLUMNS
+from musicgen_dreamboothing.data.tables import ROW_FEATURES
+from musicgen_dreamboothing.data.text_states import STATE_FEATURES
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED, training_steps
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, EpochSampler
 from musicgen_dreamboothing.training.trainer import CodebookTrainer, codebook_metrics
@@ -322,16 +322,18 @@ def tables_of(*rows: tuple[int, float, float]) -> Tables:
     for song, start, seconds in rows:
         first = 20_000 * song + round(start * 50)
         codes = np.tile(np.arange(first, first + round(seconds * 50)), (4, 1)).tolist()
-        place = {"source": f"song {song}", "split": "train", "start": start, "seconds": seconds}
+        place = {"source": f"song {song}", "start": start, "seconds": seconds}
         clips.append({**place, "text": f"clip at {start}", "variants": [], "digest": "", "codes": codes})
-    columns = {name: feature for name, feature in CLIP_COLUMNS.items() if name != "file_name"}
+    columns = {name: feature for name, feature in ROW_FEATURES.items() if name != "file_name"}
     codes_column = {"codes": datasets.List(datasets.List(datasets.Value("uint16")))}
     features = datasets.Features({**columns, "digest": datasets.Value("string"), **codes_column})
     captions = sorted({clip["text"] for clip in clips})
     states = [[[float(number)] * 3] * (number + 1) for number, _ in enumerate(captions)]
     return (
         datasets.Dataset.from_list(clips, features=features),
-        datasets.Dataset.from_dict({"text": captions, "states": states}, features=CAPTION_FEATURES),
+        datasets.Dataset.from_dict(
+            {"text": captions, "states": states, "length": [len(state) for state in states]}, features=STATE_FEATURES
+        ),
     )
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
@@ -40,7 +41,7 @@ STOPPED = {
 }
 # What takes less memory, for each verb.
 SMALLER = {
-    "prepare": "try --encode_batch_size 1 --preprocessing_num_workers 1, or shorter clips (--max_duration_in_seconds 15)",
+    "prepare": "try --encode_batch_size 1 --preprocessing_num_workers 1, or --max_duration_in_seconds 15",
     "doctor": "try --preprocessing_num_workers 1, or --preview false",
     "train": (
         "try --recompute full --per_device_train_batch_size 1, --quantization nf4, shorter pieces (--crop_seconds 15), "
@@ -50,6 +51,7 @@ SMALLER = {
     "evaluate": "try --batch_size 1, or shorter clips (--seconds 5)",
     "demo": "close other programs, and run the same command again",
 }
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
@@ -86,6 +88,7 @@ def _main(words: list[str]) -> int:
         print(__version__)
         return 0
     ask_for_huge_pages()
+    ask_for_expandable_segments()
     return _guarded(words)
 
 
@@ -95,6 +98,21 @@ def ask_for_huge_pages() -> None:
     On a CPU a training step gets and frees gigabytes; with pages of 4 KB a quarter of its time goes into their making.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def ask_for_expandable_segments() -> None:
+    """Lets torch's CUDA allocator grow its segments; it reads this at its first allocation.
+
+    Captions and last batches differ in length, and segments of fixed size fragment: a step that fits runs out of
+    memory on a card of 6 to 8 GB. Any allocator setting of the user's own stays as it is. Windows, and ROCm before
+    version 7, have no expandable segments and would warn.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        return
+    torch = version("torch")
+    if "rocm" not in torch:
+        renamed = tuple(map(int, torch.split(".")[:2])) >= (2, 9)  # from there on the old name gives a warning
+        os.environ[ALLOCATOR_SETTINGS[0 if renamed else 1]] = "expandable_segments:True"
 
 
 def _help() -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 LIBRARIES = ("transformers", "huggingface_hub", "peft", "bitsandbytes")
+REASON_LETTERS = 200  # of an error that is passed on in a line
 
 
 class UserError(Exception):
@@ -83,3 +84,20 @@ def one_line(text: str, longest: int = 300) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 clip`, `2 clips`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+@contextmanager
+def optional(failure: str) -> Iterator[None]:
+    """For parts that a finished training can do without: whatever goes wrong in them is one line, `failure: reason`."""
+    try:
+        yield
+    except Exception as error:
+        say(f"{failure}: {reason_of(error)}")
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in one line of limited length, with its class where it was not meant for users."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, UserError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= REASON_LETTERS else f"{text[:REASON_LETTERS]}…"

@@ -41,7 +41,7 @@ from musicgen_dreamboothing.model.checkpoint import (
     weights_fingerprint,
 )
 from musicgen_dreamboothing.model.delay import training_steps
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.training.collator import Collator
 
 SECONDS = 8.0

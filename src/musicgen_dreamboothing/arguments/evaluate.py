@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LARGEST_SEED, LONGEST_SECONDS, option
-from musicgen_dreamboothing.arguments.generate import DTYPES
+from musicgen_dreamboothing.arguments.generate import DTYPES, QUANTIZATIONS
 
 COUNTING = "--answers"  # it only counts the answers
 
@@ -52,7 +52,9 @@ class EvaluateArguments:
         at_most=LARGEST_BATCH,
         unless=COUNTING,
     )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", unless=COUNTING)
     dtype: str = option("auto", "Precision.", choices=DTYPES, unless=COUNTING)
+    quantization: str = option("none", "Weights of both models in fewer bits.", choices=QUANTIZATIONS, unless=COUNTING)
     base_model: str | None = option(None, "The run's base, if it has moved since the training.", unless=COUNTING)
     cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
     token: str | None = option(None, "Hub token; the stored login is used without it.")

@@ -8,6 +8,7 @@ from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LARGEST_SEED,
 
 MOST_VARIATIONS = 10_000
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "nf4", "int8")
 
 
 @dataclass
@@ -48,10 +49,12 @@ class GenerateArguments:
         None, "Clips made at once; as many as memory holds without it.", at_least=1, at_most=LARGEST_BATCH
     )
     format: str = option("wav", "wav, flac or ogg.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = option("auto", "Precision.", choices=DTYPES)
     quantization: str = option(
-        "none", "none, or int8 for weights in 8 bits: less memory, faster on a CPU.", choices=("none", "int8")
+        "none", "Weights in fewer bits, for less memory; int8 is also faster on a CPU.", choices=QUANTIZATIONS
     )
+    cuda_graphs: bool = option(True, "Replay each step on a GPU as one CUDA graph, which is faster.")
     base_model: str | None = option(None, "The adapter's base, if it has moved since the training.")
     model_revision: str | None = option(None, "Branch, tag or commit of MODEL on the Hub.")
     cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")

@@ -11,7 +11,7 @@ import torch
 from musicgen_dreamboothing.arguments.checking import check_values
 from musicgen_dreamboothing.arguments.data import DataArguments, ModelArguments
 from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LONGEST_SECONDS, option
-from musicgen_dreamboothing.arguments.generate import DTYPES
+from musicgen_dreamboothing.arguments.generate import DTYPES, QUANTIZATIONS
 from musicgen_dreamboothing.arguments.inherited import MOST_STEPS
 from musicgen_dreamboothing.console import UserError, one_line, quiet_libraries, quiet_loggers, say
 
@@ -22,6 +22,11 @@ STRATEGIES = ("no", "steps", "epoch")
 PRIORS = CLIPS, KL = "clips", "kl"  # what holds a model to its class: music it made, or what it would have said
 POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' old and new name
+# Defaults by `use_lora`. Decay pulls an adapter towards the base, but all weights of a full fine-tune towards zero and
+# away from it. Meta trained from scratch at 1e-4 with decay 0.1; published full fine-tunes in audiocraft take 1e-5 to
+# 1e-4 with 0.01. Few songs ask for the lower rate: AdamW moves every weight by about the rate in each update.
+LORA_DEFAULTS = {"learning_rate": 2e-4, "weight_decay": 0.1}
+FULL_DEFAULTS = {"learning_rate": 1e-5, "weight_decay": 0.01}
 # what other options need to have an effect
 LORA, PRESERVING, STYLE = ("--use_lora",), ("--with_prior_preservation",), ("--metric_for_best_model style",)
 SAMPLING = ("--sample_prompts", "--add_audio_samples_to_wandb")
@@ -43,6 +48,11 @@ class LoraArguments:
     lora_init: str = option(
         "default",
         "Initial values: default, gaussian, orthogonal, olora, pissa, or pissa_niter_16 (the fast pissa).",
+        needs=LORA,
+    )
+    init_adapter: str | None = option(
+        None,
+        "Begin a new run from the weights of this LoRA adapter (folder or Hub id), which settles rank and targets.",
         needs=LORA,
     )
     freeze_text_encoder: bool = option(True, "False trains the text encoder too; captions are then encoded each time.")
@@ -133,9 +143,7 @@ class RunArguments:
         0.2, "Share of pieces trained without their caption (Meta: 0.3, melody 0.2).", at_least=0, at_most=1
     )
     dtype: str = option("auto", "Precision of the base.", choices=DTYPES)
-    quantization: str = option(
-        "none", "Store the frozen base in fewer bits (bitsandbytes).", choices=("none", "nf4", "int8")
-    )
+    quantization: str = option("none", "Store the frozen base in fewer bits (bitsandbytes).", choices=QUANTIZATIONS)
     recompute: str = option(
         "auto",
         "What the backward pass computes again to save memory: none, light (normalisations and activations), full "
@@ -159,7 +167,9 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     num_train_epochs: float = option(
         4.0, "Passes over all clips; few keep what the model could do before.", above=0, at_most=10**6
     )
-    learning_rate: float = option(2e-4, "Peak learning rate.", at_least=0, at_most=10)
+    learning_rate: float | None = option(
+        None, "Peak learning rate; by default 2e-4, without LoRA 1e-5.", at_least=0, at_most=10
+    )
     per_device_train_batch_size: int = option(
         2,
         "Clips in memory at once on each device; times the accumulation steps they are the clips of an update.",
@@ -171,7 +181,9 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         8, "Batches added up before each update.", at_least=1, at_most=LARGEST_BATCH
     )
     adam_beta2: float = option(0.99, "Beta2 of AdamW.", at_least=0, below=1)
-    weight_decay: float = option(0.1, "Weight decay of AdamW.", at_least=0, at_most=10)
+    weight_decay: float | None = option(
+        None, "Weight decay of AdamW; by default 0.1, without LoRA 0.01.", at_least=0, at_most=10
+    )
     gradient_checkpointing: bool | None = option(
         None, "transformers' name: true is --recompute full, false is --recompute none; --recompute wins over it."
     )
@@ -202,6 +214,9 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         check_values(self)
         if not self.output_dir and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("say where the result goes: --output_dir DIR")
+        for name, value in (LORA_DEFAULTS if self.use_lora else FULL_DEFAULTS).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         self._settle_precision()
         self._settle_recompute()
         self._settle_best()

@@ -1,44 +1,91 @@
-"""Tables on disk, as folders for `datasets.load_from_disk`."""
+"""Tables that are only appended to: a folder of Arrow files, each of which is whole or not there.
+
+Whoever reads such a table maps its files into memory. As no file is changed or deleted, runs that share a folder leave
+each other's tables alone.
+"""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
 
-from musicgen_dreamboothing.data.files import replace_folder
+WRITE_BATCH = 64  # rows in memory until they are written
+FILE, UNFINISHED = "[0-9]*-[0-9]*.arrow", "[0-9]*-[0-9]*.unfinished"
 
-WRITE_BATCH = 64  # rows that are in memory until they are written
 
-
-def save_table(examples: Iterator[dict[str, Any]], features: datasets.Features, folder: Path) -> None:
-    """Writes rows as a folder for `load_from_disk`, in one move and with one batch of rows in memory."""
-    fresh = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    scratch = folder.with_name(f"{folder.name}.arrow")
-    writer = datasets.arrow_writer.ArrowWriter(path=str(scratch), features=features, writer_batch_size=WRITE_BATCH)
-    with writer:
-        for example in examples:
-            writer.write(example)
+def append_rows(folder: Path, rows: Iterable[dict[str, Any]], features: datasets.Features, process: int = 0) -> None:
+    """Writes rows as the next file of a table; processes that append at the same time have numbers of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = [int(path.name.split("-")[0]) for path in folder.glob(f"[0-9]*-{process}.arrow")]
+    path = folder / f"{max(numbers, default=-1) + 1:06d}-{process}.arrow"
+    unfinished = path.with_suffix(".unfinished")
+    with datasets.arrow_writer.ArrowWriter(
+        path=str(unfinished), features=features, writer_batch_size=WRITE_BATCH
+    ) as writer:
+        for row in rows:
+            writer.write(row)
         writer.finalize()
-    table = datasets.Dataset.from_file(str(scratch))
-    with _quiet_bars():
-        table.save_to_disk(str(fresh))
-    replace_folder(fresh, folder)
-    scratch.unlink()
+    os.replace(unfinished, path)
 
 
-@contextmanager
-def _quiet_bars() -> Iterator[None]:
-    """Hides the progress bars of `datasets` for tables that are written in a moment."""
-    were_shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_shown:
-            datasets.enable_progress_bars()
+def read_rows(folder: Path, features: datasets.Features) -> datasets.Dataset:
+    """All rows of a table in the order in which they were written; none where there is no such folder.
+
+    A file that is damaged, or has other columns, is passed over: its rows count as missing and are made again.
+    """
+    tables = []
+    for path in sorted(folder.glob(FILE)):
+        with suppress(pa.ArrowInvalid, OSError):
+            table = datasets.Dataset.from_file(str(path))
+            if table.features == features:
+                tables.append(table)
+    return datasets.concatenate_datasets(tables) if tables else _without_rows(features)
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Deletes what a run that was killed had not written to its end; nobody may be appending."""
+    for path in folder.glob(UNFINISHED):
+        path.unlink()
+
+
+def join_rows(
+    table: datasets.Dataset, places: Sequence[int], rows: Sequence[dict[str, Any]], features: datasets.Features
+) -> datasets.Dataset:
+    """Rows in their order, each beside the columns of its place in the table, which stays in its files.
+
+    Args:
+        table: as `read_rows` gives it.
+        places: the row of the table for each of `rows`; the same one may occur again.
+        rows: values by the names of `features`.
+        features: of the columns that are added.
+    """
+    order, columns = list[int](), [dict.fromkeys(features)] * len(table)
+    repeated, taken = list[datasets.Dataset](), set[int]()
+    for place, row in zip(places, rows, strict=True):
+        if place in taken:
+            order.append(len(columns))
+            columns.append(row)
+            repeated.append(table.select(range(place, place + 1)))
+        else:
+            order.append(place)
+            columns[place] = row
+            taken.add(place)
+    if not rows:
+        return _without_rows(datasets.Features({**table.features, **features}))
+    stored = datasets.concatenate_datasets([table, *repeated])
+    # In blocks of the same lengths: of one that is sliced, a worker process would get the whole with each slice.
+    ends = np.cumsum([len(chunk) for chunk in stored.data.column(0).chunks]).tolist()
+    added = [datasets.Dataset.from_list(columns[a:b], features) for a, b in pairwise([0, *ends])]
+    return datasets.concatenate_datasets([stored, datasets.concatenate_datasets(added)], axis=1).select(order)
+
+
+def _without_rows(features: datasets.Features) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({name: [] for name in features}, features=features)

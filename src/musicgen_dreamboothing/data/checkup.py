@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from musicgen_dreamboothing.console import UserError, quiet_libraries, say
 from musicgen_dreamboothing.data.doctor import examine
 from musicgen_dreamboothing.data.layout import CLIPS, TOKENS
 from musicgen_dreamboothing.data.report import lines, write_report
-from musicgen_dreamboothing.data.tokens import INFO
+from musicgen_dreamboothing.data.tokens import read_info
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint, load_codec, load_tokenizer
 from musicgen_dreamboothing.model.device import best_device
@@ -65,10 +64,7 @@ def _rate_of(folder: Path) -> int:
 
 def _codec_of(folder: Path, options: DoctorArguments) -> Checkpoint | None:
     """The checkpoint that the folder's tokens are made with; a person is told where it can't be had."""
-    info = folder / TOKENS / INFO
-    name = options.model_name_or_path
-    if name is None and info.is_file():
-        name = str(json.loads(info.read_text(encoding="utf-8"))["model"])
+    name = options.model_name_or_path or read_info(folder / TOKENS).get("model")
     if name is None:
         say("the codec is not previewed: the folder has no tokens yet; --model_name_or_path says whose codec to take")
         return None

@@ -25,7 +25,6 @@ from musicgen_dreamboothing.data.files import digest, write_json_lines
 from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.data.words import Heard, captions
-from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
 from musicgen_dreamboothing.model.device import release_memory
 
 HEARD = "heard.jsonl"
@@ -34,6 +33,7 @@ AT_ONCE = 16  # clips in memory
 SINGS, IS_SILENT = 0.8, 0.2  # probabilities from which a voice is called there, or not there
 
 Batch = Sequence[tuple[Wave, int]]
+Key = tuple[str, str, str]  # of a line of `heard.jsonl`: digest of the clip, column, signature of the model
 
 
 @dataclass(frozen=True)
@@ -140,80 +140,77 @@ class _Listener:
     Attributes:
         column: its name.
         signature: what its content depends on besides the clip.
-        start: loads the model, and gives what turns waves into the column.
+        start: loads the model, and gives its name with the commit, and what turns waves into the column.
     """
 
     column: str
     signature: str
-    start: Callable[[], Callable[[Batch], Sequence[Any]]]
+    start: Callable[[], tuple[str, Callable[[Batch], Sequence[Any]]]]
+
+    def key(self, digest: str) -> Key:
+        """Of the line of a clip."""
+        return digest, self.column, self.signature
 
 
 def _impressions(folder: Path, rate: int, names: list[str], describing: Describing) -> dict[str, dict[str, Any]]:
-    """What the models hear in each clip, from `heard.jsonl` as far as it stands there."""
-    state, kept = PartialState(), _kept(folder)
+    """What the models that are asked for hear in each clip, from `heard.jsonl` as far as it stands there."""
+    state, known = PartialState(), _read_lines(folder)
     digests = {name: digest(folder / CLIPS / name) for name in names}
     listeners = _listeners(describing)
     state.wait_for_everyone()  # all have read before one of them writes
     for listener in listeners:
-        known = {
-            found
-            for (found, column), line in kept.items()
-            if (column, line["by"]) == (listener.column, listener.signature)
-        }
-        missing = list({found: name for name, found in digests.items() if found not in known}.values())
+        missing = list({one: name for name, one in digests.items() if listener.key(one) not in known}.values())
         _listen(folder, rate, missing[state.process_index :: state.num_processes], digests, listener)
     state.wait_for_everyone()
-    kept = _kept(folder)
+    known = _read_lines(folder)
     state.wait_for_everyone()
-    if state.is_main_process:
-        used = set(digests.values())
-        write_json_lines(folder / HEARD, [line for (found, _), line in kept.items() if found in used])
-        for part in folder.glob(PARTS):
+    if state.is_main_process and (parts := list(folder.glob(PARTS))):
+        write_json_lines(folder / HEARD, known.values())
+        for part in parts:
             part.unlink()
-    columns = [listener.column for listener in listeners]
     return {
-        name: {column: kept[found, column]["found"] for column in columns if (found, column) in kept}
-        for name, found in digests.items()
+        name: {
+            listener.column: known[listener.key(one)]["found"] for listener in listeners if listener.key(one) in known
+        }
+        for name, one in digests.items()
     }
 
 
-def _kept(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Lines of this run and of earlier ones by digest and column; one may be torn by a kill."""
-    kept = {}
+def _read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
+    """All lines, also those of other models and of clips that this run leaves out; one may be torn by a kill."""
+    lines = {}
     for path in (folder / HEARD, *sorted(folder.glob(PARTS))):
         for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
             try:
                 row = json.loads(line)
-                kept[row["digest"], row["column"]] = row
+                if "found" in row:
+                    lines[row["digest"], row["column"], row["by"]] = row
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue
-    return kept
+    return lines
 
 
 def _listeners(describing: Describing) -> list[_Listener]:
-    from musicgen_dreamboothing.model.captioner import Captioner
-    from musicgen_dreamboothing.model.clap import load_tagger, read_labels
+    from musicgen_dreamboothing.model.captioner import Captioner, captioner_signature
+    from musicgen_dreamboothing.model.clap import load_tagger, read_labels, tagger_signature
 
     labels = read_labels(describing.labels)
     hub: dict[str, Any] = {"cache_dir": describing.cache_dir, "token": describing.token}
 
-    def clap() -> Callable[[Batch], Sequence[Any]]:
+    def clap() -> tuple[str, Callable[[Batch], Sequence[Any]]]:
         tagger = load_tagger(describing.clap, labels, device=PartialState().device, **hub)
-        return lambda waves: _tags(tagger, waves)
+        return tagger.name, lambda waves: _tags(tagger, waves)
 
-    found = [_Listener("tags", _sign(describing.clap, labels), clap)]
+    by = f"{tagger_signature(describing.clap, labels)}-{SINGS}-{IS_SILENT}"
+    listeners = [_Listener("tags", by, clap)]
     if (model := describing.captioner) is not None:
-        found.append(
-            _Listener(
-                "caption", _sign(model, {}), lambda: Captioner(model, device=PartialState().device, **hub).caption
-            )
-        )
-    return found
 
+        def captioner() -> tuple[str, Callable[[Batch], Sequence[Any]]]:
+            loaded = Captioner(model, device=PartialState().device, **hub)
+            return loaded.name, loaded.caption
 
-def _sign(model: str, labels: Mapping[str, Sequence[str]]) -> str:
-    weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else model
-    return hashlib.blake2b(json.dumps([weights, labels]).encode(), digest_size=8).hexdigest()
+        listeners.append(_Listener("caption", captioner_signature(model), captioner))
+    return listeners
 
 
 def _tags(tagger: Any, waves: Batch) -> list[dict[str, Any]]:
@@ -235,7 +232,7 @@ def _listen(folder: Path, rate: int, names: list[str], digests: Mapping[str, str
     if not names:
         return
     try:
-        listen = listener.start()
+        model, listen = listener.start()
     except UserError as error:
         if listener.column != "tags":
             raise
@@ -249,6 +246,7 @@ def _listen(folder: Path, rate: int, names: list[str], digests: Mapping[str, str
             found = listen([(audio.decode(folder / CLIPS / name, rate), rate) for name in batch])
             for name, heard in zip(batch, found, strict=True):
                 line = {"digest": digests[name], "column": listener.column, "by": listener.signature, "found": heard}
+                line["model"] = model
                 journal.write(json.dumps(line, ensure_ascii=False) + "\n")
             journal.flush()
     del listen

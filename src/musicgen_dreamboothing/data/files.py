@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     try:
         # Names of files may hold bytes that are no UTF-8: this is how JSON writes what Python makes of them.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -28,13 +27,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_array(path: Path, values: np.ndarray) -> None:
     """Writes an array as .npy in one move."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             np.save(file, values)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside the file that no other process writes to."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,16 +49,6 @@ def write_json(path: Path, value: Any) -> None:
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def replace_folder(fresh: Path, folder: Path) -> None:
-    """Puts `fresh` in the place of `folder`. A kill in between leaves the old one as `NAME.old`."""
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def digest(path: Path) -> str:

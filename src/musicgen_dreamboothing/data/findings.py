@@ -23,6 +23,7 @@ Severity = Literal["mend", "listen", "know"]
 
 QUIETER = 10.0  # LU below the middle clip
 ALIKE = 6.0  # LU between the quiet and the loud tenth: more is a spread that training hears
+NAMED_COPIES = 6  # of a group of clips that are the same
 LARGEST_SHARE = 0.5  # of the music in one song
 # Minutes to learn from, what they are enough for, and how often they should be heard.
 AMOUNTS = (
@@ -316,8 +317,15 @@ def _same(
     examination: Examination, pairs: list[Duplicate], severity: Severity, title: str, meaning: str, remedy: str
 ) -> list[Finding]:
     groups = [[examination.clips[clip] for clip in group] for group in _groups(pairs)]
-    where = [" = ".join(clip.file_name for clip in group) for group in groups]
+    where = [_equal(clip.file_name for clip in group) for group in groups]
     return _about([clip for group in groups for clip in group], severity, title, meaning, remedy, where=where)
+
+
+def _equal(names: Iterable[str]) -> str:
+    """`a = b = c and 2 more`: a loop may repeat in hundreds of clips."""
+    names = list(names)
+    more = f" and {len(names) - NAMED_COPIES} more" if len(names) > NAMED_COPIES else ""
+    return " = ".join(names[:NAMED_COPIES]) + more
 
 
 def _groups(pairs: Iterable[Duplicate]) -> list[list[int]]:

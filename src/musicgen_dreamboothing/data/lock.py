@@ -9,12 +9,16 @@ from pathlib import Path
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, say
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds a folder for this run; of several processes under `accelerate launch` the main one holds it.
+
+    Args:
+        folder: an existing folder.
+        wait: for another run that holds it, instead of ending with an error.
 
     Raises:
         UserError: another run holds it, or its name is no UTF-8, which Arrow files can't be in.
@@ -28,7 +32,10 @@ def folder_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{folder} is in use by another run; wait for it or choose another --output_dir") from error
+        if not wait:
+            raise UserError(f"{folder} is in use by another run; wait for it or choose another --output_dir") from error
+        say(f"waiting for another run that is preparing {folder}")
+        lock.acquire()
     try:
         yield
     finally:

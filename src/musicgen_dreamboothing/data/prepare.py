@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -29,11 +30,12 @@ from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_cli
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
 from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.publish import open_dataset, push_clips
+from musicgen_dreamboothing.data.repository import Repository
 from musicgen_dreamboothing.data.songs.scan import scan
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.textfiles import read_json_lines
-from musicgen_dreamboothing.data.tokens import tokenize_clips
+from musicgen_dreamboothing.data.tokens import Tokenized, tokenize_clips
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
 
 OURS = (CLIPS, TOKENS, SONGS, HEARD, REPORT, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
@@ -41,13 +43,17 @@ OURS = (CLIPS, TOKENS, SONGS, HEARD, REPORT, clipping.WRITTEN)  # what `overwrit
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder, and what this run had to do for it."""
+    """A prepared folder, and what this run had to do for it.
+
+    `rows` are its clips with the captions of this run: another one may change the metadata in the next moment.
+    """
 
     folder: Path
     clips: int
     songs_cut: int
     clips_encoded: int
     captions_encoded: int
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
 
 
 @quiet_libraries()
@@ -86,7 +92,7 @@ def check_durations(options: DataArguments) -> None:
 
 
 def _train_words(folder: Path, options: PrepareArguments) -> str:
-    """The options of a training on this folder; another base would encode everything again."""
+    """The options of a training on this folder, with the same base and captions: all of it is encoded already."""
     words = ["--dataset_name", str(folder), "--output_dir", "runs/mine"]
     if options.model_name_or_path != DEFAULT_MODEL:
         words += ["--model_name_or_path", options.model_name_or_path]
@@ -129,18 +135,18 @@ def prepare_songs(
             collection = _find(songs, options, checkpoint.source)
         for note in collection.notes:
             say(note)
-        found = collection.songs
+        found, limited = collection.songs, _is_limited(songs, options)
         if options.overwrite_cache and state.is_main_process:
             _remove(folder, OURS)
         state.wait_for_everyone()
         if options.audio_separation:
-            found = _without_dropped_stems(folder, found, options, checkpoint.source.cache_dir)
-        cut = _cut(folder, found, options, cutting, describing, keep_others=_is_limited(songs, options))
+            found = _without_dropped_stems(folder, found, options, checkpoint.source.cache_dir, keep_others=limited)
+        cut = _cut(folder, found, options, cutting, describing, keep_others=limited)
         state.wait_for_everyone()
-        encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
+        tokens = _tokenize(folder, options, checkpoint, text_states=text_states)
         if dataset is not None:
-            say(f"uploaded to {push_clips(folder, dataset, token=checkpoint.source.token)}")
-        return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), cut, encoded, captions)
+            say(f"uploaded to {push_clips(folder, dataset)}")
+        return _prepared(folder, cut, tokens)
 
 
 def _refuse_own_clips(songs: str, folder: Path) -> None:
@@ -155,7 +161,7 @@ def _refuse_own_clips(songs: str, folder: Path) -> None:
                 raise UserError(f"{path} can't be read as songs: this run writes to {own}; choose another --output_dir")
 
 
-def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> str | None:
+def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> Repository | None:
     """The dataset that the clips go to, by the main process; a missing login shows here, before the work."""
     if not options.push_metadata_repo_id or not PartialState().is_main_process:
         return None
@@ -197,7 +203,7 @@ def _describing(options: DataArguments, base: Source) -> Describing | None:
 
 
 def _without_dropped_stems(
-    folder: Path, songs: list[Song], options: DataArguments, cache_dir: str | None
+    folder: Path, songs: list[Song], options: DataArguments, cache_dir: str | None, *, keep_others: bool
 ) -> list[Song]:
     """The songs with the stems that are to be kept, which are made once and kept in `stems/`."""
     from musicgen_dreamboothing.data.stems import keep_stems
@@ -209,11 +215,11 @@ def _without_dropped_stems(
         model=options.separation_model,
         batch_size=options.audio_separation_batch_size,
         cache_dir=cache_dir,
+        keep_others=keep_others,
     )
 
 
-def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool) -> tuple[int, int]:
-    """How many clips and captions had to be encoded."""
+def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool) -> Tokenized:
     return tokenize_clips(
         folder,
         checkpoint,
@@ -263,12 +269,17 @@ def _is_limited(songs: str, options: DataArguments) -> bool:
 def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
     _check_captions(options)
-    with folder_lock(folder):
+    with folder_lock(folder, wait=True):
         if options.overwrite_cache and PartialState().is_main_process:
             _remove(folder, (TOKENS,))
         PartialState().wait_for_everyone()
-        encoded, captions = _tokenize(folder, options, checkpoint, text_states=text_states)
-    return Prepared(folder, len(read_json_lines(folder / CLIPS / METADATA)), 0, encoded, captions)
+        tokens = _tokenize(folder, options, checkpoint, text_states=text_states)
+        return _prepared(folder, 0, tokens)
+
+
+def _prepared(folder: Path, songs_cut: int, tokens: Tokenized) -> Prepared:
+    clips = len(read_json_lines(folder / CLIPS / METADATA))
+    return Prepared(folder, clips, songs_cut, tokens.clips_encoded, tokens.captions_encoded, tokens.rows)
 
 
 def _cut(

@@ -38,6 +38,7 @@ def keep_stems(
     model: str,
     batch_size: int = 0,
     cache_dir: str | None = None,
+    keep_others: bool = False,
 ) -> list[Song]:
     """The same songs, of which only some stems are heard.
 
@@ -51,6 +52,7 @@ def keep_stems(
         model: of demucs: a published name, or a folder.
         batch_size: segments at once; 0 chooses by the device.
         cache_dir: where downloads from the Hub are kept.
+        keep_others: keeps the stems of other songs too: `songs` are a part of a dataset.
 
     Raises:
         UserError: demucs or the model can't be had, or it has no such stem.
@@ -64,7 +66,7 @@ def keep_stems(
     if share:
         _separate_all(share, stems, Separator(model, device=state.device, batch_size=batch_size, cache_dir=cache_dir))
     state.wait_for_everyone()
-    if state.is_main_process:
+    if state.is_main_process and not keep_others:
         _delete_strays(folder / STEMS, {path.stem for path in paths})
     return [_kept_song(song, path) if path.exists() else song for song, path in zip(songs, paths, strict=True)]
 

@@ -1,22 +1,29 @@
-"""The token tables of a prepared folder: what is trained on, and which songs are held out."""
+"""The token tables of a run: its clips with their codes, and the text states of its captions."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-import numpy as np
-import pyarrow.compute as pc
 
-from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.layout import TOKENS
-from musicgen_dreamboothing.data.songs.song import EVAL
-from musicgen_dreamboothing.data.text_states import CAPTIONS
-from musicgen_dreamboothing.data.tokens import CODES
+from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.data.arrow_tables import join_rows
+from musicgen_dreamboothing.data.songs.scan import some
+from musicgen_dreamboothing.data.split import Row, Split, split_songs
+from musicgen_dreamboothing.data.text_states import read_states
+from musicgen_dreamboothing.data.tokens import captions_of, codes_name, read_codes, recordings_of
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
 
-MIN_SONGS_TO_SPLIT = 3  # of fewer songs none is held out: too much would be lost
+ROW_FEATURES = datasets.Features(
+    {
+        **dict.fromkeys(("file_name", "source", "text"), datasets.Value("string")),
+        **dict.fromkeys(("start", "seconds"), datasets.Value("float64")),
+        "variants": datasets.List(datasets.Value("string")),  # other captions of the clip
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -27,15 +34,13 @@ class Tables:
         train: clips to train on.
         held_out: clips held out.
         captions: text states of all captions, if they are cached.
-        copies: songs that are one recording, in groups.
-        left_out: songs that are not trained on, as the evaluation split has the same recording.
+        split: the same clips as plain values; empty for generated clips of the class.
     """
 
     train: datasets.Dataset
     held_out: datasets.Dataset
-    captions: datasets.Dataset | None
-    copies: tuple[tuple[str, ...], ...] = ()
-    left_out: tuple[str, ...] = ()
+    captions: datasets.Dataset | None = None
+    split: Split = field(default_factory=Split)
 
     @property
     def fingerprint(self) -> str:
@@ -48,65 +53,90 @@ class Tables:
 
     @property
     def longest_caption(self) -> int | None:
-        """In tokens of the text encoder, which need not be looked at for it; None where no states are cached."""
-        if self.captions is None or not len(self.captions):
-            return None
-        return int(pc.max(pc.list_value_length(self.captions.data.column("states"))).as_py())
+        """In tokens of the text encoder, which need not be loaded for it; None where no states are cached."""
+        return max(self.captions["length"], default=None) if self.captions is not None else None
 
     @property
     def held_out_songs(self) -> list[str]:
         return sorted(set(self.held_out["source"]))
 
 
-def load_tables(folder: Path, *, eval_fraction: float, seed: int, text_states: bool = True) -> Tables:
-    """Reads a prepared folder and holds out songs, never single clips of a song.
+def load_tables(
+    folder: Path,
+    rows: Sequence[Row],
+    checkpoint: Checkpoint,
+    *,
+    eval_fraction: float,
+    seed: int,
+    limits: tuple[int | None, int | None] = (None, None),
+    text_states: bool = True,
+    key_phrase: str = "",
+    word_dropout: float = 0.0,
+) -> Tables:
+    """Splits the clips of a prepared folder, as `split_songs` does, and reads their tokens.
 
-    An explicit evaluation split wins. Else `eval_fraction` of the songs are held out, at least one,
-    chosen by a hash of seed and name: another order of the songs changes nothing. Songs that are the same recording
-    are on one side: they are held out together, and what is in an evaluation split is not trained on.
+    Args:
+        folder: the prepared folder.
+        rows: its clips, from `tokens.clip_rows`.
+        checkpoint: the base whose codec and text encoder are used.
+        eval_fraction: share of the songs that is held out.
+        seed: of the split.
+        limits: clips to train on and clips to hold out, at most.
+        text_states: whether text states are read, of all texts that `captions_of` the rows gives with
+        key_phrase: of the run, and
+        word_dropout: of the run.
 
     Raises:
         UserError: nothing is left to train on.
     """
-    clips = datasets.load_from_disk(str(folder / TOKENS / CODES))
-    captions = datasets.load_from_disk(str(folder / TOKENS / CAPTIONS)) if text_states else None
-    # A folder of an earlier version has no recordings: evaluation, which prepares nothing, goes by songs as it did.
-    sources = clips["source"]
-    recordings = clips["recording" if "recording" in clips.column_names else "source"]
-    songs = _songs_of_recordings(sources, recordings)
-    held_out = [split == EVAL for split in clips["split"]]
-    if any(held_out):
-        kept_out = {recording for recording, is_held_out in zip(recordings, held_out, strict=True) if is_held_out}
-    else:
-        kept_out = _held_out(songs, eval_fraction, seed)
-        held_out = [recording in kept_out for recording in recordings]
-    trained = [recording not in kept_out for recording in recordings]
-    if not any(trained):
-        raise UserError(f"{folder} has no clip to train on: all {len(clips)} are for evaluation")
-    return Tables(
-        clips.select(np.flatnonzero(trained)),
-        clips.select(np.flatnonzero(held_out)),
-        captions,
-        tuple(tuple(sorted(names)) for names in songs.values() if len(names) > 1),
-        tuple(sorted({sources[row] for row in np.flatnonzero(~np.array(trained) & ~np.array(held_out))})),
-    )
+    name = codes_name(checkpoint)
+    table, row_of = read_codes(folder, name)
+    if any(row["digest"] not in row_of for row in rows):
+        raise UserError(f"clips of {folder} are not encoded; run the same command again")
+    frames = table["frames"][:]
+    rows = [row | {"seconds": frames[row_of[row["digest"]]] / checkpoint.frame_rate} for row in rows]
+    recordings = recordings_of(folder, rows, table, row_of)
+    split = split_songs(rows, recordings, name, eval_fraction=eval_fraction, seed=seed)
+    if not split.train:
+        raise UserError(f"{folder} has no clip to train on: all {len(rows)} are for evaluation")
+    split = split.limited(*limits)
+    texts = captions_of([*split.train, *split.held_out], key_phrase, word_dropout)
+    captions = read_states(folder, texts, checkpoint) if text_states else None
+    return Tables(*_clips_of(split, table, row_of), captions, split)
 
 
-def _songs_of_recordings(sources: list[str], recordings: list[str]) -> dict[str, set[str]]:
-    """The songs that are each recording; of most there is one."""
-    songs: dict[str, set[str]] = {}
-    for source, recording in zip(sources, recordings, strict=True):
-        songs.setdefault(recording, set()).add(source)
-    return songs
+def tables_of_split(folder: Path, split: Split) -> Tables:
+    """The clips of an earlier run, without text states; those whose codes are gone are named, counted and left out.
+
+    Raises:
+        UserError: no clip that was trained on is left.
+    """
+    table, row_of = read_codes(folder, split.codes)
+    for rows, what in ((split.train, "trained on"), (split.held_out, "held out")):
+        if gone := [row for row in rows if row["digest"] not in row_of]:
+            songs = list(dict.fromkeys(row["source"] for row in gone))
+            say(
+                f"left out: {plural(len(gone), 'clip')} of {len(rows)} {what}, "
+                f"as {folder} has no codes of them any more: {some(songs)}"
+            )
+    train, held_out = _clips_of(split, table, row_of)
+    if not len(train):
+        raise UserError(
+            f"{folder} has no codes of the clips that this run was trained on; prepare the same songs there again, "
+            "or name another folder with --data DIR"
+        )
+    return Tables(train, held_out, split=split)
 
 
-def _held_out(songs: dict[str, set[str]], fraction: float, seed: int) -> set[str]:
-    """A share of the recordings: those with the fewest songs first, for all copies of one are held out together."""
-    if fraction <= 0 or len(songs) < MIN_SONGS_TO_SPLIT:
-        return set()
+def _clips_of(
+    split: Split, table: datasets.Dataset, row_of: dict[str, int]
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Clips with their codes, to train on and held out."""
+    codes = table.remove_columns("fingerprint")
 
-    def drawn(recording: str) -> str:
-        return hashlib.sha256(f"{seed} {recording}".encode(errors="backslashreplace")).hexdigest()
+    def joined(rows: Sequence[Row]) -> datasets.Dataset:
+        rows = [row for row in rows if row["digest"] in row_of]
+        values = [{name: row[name] for name in ROW_FEATURES} for row in rows]
+        return join_rows(codes, [row_of[row["digest"]] for row in rows], values, ROW_FEATURES)
 
-    ordered = sorted(songs, key=lambda recording: (len(songs[recording]), drawn(recording)))
-    return set(ordered[: max(1, round(fraction * len(songs)))])
+    return joined(split.train), joined(split.held_out)

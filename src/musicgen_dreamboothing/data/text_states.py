@@ -1,84 +1,83 @@
-"""Text states of captions: T5 runs once for each distinct text.
+"""Text states of captions: T5 runs once for each distinct text, and what it gives is kept for every run.
 
-`tokens/captions` holds the states of captions, `tokens/words` those of the key-word and of what it is compared with.
+`tokens/text-<hash>` has a row for each text; the hash is of the text encoder and its tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from musicgen_dreamboothing.data.arrow_tables import save_table
+from musicgen_dreamboothing.console import UserError, plural
+from musicgen_dreamboothing.data.arrow_tables import append_rows, read_rows
 from musicgen_dreamboothing.data.layout import TOKENS
 from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.device import release_memory
+from musicgen_dreamboothing.model.keyword import texts_of
 
-CAPTIONS, WORDS = "captions", "words"
+PART_TEXTS = 1024  # states are on disk after so many texts: what a kill can cost
 
-CAPTION_FEATURES = datasets.Features(
+STATE_FEATURES = datasets.Features(
     {
         "text": datasets.Value("string"),
         "states": datasets.List(datasets.List(datasets.Value("float16"))),  # [L, D]
+        "length": datasets.Value("int32"),  # L
     }
 )
 
 
-def update_states(tokens: Path, tables: dict[str, list[str]], checkpoint: Checkpoint) -> int:
-    """Encodes new texts and drops those that nobody uses, table by table; returns how many captions were new."""
-    known = {name: _known_states(tokens / name) for name in tables}
-    missing = {
-        name: [text for text in dict.fromkeys(texts) if text not in known[name]] for name, texts in tables.items()
-    }
-    new = list(dict.fromkeys(text for texts in missing.values() for text in texts))
-    fresh = dict(_encode_captions(new, checkpoint)) if new else {}
-    for name, texts in tables.items():
-        if missing[name] or len(known[name]) != len(set(texts)):
-            _save_states(tokens / name, list(dict.fromkeys(texts)), known[name], fresh)
-    return len(missing[CAPTIONS])
+def states_folder(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Where a prepared folder has the text states of this checkpoint's text encoder."""
+    return folder / TOKENS / f"text-{checkpoint.text_hash}"
 
 
-def _known_states(folder: Path) -> dict[str, tuple[datasets.Dataset, int]]:
-    """Where the states of each text stand."""
-    if not folder.exists():
-        return {}
-    table = datasets.load_from_disk(str(folder))
-    return {text: (table, row) for row, text in enumerate(table["text"])}
+def add_states(folder: Path, texts: Iterable[str], checkpoint: Checkpoint) -> set[str]:
+    """Encodes the texts of which a prepared folder has no states, and returns them."""
+    table = states_folder(folder, checkpoint)
+    known = set(read_rows(table, STATE_FEATURES)["text"])
+    missing = [one for one in dict.fromkeys(texts) if one not in known]
+    if missing:
+        encoded = _encode(missing, checkpoint)
+        rows = ({"text": one, "states": states.astype(np.float16), "length": len(states)} for one, states in encoded)
+        for _ in range(0, len(missing), PART_TEXTS):
+            append_rows(table, islice(rows, PART_TEXTS), STATE_FEATURES)
+        del rows, encoded
+        release_memory()
+    return set(missing)
 
 
-def _save_states(
-    folder: Path, texts: list[str], known: dict[str, tuple[datasets.Dataset, int]], fresh: dict[str, np.ndarray]
-) -> None:
-    def examples() -> Iterator[dict[str, Any]]:
-        for one in texts:
-            if one in fresh:
-                states = fresh[one]
-            else:
-                table, row = known[one]
-                states = table[row]["states"]
-            yield {"text": one, "states": np.asarray(states, np.float16)}  # arrow mixes no lists with arrays
-
-    save_table(examples(), CAPTION_FEATURES, folder)
-
-
-def word_states(folder: Path) -> dict[str, np.ndarray]:
-    """Text states `[L, D_text]` of `texts_of` the key-word; none in a folder without key-word or text states."""
-    table = folder / TOKENS / WORDS
-    if not table.exists():
-        return {}
-    rows = datasets.load_from_disk(str(table)).with_format("numpy")
-    return {str(row["text"]): np.asarray(row["states"]) for row in rows}
-
-
-def _encode_captions(captions: list[str], checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+def _encode(texts: list[str], checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
     encoder = load_text_encoder(checkpoint, PartialState().device)
-    pairs = text.encode_captions(load_tokenizer(checkpoint), encoder, captions)
-    yield from tqdm(pairs, total=len(captions), unit="caption", desc="captions")
-    del encoder
-    release_memory()
+    pairs = text.encode_captions(load_tokenizer(checkpoint), encoder, texts)
+    yield from tqdm(pairs, total=len(texts), unit="caption", desc="captions")
+
+
+def read_states(folder: Path, texts: Iterable[str], checkpoint: Checkpoint) -> datasets.Dataset:
+    """A row with the states `[L, D_text]` of each distinct text.
+
+    Raises:
+        UserError: a text has none.
+    """
+    table = read_rows(states_folder(folder, checkpoint), STATE_FEATURES)
+    row_of = {one: row for row, one in enumerate(table["text"])}
+    distinct = list(dict.fromkeys(texts))
+    if missing := [one for one in distinct if one not in row_of]:
+        raise UserError(f"{plural(len(missing), 'caption')} of {folder} are not encoded; run the same command again")
+    return table.select([row_of[one] for one in distinct])
+
+
+def key_word_states(folder: Path, instance_prompt: str, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Text states `[L, D_text]` of `texts_of` the key-word, in 16 bits.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = read_states(folder, texts_of(instance_prompt), checkpoint).with_format("numpy")
+    return {str(row["text"]): np.asarray(row["states"]) for row in rows}

@@ -1,17 +1,21 @@
 """Clips to tokens: EnCodec runs once for each clip, T5 once for each distinct caption.
 
-`tokens/clips` holds codes without the delay pattern, beside them what `text_states.py` keeps; all are `datasets`
-folders. A code stays valid as long as the bytes of its clip and the codec are the same, so that a
-changed caption costs a run of T5 on that caption and nothing else.
+`tokens/codes-<hash>` has codes without the delay pattern, keyed by the bytes of the clip; the hash is of the codec.
+`text_states.py` keeps text states beside it. Neither knows a clip's caption or a run's key-word: what reads them, reads
+the metadata too, and puts its own key-word in front. So runs with other key-words or bases share a folder, and as
+nothing that is stored is changed or deleted, each of them finds what it began with.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,14 +28,14 @@ from tqdm.auto import tqdm
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, plural, say
-from musicgen_dreamboothing.data.arrow_tables import save_table
+from musicgen_dreamboothing.data.arrow_tables import append_rows, delete_unfinished, read_rows
 from musicgen_dreamboothing.data.caption_check import caption_notes
 from musicgen_dreamboothing.data.captions import key_phrase, thinned_copies, with_instance_prompt
 from musicgen_dreamboothing.data.clips import listed_clips
 from musicgen_dreamboothing.data.files import digest, write_json
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, TOKENS
 from musicgen_dreamboothing.data.songs.song import TRAIN
-from musicgen_dreamboothing.data.text_states import CAPTIONS, WORDS, update_states
+from musicgen_dreamboothing.data.text_states import add_states
 from musicgen_dreamboothing.listening.copies import joined_fingerprint, same_recordings
 from musicgen_dreamboothing.listening.duplicates import Fingerprint, fingerprint
 from musicgen_dreamboothing.model import codec
@@ -39,11 +43,15 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load
 from musicgen_dreamboothing.model.device import release_memory
 from musicgen_dreamboothing.model.keyword import texts_of
 
-CODES, PARTS, INFO = "clips", "parts", "info.json"
+INFO = "info.json"  # names the base that clips were last encoded for
 PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
 READ_AHEAD = 8  # clips, at least
 ENCODE_BATCH = 8  # clips at once on a CPU, whose LSTM products of 4 rows are slow; on a GPU its free memory decides
 MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
+# What an earlier version wrote: tables, the same ones when it was killed, and files beside and in them.
+OLD_TABLES = tuple(table + end for table in ("clips", "captions", "words", "parts/*") for end in ("", ".new", ".old"))
+OLD_FILES = ("key_word.json", "clips.arrow", "captions.arrow", "words.arrow", "parts/*.arrow")
+OLD_TABLE_FILES = ("data-*.arrow", "dataset_info.json", "state.json")
 
 ReadClip = tuple[dict[str, Any], np.ndarray, Fingerprint]  # a row, its wave [C, S], its fingerprint [T]
 
@@ -51,16 +59,25 @@ CODE_FEATURES = datasets.Features(
     {
         "digest": datasets.Value("string"),
         "codes": datasets.List(datasets.List(datasets.Value("uint16"))),  # [K, T]
+        "frames": datasets.Value("int32"),  # T
         "fingerprint": datasets.List(datasets.Value("uint32")),  # of the sound, see `listening.duplicates`
     }
 )
-CLIP_COLUMNS = {
-    **dict.fromkeys(("file_name", "source", "split", "text"), datasets.Value("string")),
-    **dict.fromkeys(("start", "seconds"), datasets.Value("float64")),
-    "variants": datasets.List(datasets.Value("string")),  # other captions of the clip
-}
-# The first song of those that are one recording, found when the table is written.
-TABLE_FEATURES = datasets.Features({**CLIP_COLUMNS, **CODE_FEATURES, "recording": datasets.Value("string")})
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """What a run reads of a prepared folder, and what had to be done for it.
+
+    Attributes:
+        rows: the clips as the metadata lists them, with the captions of this run.
+        clips_encoded: how many clips had to be encoded.
+        captions_encoded: how many captions.
+    """
+
+    rows: list[dict[str, Any]]
+    clips_encoded: int
+    captions_encoded: int
 
 
 def tokenize_clips(
@@ -73,8 +90,8 @@ def tokenize_clips(
     class_prompt: str | None = None,
     word_dropout: float = 0.0,
     text_states: bool = True,
-) -> tuple[int, int]:
-    """Brings `tokens/` up to date with `clips/`; under `accelerate launch` the processes share the clips.
+) -> Tokenized:
+    """Adds to `tokens/` what a run needs; under `accelerate launch` the processes share the clips.
 
     Args:
         folder: the prepared folder.
@@ -86,46 +103,72 @@ def tokenize_clips(
         word_dropout: above 0 a few copies of each caption lack this share of the words behind these two.
         text_states: False where the text encoder is trained, and no state of it stays true.
 
-    Returns:
-        How many clips and how many captions had to be encoded.
-
     Raises:
         UserError: no clip is left.
     """
-    state, tokens = PartialState(), folder / TOKENS
+    state = PartialState()
     rows = clip_rows(folder, instance_prompt, class_prompt)
     if state.is_main_process:
-        _begin(tokens, checkpoint)
+        _begin(folder / TOKENS, checkpoint)
         for note in caption_notes(rows, load_tokenizer(checkpoint)):
             say(note)
     state.wait_for_everyone()
-    encoded = _update_codes(folder, rows, checkpoint, batch_size, workers)
+    encoded = _add_codes(folder, rows, checkpoint, batch_size, workers)
     captioned = 0
-    if state.is_main_process and text_states:
-        captions = [text for row in rows for text in (row["text"], *row["variants"])]
-        phrase = key_phrase(instance_prompt, class_prompt)
-        thin = (
-            [copy for text in captions for copy in thinned_copies(text, phrase, word_dropout)] if word_dropout else []
-        )
-        wanted = {CAPTIONS: captions + thin} | ({WORDS: texts_of(instance_prompt)} if instance_prompt else {})
-        captioned = update_states(tokens, wanted, checkpoint)
+    if state.is_main_process:
+        recordings_of(folder, rows, *read_codes(folder, codes_name(checkpoint)))
+        if text_states:
+            captions = captions_of(rows, key_phrase(instance_prompt, class_prompt), word_dropout)
+            words = texts_of(instance_prompt) if instance_prompt else []
+            captioned = len(add_states(folder, captions + words, checkpoint).intersection(captions))
     state.wait_for_everyone()
-    return encoded, captioned
+    return Tokenized(rows, encoded, captioned)
+
+
+def codes_name(checkpoint: Checkpoint) -> str:
+    """The folder in `tokens/` that has the codes of this checkpoint's codec."""
+    return f"codes-{checkpoint.codec_hash}"
 
 
 def _begin(tokens: Path, checkpoint: Checkpoint) -> None:
-    """Keeps the tokens of this base and drops those of another."""
-    origin = _origin(checkpoint)
-    if _read_info(tokens) != origin:
-        shutil.rmtree(tokens, ignore_errors=True)
-    tokens.mkdir(parents=True, exist_ok=True)
-    write_json(tokens / INFO, origin)
+    """Notes the base, and deletes what cannot be used: unfinished files and tables of an earlier version."""
+    for table in (*tokens.glob("codes-*"), *tokens.glob("text-*")):
+        delete_unfinished(table)
+    noted = read_info(tokens)
+    if "identity" in noted:
+        _delete_old_tables(tokens)
+    if noted != {"model": checkpoint.name}:
+        write_json(tokens / INFO, {"model": checkpoint.name})
+
+
+def read_info(tokens: Path) -> dict[str, Any]:
+    """The contents of `info.json`; none where it is missing or damaged."""
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads((tokens / INFO).read_text(encoding="utf-8")))
+    return {}
+
+
+def _delete_old_tables(tokens: Path) -> None:
+    """Deletes the files that an earlier version wrote; what a person has put beside them stays."""
+    tables = [path for table in OLD_TABLES for path in tokens.glob(table) if path.is_dir()]
+    for folder, patterns in ((tokens, OLD_FILES), *((table, OLD_TABLE_FILES) for table in tables)):
+        for path in (path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
+            path.unlink()
+    for folder in (*tables, tokens / "parts"):
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def clip_rows(
     folder: Path, instance_prompt: str | None = None, class_prompt: str | None = None
 ) -> list[dict[str, Any]]:
-    """The clips listed in the metadata whose file exists, with the digest of each file."""
+    """The clips listed in the metadata whose file exists, with the digest of each file.
+
+    The key phrase is put in front of captions that do not begin with it.
+
+    Raises:
+        UserError: there is none.
+    """
     clips = folder / CLIPS
     listed = listed_clips(folder)
     rows = [row for row in listed if (clips / str(row.get("file_name"))).is_file()]
@@ -141,143 +184,105 @@ def _clip_row(
 ) -> dict[str, Any]:
     """Fills in what a person who wrote the metadata by hand may have left out."""
     name = row["file_name"]
-    usual = {"source": name, "split": TRAIN, "start": 0.0, "seconds": 0.0}
     return {
-        **{key: row.get(key) or value for key, value in usual.items()},
+        **{key: str(row.get(key) or usual) for key, usual in (("source", name), ("split", TRAIN))},
+        **{key: _number(row.get(key)) for key in ("start", "seconds")},
         "file_name": name,
         "text": with_instance_prompt(instance_prompt, str(row.get("text") or ""), class_prompt),
         "variants": [
-            with_instance_prompt(instance_prompt, str(text), class_prompt) for text in row.get("variants") or []
+            with_instance_prompt(instance_prompt, str(text), class_prompt)
+            for text in row.get("variants") or []
+            if text is not None
         ],
         "digest": digest(clips / name),
     }
 
 
-def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the tokens depend on besides the clips."""
-    return {
-        "model": checkpoint.name,
-        "identity": checkpoint.identity,
-        "sampling_rate": checkpoint.sampling_rate,
-        "frame_rate": checkpoint.frame_rate,
-        "codebooks": checkpoint.codebooks,
-        "audio_channels": checkpoint.audio_channels,
-    }
+def _number(value: Any) -> float:
+    """Seconds that a person may have written; 0 for what is none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
-def _read_info(tokens: Path) -> dict[str, Any] | None:
-    path = tokens / INFO
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def captions_of(rows: Iterable[Mapping[str, Any]], phrase: str, word_dropout: float) -> list[str]:
+    """All texts that a run may draw for these clips: captions, other captions, and copies without some words."""
+    captions = list(dict.fromkeys(text for row in rows for text in (row["text"], *row["variants"])))
+    if not word_dropout:
+        return captions
+    return captions + [copy for text in captions for copy in thinned_copies(text, phrase, word_dropout)]
 
 
-def _update_codes(
-    folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
-) -> int:
-    """Encodes what is missing, each process its share, and lets the main one write the table."""
-    state, tokens = PartialState(), folder / TOKENS
-    if _is_current(tokens / CODES, rows):
-        return 0
-    known = _known_codes(tokens)
+def read_codes(folder: Path, name: str) -> tuple[datasets.Dataset, dict[str, int]]:
+    """The codes in one of the folders in `tokens/`, and the row of each digest."""
+    table = read_rows(folder / TOKENS / name, CODE_FEATURES)
+    return table, {one: row for row, one in enumerate(table["digest"])}
+
+
+def _add_codes(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int) -> int:
+    """Encodes what is missing, each process its share."""
+    state = PartialState()
+    _, known = read_codes(folder, codes_name(checkpoint))
     missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
     state.wait_for_everyone()  # all have looked before one of them writes
     if share := missing[state.process_index :: state.num_processes]:
         _encode_missing(folder, share, checkpoint, batch_size, workers)
     state.wait_for_everyone()
-    if state.is_main_process:
-        _assemble(tokens, rows, _known_codes(tokens), checkpoint.frame_rate)
-        shutil.rmtree(tokens / PARTS, ignore_errors=True)
     return len(missing)
 
 
-def _is_current(codes: Path, rows: list[dict[str, Any]]) -> bool:
-    if not codes.exists():
-        return False
-    table = datasets.load_from_disk(str(codes))
-    if set(TABLE_FEATURES) != set(table.column_names):  # of an earlier version
-        return False
-    stored = table.select_columns([*CLIP_COLUMNS, "digest"]).to_list()
-    # the length of a clip is measured, not read from what a person may have written
-    return len(stored) == len(rows) and all(
-        old | {"seconds": row["seconds"]} == row for old, row in zip(stored, rows, strict=True)
-    )
-
-
-def _known_codes(tokens: Path) -> dict[str, tuple[datasets.Dataset, int]]:
-    """Where the codes of each digest stand: in the finished table or in the parts of a run that was cut short."""
-    tables = [tokens / CODES, *sorted((tokens / PARTS).glob("[0-9]*"))]
-    known = {}
-    for path in tables:
-        if (path / "state.json").exists() and not path.suffix:  # a kill leaves a torn 000000.new behind
-            table = datasets.load_from_disk(str(path))
-            if not set(CODE_FEATURES) <= set(table.column_names):  # of an earlier version
-                continue
-            table = table.select_columns(list(CODE_FEATURES))
-            numbers = table.with_format("numpy")  # a code as Python's own integer takes 33 bytes instead of 2
-            known.update({found: (numbers, index) for index, found in enumerate(table["digest"])})
-    return known
-
-
-def _assemble(
-    tokens: Path, rows: list[dict[str, Any]], known: dict[str, tuple[datasets.Dataset, int]], frame_rate: float
-) -> None:
-    """Writes the table of all clips in the order of the metadata, with their true lengths and recordings."""
-    recordings = recordings_of(rows, [known[row["digest"]] for row in rows])
-
-    def examples() -> Iterator[dict[str, Any]]:
-        for row in rows:
-            table, index = known[row["digest"]]
-            stored = table[index]
-            codes, words = np.asarray(stored["codes"], np.uint16), np.asarray(stored["fingerprint"], np.uint32)
-            seconds = codes.shape[1] / frame_rate
-            yield row | {
-                "seconds": seconds,
-                "codes": codes,
-                "fingerprint": words,
-                "recording": recordings[row["source"]],
-            }
-
-    save_table(examples(), TABLE_FEATURES, tokens / CODES)
-
-
-def recordings_of(rows: list[dict[str, Any]], places: Sequence[tuple[datasets.Dataset, int]]) -> dict[str, str]:
+def recordings_of(
+    folder: Path, rows: Sequence[Mapping[str, Any]], table: datasets.Dataset, row_of: Mapping[str, int]
+) -> dict[str, str]:
     """For each song the first one, by name, that is the same recording: its own name where there is no other.
 
+    What is found is kept in `tokens/`: of thousands of songs it takes a while.
+
     Args:
-        rows: the clips, with `source` and `start` in seconds.
-        places: the table and the row with the fingerprint of each.
+        folder: the prepared folder.
+        rows: the clips, with `source`, `digest` and `start` in seconds.
+        table: codes with fingerprints.
+        row_of: the row of each digest in it.
     """
+    clips = sorted((row["source"], row["start"], row["digest"]) for row in rows)
+    key = hashlib.blake2b(json.dumps(clips).encode(), digest_size=8).hexdigest()
+    path = folder / TOKENS / f"recordings-{key}.json"
+    names = sorted({source for source, _, _ in clips})
+    with suppress(OSError, ValueError, TypeError):
+        copies = json.loads(path.read_text(encoding="utf-8"))
+        return {name: copies.get(name, name) for name in names}
+    prints = table.select_columns(["fingerprint"]).with_format("numpy")
     parts: dict[str, list[tuple[float, np.ndarray]]] = {}
-    for row, (table, index) in zip(rows, places, strict=True):
-        words = np.asarray(table[index]["fingerprint"], np.uint32)
-        parts.setdefault(row["source"], []).append((row["start"], words))
-    names = sorted(parts)
+    for source, start, one in clips:
+        parts.setdefault(source, []).append((start, np.asarray(prints[row_of[one]]["fingerprint"], np.uint32)))
     first = same_recordings([joined_fingerprint(parts[name]) for name in names])
-    return {name: names[number] for name, number in zip(names, first, strict=True)}
+    found = {name: names[number] for name, number in zip(names, first, strict=True)}
+    if PartialState().is_main_process:
+        write_json(path, {name: other for name, other in found.items() if name != other})
+    return found
 
 
 def _encode_missing(
     folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
 ) -> None:
-    """Runs EnCodec over the clips and keeps the codes in parts; the codec leaves memory at the end."""
-    device = PartialState().device  # of this process, and the CPU where `--use_cpu` says so
+    """Runs EnCodec over the clips; the codec leaves memory at the end."""
+    state, table = PartialState(), folder / TOKENS / codes_name(checkpoint)
+    device = state.device  # of this process, and the CPU where `--use_cpu` says so
     batch_size = batch_size or batch_size_of(device)
     model = load_codec(checkpoint, device)
-    parts = folder / TOKENS / PARTS
-    parts.mkdir(exist_ok=True)
     pending: list[dict[str, Any]] = []
-    with tqdm(total=len(rows), unit="clip", desc="encoding", disable=not PartialState().is_main_process) as bar:
+    with tqdm(total=len(rows), unit="clip", desc="encoding", disable=not state.is_main_process) as bar:
         for batch in _equal_length_batches(folder / CLIPS, rows, checkpoint, batch_size, workers):
             waves = torch.from_numpy(np.stack([wave for _, wave, _ in batch]))
             codes = codec.encode(model, waves, checkpoint).cpu().numpy().astype(np.uint16)
             pending += [
-                {"digest": row["digest"], "codes": code, "fingerprint": words}
+                {"digest": row["digest"], "codes": code, "frames": code.shape[1], "fingerprint": words}
                 for (row, _, words), code in zip(batch, codes, strict=True)
             ]
             bar.update(len(batch))
             if len(pending) >= PART_CLIPS:
-                pending = _save_part(parts, pending)
+                append_rows(table, pending, CODE_FEATURES, state.process_index)
+                pending = []
     if pending:
-        _save_part(parts, pending)
+        append_rows(table, pending, CODE_FEATURES, state.process_index)
     del model
     release_memory()
 
@@ -288,14 +293,6 @@ def batch_size_of(device: torch.device) -> int:
         return ENCODE_BATCH
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, min(MAX_ENCODE_BATCH, int(free / ENCODE_BYTES)))
-
-
-def _save_part(parts: Path, pending: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    process = PartialState().process_index
-    own = [path for path in parts.glob(f"*-{process}") if path.is_dir()]
-    number = max((int(path.name.split("-")[0]) for path in own), default=-1) + 1
-    save_table(iter(pending), CODE_FEATURES, parts / f"{number:06d}-{process}")
-    return []
 
 
 def _equal_length_batches(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing import audio
@@ -18,9 +20,11 @@ from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.evaluation import signal
 
 if TYPE_CHECKING:
+    import torch
+
     from musicgen_dreamboothing.model.clap import Tagger
 
-__all__ = ["SIGNAL", "ClapEmbedder", "Embedder", "SignalEmbedder", "load_embedder"]
+__all__ = ["SIGNAL", "ClapEmbedder", "Embedder", "SignalEmbedder", "is_cached", "load_embedder"]
 
 Array = NDArray[np.float64]
 Sounds = Sequence[tuple[Wave, int]]  # waves `[C, S]` with their rates in Hz
@@ -176,8 +180,24 @@ class SignalEmbedder:
         return None
 
 
+def is_cached(model: str, cache_dir: str | None = None) -> bool:
+    """Whether a CLAP model is there without a download; "none" always is."""
+    if model == NONE or Path(model).is_dir():
+        return True
+    from musicgen_dreamboothing.model.clap import SAFETENSORS
+
+    revision = SAFETENSORS[model].revision if model in SAFETENSORS else None
+    layouts = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(model, name, cache_dir, revision), str) for name in layouts)
+
+
 def load_embedder(
-    model: str | None, reference: Sounds, *, cache_dir: str | None = None, token: str | None = None
+    model: str | None,
+    reference: Sounds,
+    *,
+    cache_dir: str | None = None,
+    token: str | None = None,
+    device: torch.device | None = None,
 ) -> Embedder:
     """CLAP if it can be loaded, else, with one line that says so, the stand-in.
 
@@ -185,13 +205,14 @@ def load_embedder(
         model: a folder or Hub id; None or "none" asks for the stand-in.
         reference: what the stand-in is fitted on, see `SignalEmbedder`.
         cache_dir, token: for the Hub.
+        device: where CLAP computes; the best there is by default.
     """
     if model is None or model == NONE:
         return SignalEmbedder(reference)
     from musicgen_dreamboothing.model.clap import load_tagger
 
     try:
-        tagger = load_tagger(model, {}, cache_dir=cache_dir, token=token)
+        tagger = load_tagger(model, {}, cache_dir=cache_dir, token=token, device=device)
         return ClapEmbedder(tagger, tagger.name)
     except UserError as error:
         say(f"sounds are compared by signal statistics instead of CLAP: {error}")

@@ -11,11 +11,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from musicgen_dreamboothing.arguments import EvaluateArguments, check_values, note_unused
 from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
+from musicgen_dreamboothing.data.files import digest
 from musicgen_dreamboothing.data.layout import CLIPS
+from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.evaluation.blind import blind_lines, score_blind, write_blind
@@ -36,9 +39,16 @@ from musicgen_dreamboothing.evaluation.songs import (
 from musicgen_dreamboothing.evaluation.verdict import verdict
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, weights_fingerprint
+from musicgen_dreamboothing.model.checkpoint import (
+    Checkpoint,
+    Source,
+    load_checkpoint,
+    load_codec,
+    weights_fingerprint,
+)
 from musicgen_dreamboothing.model.codec import decode_clip
-from musicgen_dreamboothing.model.device import best_device, release_memory
+from musicgen_dreamboothing.model.device import parse_device, release_memory
+from musicgen_dreamboothing.model.quantized import base_quantization
 
 BASE, TUNED, SONGS = "base", "tuned", "songs"  # folders of clips
 OWN_CAPTIONS = 2  # of held-out songs, among the style prompts
@@ -71,6 +81,8 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
         UserError: no run, or its songs are gone.
     """
     check_values(options)
+    parse_device(options.device)
+    base_quantization(options.quantization, torch.float32)
     note_unused(options)
     run = Path(options.run)
     record = _record(run)
@@ -80,11 +92,20 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
             say(line)
         return None
     prepared = prepared_folder(run, record, options.data)
-    tables = tables_of(record, prepared)
+    tables = tables_of(record, prepared, partial(_base, options, record))
     playlist = _playlist(options, record, tables)
     folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder):
+        return _evaluate(options, record, folder, prepared, tables, playlist)
+
+
+def _evaluate(
+    options: EvaluateArguments, record: RunRecord, folder: Path, prepared: Path, tables: Tables, playlist: Playlist
+) -> Evaluated:
+    """Plays both sides, measures them and writes the report."""
+    run, word = Path(options.run), record.key_phrase or "your style"
     heard, checkpoint = _heard(options, record, folder, tables, playlist)
-    figures, nearest = figures_of(heard), _nearest(heard, folder, tables, prepared, checkpoint)
+    figures, nearest = figures_of(heard), _nearest(options, heard, folder, tables, prepared, checkpoint)
     evaluation = Evaluation(
         run=run.resolve().name,
         base_model=Path(record.base_model).name if Path(record.base_model).is_dir() else record.base_model,
@@ -139,7 +160,7 @@ def _heard(
     options: EvaluateArguments, record: RunRecord, folder: Path, tables: Tables, playlist: Playlist
 ) -> tuple[Heard, Checkpoint]:
     """Everything that is compared, and the base's configuration; one model is loaded at a time."""
-    base = _load(options, options.base_model or record.base_model, record.options.get("model_revision"), None)
+    base = _load(options, *_base_of(options, record), None)
     checkpoint = base.checkpoint
     play(base, folder / BASE, playlist, checkpoint.identity, options.batch_size)
     before = clip_losses(base, tables.held_out, BASE) if len(tables.held_out) else None
@@ -160,11 +181,27 @@ def _heard(
     del tuned
     release_memory()
     embedder = load_embedder(
-        options.clap_model_name_or_path, songs.waves, cache_dir=options.cache_dir, token=options.token
+        options.clap_model_name_or_path,
+        songs.waves,
+        cache_dir=options.cache_dir,
+        token=options.token,
+        device=parse_device(options.device),
     )
     first, second = (listen(folder / side, playlist, checkpoint.sampling_rate) for side in (BASE, TUNED))
     heard = Heard(first, second, songs, held_out if held_out.waves else None, losses, embedder, options.seed)
     return heard, checkpoint
+
+
+def _base(options: EvaluateArguments, record: RunRecord) -> Checkpoint:
+    """The configuration of the run's base."""
+    return load_checkpoint(Source(*_base_of(options, record), options.cache_dir, options.token))
+
+
+def _base_of(options: EvaluateArguments, record: RunRecord) -> tuple[str, str | None]:
+    """Name and revision of the run's base: on the Hub the commit that it was trained on."""
+    if options.base_model:
+        return options.base_model, None
+    return record.base_model, None if Path(record.base_model).is_dir() else record.base_revision
 
 
 def _load(options: EvaluateArguments, model: str, revision: str | None, base: str | None) -> Generator:
@@ -174,7 +211,9 @@ def _load(options: EvaluateArguments, model: str, revision: str | None, base: st
         revision=revision,
         cache_dir=options.cache_dir,
         token=options.token,
+        device=options.device,
         dtype=options.dtype,
+        quantization=options.quantization,
     )
 
 
@@ -187,33 +226,43 @@ def _pairs(heard: Heard, folder: Path) -> list[Pair]:
     return found
 
 
-def _nearest(heard: Heard, folder: Path, tables: Tables, prepared: Path, checkpoint: Checkpoint) -> list[Nearest]:
+def _nearest(
+    options: EvaluateArguments, heard: Heard, folder: Path, tables: Tables, prepared: Path, checkpoint: Checkpoint
+) -> list[Nearest]:
     """For each clip of the style the training clip it is most like: the one by codes, unless only sound tells."""
     codes, names = training_clips(tables.train)
     clips = [heard.tuned[row] for row in heard.rows(STYLE)]
     frame_rate = codes[0].shape[1] / tables.train["seconds"][0]
     by_codes = nearest_by_tokens([clip.codes for clip in clips], codes, names, frame_rate)
-    device = best_device()
+    device = parse_device(options.device)
     few = tables.train.select(range(min(MOST_WINDOWED.get(device.type, MOST_WINDOWED_ON_A_GPU), len(tables.train))))
     loaded = load_codec(checkpoint, device)
     training = waves_of(partial(decode_clip, loaded, checkpoint=checkpoint), few, checkpoint.sampling_rate)
     waves = [(clip.wave, clip.rate) for clip in clips]
     by_sound = nearest_by_embedding(waves, training, names[: len(few)], heard.embedder)
+    digests = dict(zip(tables.train["file_name"], tables.train["digest"], strict=True))
     found = []
     for clip, one, other in zip(clips, by_codes, by_sound, strict=True):
         told = other if other.is_copy and not one.is_copy else one
-        found.append(_told(clip, told, folder, prepared))
+        source = prepared / CLIPS / told.clip_file
+        is_unchanged = source.is_file() and digest(source) == digests[told.clip_file]
+        found.append(_nearest_place(clip, told, folder, source if told.is_copy and is_unchanged else None))
     return found
 
 
-def _told(clip: Played, likeness: Likeness, folder: Path, prepared: Path) -> Nearest:
-    """Copies the training clip beside the report where it is to be heard in it."""
-    kept = ""
-    if likeness.is_copy:
-        kept = f"{SONGS}/{likeness.clip_file.replace('/', '_')}"
+def _nearest_place(clip: Played, likeness: Likeness, folder: Path, source: Path | None) -> Nearest:
+    """The place that a clip is nearest to; a training clip that it copies is put beside the report, which plays it."""
+    shown = asdict(likeness) | {"clip_file": ""}
+    if source is not None:
+        name = likeness.clip_file.replace("/", "_")
         (folder / SONGS).mkdir(exist_ok=True)
-        shutil.copyfile(prepared / CLIPS / likeness.clip_file, folder / kept)
-    shown = asdict(likeness) | {"clip_file": kept}
+        try:
+            shutil.copyfile(source, folder / SONGS / name)
+            shown["clip_file"] = f"{SONGS}/{name}"
+        except OSError as error:
+            say(f"note: the report can't play {source} ({error.strerror})")
+    elif likeness.is_copy:
+        say(f"note: the report can't play {likeness.clip_file}: the clip is gone or has changed since the training")
     return Nearest(**shown, file=os.path.relpath(clip.file, folder), prompt=clip.prompt)
 
 

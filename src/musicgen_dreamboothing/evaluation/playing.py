@@ -73,6 +73,7 @@ def play(generator: Generator, folder: Path, playlist: Playlist, weights: str | 
         "seed": playlist.seed,
         "sampling": asdict(playlist.sampling),
         "dtype": str(generator.dtype),
+        "quantization": generator.quantization,
     }
     note = folder / NOTE
     if not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != made_with:

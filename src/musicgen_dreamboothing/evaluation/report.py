@@ -24,6 +24,7 @@ from musicgen_dreamboothing.listening.picture import loudest_power, spectrogram
 from musicgen_dreamboothing.listening.player import COARSE, data_uri, mp3
 
 PAGE_SECONDS = 400.0  # of before and after, all together: some 8 MB with the pictures, where a clip lasts 8 s
+COPIES = 12  # near-copies that get players; a pair takes some 300 KB
 EXCERPT_SECONDS = (5.0, 15.0)  # of a near-copy, at least and at most
 BAR_WIDTH, BAR_HEIGHT = 160, 36  # of a figure's drawing, in its own units
 CURVE_WIDTH, CURVE_HEIGHT = 420, 150
@@ -38,7 +39,8 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
     The files that the evaluation names are relative to `folder`. Raises UserError where one of them is missing. What
     isn't finite becomes null in the JSON. A figure whose unit is `%` is a share, 0 to 1; the page shows it in percent.
     """
-    pairs = _fitting(folder, evaluation.pairs)
+    pairs, nearest = _fitting(folder, evaluation.pairs), _by_score(evaluation.nearest)
+    copies = [one for one in nearest if one.is_copy]
     text = render(
         "evaluation.html.jinja",
         one=evaluation,
@@ -49,8 +51,9 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         bar=(BAR_WIDTH, BAR_HEIGHT),
         curves=[drawn for curve in evaluation.curves if (drawn := _drawn(curve))],
         curve=(CURVE_WIDTH, CURVE_HEIGHT),
-        copies=[_copy(folder, one) for one in _by_score(evaluation.nearest) if one.is_copy],
-        others=[one for one in _by_score(evaluation.nearest) if not one.is_copy],
+        copies=[_copy(folder, one) for one in copies[:COPIES]],
+        others=[*copies[COPIES:], *(one for one in nearest if not one.is_copy)],
+        silent_copies=len(copies[COPIES:]),
         settings=[(key, _setting(value)) for key, value in evaluation.settings.items()],
         clock=clock,
     )

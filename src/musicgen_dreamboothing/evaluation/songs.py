@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data.layout import TOKENS
 from musicgen_dreamboothing.data.run import RunRecord
-from musicgen_dreamboothing.data.tables import Tables, load_tables
-from musicgen_dreamboothing.data.tokens import CODES
+from musicgen_dreamboothing.data.split import Split
+from musicgen_dreamboothing.data.tables import Tables, load_tables, tables_of_split
+from musicgen_dreamboothing.data.tokens import clip_rows
 from musicgen_dreamboothing.evaluation.originality import TrainingClip
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import text
@@ -38,26 +39,41 @@ class Excerpts:
 
 
 def prepared_folder(run: Path, record: RunRecord, named: str | None) -> Path:
-    """The folder with the clips and tokens that a run was trained on.
+    """The folder with the tokens that a run was trained on.
 
     Raises:
         UserError: it is not where it was.
     """
     places = [Path(named)] if named else [Path(record.prepared), run / "data"]
     for place in places:
-        if (place / TOKENS / CODES).is_dir():
+        if any((place / TOKENS).glob("codes-*")):
             return place
     raise UserError(
         f"the clips that {run} was trained on are not in {' or '.join(map(str, places))}; name their folder: --data DIR"
     )
 
 
-def tables_of(record: RunRecord, prepared: Path) -> Tables:
-    """The clips that were trained on and those that were held out, as the run had them."""
+def tables_of(record: RunRecord, prepared: Path, base: Callable[[], Checkpoint]) -> Tables:
+    """The clips that were trained on and those that were held out, with the captions that the run gave them.
+
+    Args:
+        record: of the run.
+        prepared: the folder with its tokens.
+        base: gives the run's base checkpoint; only asked for where an earlier version made the record.
+    """
+    if record.clips is not None:
+        return tables_of_split(prepared, Split.from_json(record.clips))
+    say(f"the run has no list of its clips, as an earlier version made it: they are taken from {prepared} as it is now")
     options = record.options
-    tables = load_tables(prepared, eval_fraction=options["eval_fraction"], seed=options["seed"], text_states=False)
-    most = options.get("max_train_samples") or len(tables.train)
-    return replace(tables, train=tables.train.select(range(min(most, len(tables.train)))))
+    return load_tables(
+        prepared,
+        clip_rows(prepared, options.get("instance_prompt"), options.get("class_prompt")),
+        base(),
+        eval_fraction=options["eval_fraction"],
+        seed=options["seed"],
+        limits=(options.get("max_train_samples"), None),
+        text_states=False,
+    )
 
 
 def excerpts(

@@ -20,9 +20,12 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.engine import Decoder, Stack
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import UNFILLED, apply_delay, undo_delay
+from musicgen_dreamboothing.model.device import is_out_of_memory
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
+from musicgen_dreamboothing.model.weight_files import first_line
 
 EAGER, GRAPH = "eager", "graph"  # how the steps run
+CHECK = 25  # steps between two looks at what a GPU computed, for which the host waits
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ def clip_seed(seed: int, prompt: str, variation: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+class GraphError(Exception):
+    """A step could not be captured as a CUDA graph."""
+
+
 class CodeStream:
     """The codes of a batch of clips, drawn step by step.
 
@@ -59,11 +66,15 @@ class CodeStream:
         frames: length T of each clip in codec frames.
         seeds: one for each clip.
         sampling: how codes are chosen.
-        how: `eager`, or `graph`, which captures a step as a CUDA graph and replays it.
+        mode: `eager`, or `graph`, which captures a step as a CUDA graph and replays it.
 
     Attributes:
         sequence: delayed codes `[B, K, T + max(delay)]`, -1 where none is drawn yet.
         done: steps that were made.
+
+    Raises:
+        GraphError: the first step could be made, but not captured.
+        UserError: the model computes NaN or infinity, or ignores its prompt.
     """
 
     @torch.inference_mode()
@@ -77,17 +88,18 @@ class CodeStream:
         frames: int,
         seeds: list[int],
         sampling: Sampling,
-        how: str = EAGER,
+        mode: str = EAGER,
     ) -> None:
         device, batch = stack.model.device, len(seeds)
         conditioning = _guided_conditioning(stack.model, text_states.to(device), text_mask.to(device), sampling)
         blank = torch.full((batch, checkpoint.codebooks, frames), UNFILLED, dtype=torch.long, device=device)
         self.sequence = apply_delay(blank, checkpoint.delay, checkpoint.pad_token_id)
-        self.done, self.frames, self._delay, self._sampling, self._how = 0, frames, checkpoint.delay, sampling, how
-        self._decoder = Decoder(stack, conditioning, self.steps, whole=how != EAGER)
+        self.done, self.frames, self._delay, self._sampling, self._mode = 0, frames, checkpoint.delay, sampling, mode
+        self._decoder = Decoder(stack, conditioning, self.steps, whole=mode != EAGER)
         self._noise = _noise(seeds, self.steps, checkpoint.codebooks).to(device)
         self._codes = torch.full_like(self.sequence[..., 0], checkpoint.start_token_id)
         self._step = torch.zeros(1, dtype=torch.long, device=device)  # where the device counts itself
+        self._is_finite = torch.ones((), dtype=torch.bool, device=device)  # whether all logits so far were
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @property
@@ -113,12 +125,24 @@ class CodeStream:
         while self.done < self.steps:
             self.advance()
             on_step(self.done)
+            if self.done % CHECK == 0:
+                self.check()
+        self.check()
         return self.codes(0, self.frames)
+
+    def check(self) -> None:
+        """Waits for the steps that were made and looks at their numbers: codes drawn from NaN would be noise.
+
+        Raises:
+            UserError: some logits were NaN or infinite.
+        """
+        if not bool(self._is_finite):
+            raise UserError("the model computed NaN or infinity; try --dtype float32")
 
     @torch.inference_mode()
     def advance(self) -> None:
         """Makes one step."""
-        if self._how == EAGER:
+        if self._mode == EAGER:
             self._draw(self.done)
         else:
             with torch.cuda.device(self.sequence.device):
@@ -130,14 +154,20 @@ class CodeStream:
         if self._graph is not None:
             self._graph.replay()
             return
-        side = _side_stream(self.sequence.device)
-        side.wait_stream(torch.cuda.current_stream())
+        side, own = _side_stream(self.sequence.device), torch.cuda.current_stream()
+        side.wait_stream(own)
         with torch.cuda.stream(side):
             self._draw_counted()
-        torch.cuda.current_stream().wait_stream(side)
+        own.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            self._draw_counted(check=False)
+        try:
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                self._draw_counted(check=False)
+        except RuntimeError as error:
+            torch.cuda.set_stream(own)  # which `torch.cuda.graph` does not, where its end fails
+            if is_out_of_memory(error):
+                raise
+            raise GraphError(first_line(error)) from error
         self._graph = graph
 
     def _draw_counted(self, check: bool = True) -> None:
@@ -161,8 +191,9 @@ class CodeStream:
     def _logits(self, step: int | torch.Tensor, *, check: bool) -> torch.Tensor:
         """Float32 logits of the next codes `[B, K, V]`, guided."""
         scale, logits = self._sampling.guidance_scale, self._decoder.logits(self._codes, step)
-        if check and not bool(logits.isfinite().all()):
-            raise UserError("the model computes no numbers but NaN or infinity; try --dtype float32")
+        self._is_finite.logical_and_(logits.isfinite().all())  # asked for by `check`
+        if check:
+            self.check()
         if scale == 1:
             return logits
         captioned, null = logits.chunk(2)

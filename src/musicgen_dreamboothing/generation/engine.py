@@ -7,20 +7,23 @@ products of the same input are one product. Modules that are not plain (adapters
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional
 
-from musicgen_dreamboothing.model.adapter import computing_layer
+from musicgen_dreamboothing.generation.products import (
+    TILE,
+    Product,
+    added_product,
+    embedded,
+    has_tiles,
+    normalised,
+    product,
+)
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
-from musicgen_dreamboothing.model.quantized import Int8Linear
 
-Product = Callable[[torch.Tensor], torch.Tensor]
-TURNED = range(8, 65)  # rows of a batch
-TILE = 16  # rows of a bf16 product on a CPU: it reads the weights for 2 rows in the time that it takes for 16
 ALIGNED = 16  # places; GPUs' kernels copy a mask whose rows don't begin at such a place, in each layer of each step
 
 
@@ -31,6 +34,7 @@ class Stack:
         model: either family.
 
     Attributes:
+        dtype: of the arithmetic.
         embed: codes `[B, K]` -> `[B, D]`, the sum over codebooks.
         heads: `[B, D]` -> logits `[B, K * V]`.
     """
@@ -38,10 +42,11 @@ class Stack:
     def __init__(self, model: TextLM | MelodyLM) -> None:
         decoder = model.decoder.model.decoder
         self.model, self.codebooks = model, len(model.decoder.lm_heads)
-        self.embed = _joined_tables([computing_layer(table) for table in decoder.embed_tokens])
-        self.layers = [_Layer(layer) for layer in decoder.layers]
-        self.norm = _normalising(decoder.layer_norm)
-        self.heads = _joined(model.decoder.lm_heads)
+        self.dtype: torch.dtype = decoder.layer_norm.weight.dtype  # of the arithmetic; weights may be quantised
+        self.embed = embedded(list(decoder.embed_tokens))
+        self.layers = [_Layer(layer, self.dtype) for layer in decoder.layers]
+        self.norm = normalised(decoder.layer_norm)
+        self.heads = product(list(model.decoder.lm_heads), self.dtype)
         self._table = decoder.embed_positions
 
     def positions(self, number: int) -> torch.Tensor:
@@ -54,17 +59,17 @@ class Stack:
 class _Layer:
     """One layer of transformers' class: its normalisations and products."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         own = layer.self_attn
         self.shape = (own.num_heads, own.head_dim)
-        self.norm = _normalising(layer.self_attn_layer_norm)
-        self.query_key_value = _joined([own.q_proj, own.k_proj, own.v_proj])
-        self.add_own = _adding(own.out_proj)
-        self.last_norm = _normalising(layer.final_layer_norm)
-        self.widen = _joined([layer.fc1])
+        self.norm = normalised(layer.self_attn_layer_norm)
+        self.query_key_value = product([own.q_proj, own.k_proj, own.v_proj], dtype)
+        self.add_own = added_product(own.out_proj, dtype)
+        self.last_norm = normalised(layer.final_layer_norm)
+        self.widen = product([layer.fc1], dtype)
         self.activate: Product = layer.activation_fn
-        self.add_narrowed = _adding(layer.fc2)
-        self.cross = _Cross(layer) if "encoder_attn" in dict(layer.named_children()) else None
+        self.add_narrowed = added_product(layer.fc2, dtype)
+        self.cross = _Cross(layer, dtype) if "encoder_attn" in dict(layer.named_children()) else None
 
     def feed_forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[..., D]` -> the same shape, added to what came in."""
@@ -76,13 +81,13 @@ class _Layer:
 class _Cross:
     """What attends to the text in a layer of the text family."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         attention = layer.encoder_attn
-        self.norm = _normalising(layer.encoder_attn_layer_norm)
-        self.query = _joined([attention.q_proj])
-        self.key = _joined([attention.k_proj])
-        self.value = _joined([attention.v_proj])
-        self.add = _adding(attention.out_proj)
+        self.norm = normalised(layer.encoder_attn_layer_norm)
+        self.query = product([attention.q_proj], dtype)
+        self.key = product([attention.k_proj], dtype)
+        self.value = product([attention.v_proj], dtype)
+        self.add = added_product(attention.out_proj, dtype)
 
 
 class Decoder:
@@ -104,7 +109,7 @@ class Decoder:
     def __init__(self, stack: Stack, conditioning: Conditioning, steps: int, *, whole: bool) -> None:
         self._stack, self._rows = stack, len(conditioning.states)
         states, is_melody = conditioning.states, isinstance(stack.model, MelodyLM)
-        self._unused = -self._rows % TILE if _has_tiles(states) else 0  # rows that fill the last tile
+        self._unused = -self._rows % TILE if has_tiles(states) else 0  # rows that fill the last tile
         grouped = is_melody and states.device.type == "cpu" and not whole
         groups = _by_length(conditioning) if grouped else [(None, conditioning)]
         self._caches = [_Cache(stack, part, rows, steps, is_melody=is_melody, whole=whole) for rows, part in groups]
@@ -326,11 +331,6 @@ def _rows_at_once(rows: int, device: torch.device) -> list[slice]:
     return [slice(row, row + 1) for row in range(rows)] if device.type == "cpu" else [slice(rows)]
 
 
-def _has_tiles(x: torch.Tensor) -> bool:
-    """Whether products of a step have `TILE` rows."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16
-
-
 def _added(attended: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask as attention adds it to its scores: 0 for what is attended to, else -inf."""
     return torch.zeros_like(attended, dtype=dtype).masked_fill(~attended, -torch.inf)
@@ -345,84 +345,3 @@ def _cross_keys_and_values(layer: _Layer, states: torch.Tensor) -> tuple[torch.T
         for product in (cross.key, cross.value)
     )
     return key, value
-
-
-def _joined(linears: Sequence[nn.Module]) -> Product:
-    """One product with all outputs side by side. Plain weights become views of the joint one: nothing is kept twice."""
-    linears = [computing_layer(linear) for linear in linears]
-    if all(type(linear) is Int8Linear for linear in linears):
-        return Int8Linear.joined(linears)  # type: ignore[arg-type]
-    if all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
-        return _linear(_joined_weight(linears))
-    return linears[0] if len(linears) == 1 else lambda x: torch.cat([linear(x) for linear in linears], dim=-1)
-
-
-def _linear(weight: torch.Tensor) -> Product:
-    """`x @ weight.T`, turned over where that is faster."""
-    turned = weight.t()
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        if x.ndim == 2 and len(x) > TILE and _has_tiles(x):
-            return torch.cat([torch.mm(tile, turned) for tile in x.split(TILE)])
-        if _is_turned(x):
-            return (weight @ x.mT).mT
-        return torch.mm(x, turned) if x.ndim == 2 else functional.linear(x, weight)
-
-    return product
-
-
-def _is_turned(x: torch.Tensor) -> bool:
-    """Whether a product has its weight on the left.
-
-    For these numbers of rows the CPU's fp32 product then takes half to nine tenths of the time, for others longer:
-    benchmarks/products.py.
-    """
-    return x.ndim == 2 and x.device.type == "cpu" and x.dtype == torch.float32 and len(x) in TURNED
-
-
-def _joined_tables(tables: Sequence[nn.Module]) -> Product:
-    """The sum of what stands in the tables, `[B, K]` -> `[B, D]`, read as from one table."""
-    if all(type(table) is nn.Embedding for table in tables):
-        weight = _joined_weight(tables)
-        rows = len(weight) // len(tables)
-        first_rows = torch.arange(0, len(weight), rows, device=weight.device)
-        return lambda codes: functional.embedding(codes + first_rows, weight).sum(1)
-    return lambda codes: torch.stack([table(codes[:, k]) for k, table in enumerate(tables)]).sum(0)
-
-
-def _joined_weight(modules: Sequence[Any]) -> torch.Tensor:
-    if len(modules) == 1:
-        return modules[0].weight.detach()
-    weight = torch.cat([module.weight.detach() for module in modules])
-    rows = [len(module.weight) for module in modules]
-    for module, part in zip(modules, weight.split(rows), strict=True):
-        module.weight.data = part
-    return weight
-
-
-def _adding(linear: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """`h + linear(x)`; of plain weights the product and the sum are one operation."""
-    linear = computing_layer(linear)
-    if type(linear) is not nn.Linear or linear.bias is not None:
-        return lambda hidden, x: hidden + linear(x)
-
-    weight = linear.weight.detach()
-    turned = weight.t()
-
-    def add(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        if x.ndim == 2 and len(x) > TILE and _has_tiles(x):
-            tiles = zip(hidden.split(TILE), x.split(TILE), strict=True)
-            return torch.cat([torch.addmm(sums, tile, turned) for sums, tile in tiles])
-        if _is_turned(x):
-            return torch.addmm(hidden.mT, weight, x.mT).mT
-        if x.ndim == 2:
-            return torch.addmm(hidden, x, turned)
-        return torch.addmm(hidden.flatten(0, -2), x.flatten(0, -2), turned).view(hidden.shape)
-
-    return add
-
-
-def _normalising(norm: Any) -> Product:
-    """What a layer normalisation computes. In a tiny model the way through its module takes as long as the numbers."""
-    shape, weight, bias, eps = norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps
-    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)

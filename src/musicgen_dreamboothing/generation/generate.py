@@ -45,8 +45,10 @@ def generate(options: GenerateArguments) -> Generation:
         revision=options.model_revision,
         cache_dir=options.cache_dir,
         token=options.token,
+        device=options.device,
         dtype=options.dtype,
         quantization=options.quantization,
+        cuda_graphs=options.cuda_graphs,
     )
     say(_describe(generator, options.model))
     _warn(generator, prompts, options.seconds, options.base_model)
@@ -122,6 +124,8 @@ def _describe(generator: Generator, model: str) -> str:
     channels = "stereo" if base.audio_channels == 2 else "mono"
     family = "melody" if base.is_melody else "text"
     where = f"on {generator.device} in {str(generator.dtype).removeprefix('torch.')}"
+    if generator.quantization != "none":
+        where += f", weights in {generator.quantization}"
     facts = f"{family} model, {channels}, {base.sampling_rate} Hz, {where}"
     if generator.active_layers is None:
         return f"loaded {model}: {facts}"

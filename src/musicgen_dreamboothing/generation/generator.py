@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import EncodecModel
 
 from musicgen_dreamboothing.console import UserError, quiet_libraries, say
-from musicgen_dreamboothing.generation.decoding import EAGER, GRAPH, CodeStream, Sampling, clip_seed
+from musicgen_dreamboothing.generation.decoding import CHECK, EAGER, GRAPH, CodeStream, GraphError, Sampling, clip_seed
 from musicgen_dreamboothing.generation.engine import Stack
 from musicgen_dreamboothing.model import adapter, codec, text
 from musicgen_dreamboothing.model.checkpoint import (
@@ -25,21 +24,20 @@ from musicgen_dreamboothing.model.checkpoint import (
     load_tokenizer,
 )
 from musicgen_dreamboothing.model.device import (
-    best_device,
     free_memory,
     is_out_of_memory,
+    parse_device,
     parse_dtype,
     release_memory,
     synchronize,
 )
-from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, load_language_model
-from musicgen_dreamboothing.model.quantized import to_int8
+from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
+from musicgen_dreamboothing.model.loading import load_for_playing
+from musicgen_dreamboothing.model.quantized import QUANTIZATIONS
 
 TRAINED_SECONDS = 30.0  # Meta trained on clips of 30 s; longer ones wander
-QUANTIZATIONS = ("none", "int8")
 LARGEST_BATCH = {"cpu": 16}  # beyond it two cores have more to compute than to read
 LARGEST_BATCH_ON_A_GPU = 64
-SYNCHRONISE = 25  # steps; a GPU runs behind its host, and the bar would be ahead of the music
 SHARE_OF_MEMORY = 0.5  # of what is free, for keys and values; the rest is for what a step needs beside them
 
 
@@ -63,13 +61,15 @@ class Generator:
         revision: Hub revision of `model`.
         cache_dir: where Hub downloads are kept.
         token: Hub token, where the stored login does not do.
-        device: torch device; by default the best there is.
+        device: torch device, or `auto` for the best there is.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        quantization: `none`, or `int8` for weights of the decoder's layers in 8 bits: half of the memory or less, and
-            faster on a CPU for one or two clips at once.
+        quantization: `none`, or `nf4` or `int8` for weights of the decoder's layers in 4 or 8 bits, with the adapter
+            beside them; `int8` is also faster on a CPU for one or two clips at once.
+        cuda_graphs: whether steps on a GPU are captured and replayed, which is faster where there is a graph for it.
 
     Attributes:
         checkpoint: the base's configuration.
+        device, dtype, quantization: of the language model.
         active_layers: adapted layers that change something, and adapted layers in all; None without an adapter.
     """
 
@@ -82,31 +82,30 @@ class Generator:
         revision: str | None = None,
         cache_dir: str | None = None,
         token: str | None = None,
-        device: torch.device | str | None = None,
+        device: torch.device | str = "auto",
         dtype: str = "auto",
         quantization: str = "none",
+        cuda_graphs: bool = True,
     ) -> None:
         if quantization not in QUANTIZATIONS:
-            raise UserError(f"--quantization {quantization!r} is unknown here; it takes {', '.join(QUANTIZATIONS)}")
-        self.device = torch.device(device) if device else best_device()
+            raise UserError(f"--quantization {quantization!r} is unknown; it takes {', '.join(QUANTIZATIONS)}")
+        self.device, self.quantization = parse_device(device), quantization
         self.dtype = parse_dtype(dtype, self.device)
-        self.active_layers: tuple[int, int] | None = None
         source = Source(str(model), revision, cache_dir, token)
-        config = adapter.adapter_config(source.name, **source.arguments())
-        if config is None:
+        saved = adapter.read_adapter(source.name, **source.arguments())
+        if saved is None:
             self.checkpoint = load_checkpoint(source)
-            self._model = load_language_model(self.checkpoint, self.dtype, self.device)
         else:
-            base = base_model or str(config.base_model_name_or_path)
-            self.checkpoint = _adapter_base(source, base, config.revision if base_model is None else None)
-            self._model = self._load_adapted(source)
-        if quantization == "int8":
-            to_int8(self._model.decoder.model.decoder.layers)
+            base = base_model or str(saved.config.base_model_name_or_path)
+            self.checkpoint = _adapter_base(source, base, saved.config.revision if base_model is None else None)
+        self._model, self.active_layers = load_for_playing(
+            self.checkpoint, self.dtype, self.device, adapter=saved, quantization=quantization
+        )
         self._stack = Stack(self._model)
         self._tokenizer = load_tokenizer(self.checkpoint)
         self._states: dict[str, np.ndarray] = {}
         self._codec: EncodecModel | None = None  # loaded when there are codes to decode
-        self._how = GRAPH if self.device.type == "cuda" else EAGER
+        self._mode = GRAPH if self.device.type == "cuda" and cuda_graphs else EAGER
 
     @classmethod
     def around(
@@ -130,21 +129,8 @@ class Generator:
             checkpoint,
         )
         made._model, made._stack, made._tokenizer = model, Stack(model), load_tokenizer(checkpoint)
-        made._states, made._codec, made._how = {} if states is None else states, None, EAGER
+        made._states, made._codec, made._mode = {} if states is None else states, None, EAGER
         return made
-
-    def _load_adapted(self, source: Source) -> TextLM | MelodyLM:
-        """Merges in fp32: a small update added to a 16-bit weight would be rounded away, half of it at 3e-5 in bf16."""
-        with_text = adapter.trains_text_encoder(source.name, **source.arguments())
-        base = load_language_model(self.checkpoint, torch.float32, torch.device("cpu"), with_text_encoder=with_text)
-        adapted = adapter.load_adapter(base, source.name, **source.arguments())
-        self.active_layers = adapter.count_active(adapted)
-        merged: Any = adapter.merge(adapted).eval()
-        merged.decoder.to(self.dtype)
-        for name in ("enc_to_dec_proj", "audio_enc_to_dec_proj"):
-            if name in dict(merged.named_children()):
-                merged.get_submodule(name).to(self.dtype)
-        return merged.to(self.device)  # a trained text encoder stays in fp32: fp16 overflows in it
 
     def generate(
         self,
@@ -204,6 +190,10 @@ class Generator:
                 made: list[torch.Tensor] = []
                 try:
                     made = self._draw_batch(batch, frames, seed, sampling, bar)
+                except GraphError as error:
+                    self._leave_graphs(error)
+                    bar.n = before
+                    continue
                 except RuntimeError as error:
                     if len(batch) == 1 or not is_out_of_memory(error):
                         raise
@@ -233,12 +223,22 @@ class Generator:
         decoder = codec.StreamDecoder(self._loaded_codec(), self.checkpoint)
         given, ready = 0, step + decoder.lookahead
         while given < frames:
-            codes.advance()
+            try:
+                codes.advance()
+            except GraphError as error:  # of the first step: nothing was given yet
+                self._leave_graphs(error)
+                codes = self._code_stream(states, mask, frames, [clip_seed(seed, prompt, 0)], sampling)
+                continue
             if codes.whole_frames >= min(ready, frames):
+                codes.check()
                 last = codes.whole_frames == frames
                 wave = decoder.push(codes.codes(given, codes.whole_frames)[0], last=last)
                 given, ready = codes.whole_frames, codes.whole_frames + step
                 yield wave.numpy()
+
+    def _leave_graphs(self, error: GraphError) -> None:
+        say(f"note: this GPU or driver can't capture a step as a CUDA graph ({error}); going on without, more slowly")
+        self._mode = EAGER
 
     def _frames(self, seconds: float) -> int:
         return max(1, round(seconds * self.checkpoint.frame_rate))
@@ -258,7 +258,7 @@ class Generator:
         self, states: torch.Tensor, mask: torch.Tensor, frames: int, seeds: list[int], sampling: Sampling
     ) -> CodeStream:
         return CodeStream(
-            self._stack, self.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling, how=self._how
+            self._stack, self.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling, mode=self._mode
         )
 
     def _draw_batch(
@@ -269,9 +269,9 @@ class Generator:
         stream = self._code_stream(states, mask, frames, seeds, sampling)
 
         def tell(done: int) -> None:
-            bar.update(len(batch))
-            if done % SYNCHRONISE == 0:
+            if done % CHECK == 0:  # a GPU runs behind its host, and the bar would be ahead of the music
                 synchronize(self.device)
+            bar.update(len(batch))
 
         return list(stream.finish(tell).cpu())
 

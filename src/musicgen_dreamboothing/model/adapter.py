@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import hashlib
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +17,6 @@ from peft.utils import load_peft_weights
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from musicgen_dreamboothing.console import UserError
 
@@ -34,6 +31,9 @@ PRESETS = {
     "attention": (ATTENTION,),
 }
 INITIALISATIONS = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16")
+# Initialisations after which the weights are those of a plain adapter. Others (PiSSA, OLoRA, CorDA, LoftQ, ...) change
+# the base, and their raw weights mean nothing without the changed one.
+PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 SPLITTING = re.compile(r"olora|pissa(_niter_[1-9]\d*)?")  # these take a part of the base's weights into the adapter
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -87,35 +87,72 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
             "such as text_encoder.encoder.block.0.layer.0.SelfAttention.q"
         )
     # What PiSSA and OLoRA took out of the base; `save_adapter` gives it back.
-    wrapped.initial_adapter = _adapter_weights(wrapped) if SPLITTING.fullmatch(settings.init) else None
+    wrapped.initial_adapter = adapter_weights(wrapped) if SPLITTING.fullmatch(settings.init) else None
+    wrapped.initial_digest = None  # of the saved adapter that a training begins from (`saved_adapter`)
     compute_in_base_precision(wrapped)
     return wrapped
 
 
-def _adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     """A copy of the adapter's weights on the CPU, under the names of its file."""
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: weight.detach().cpu().clone() for name, weight in weights.items()}
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Writes a trained adapter of `add_adapter` as one for the untouched base.
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter as its files hold it: PEFT's configuration, and fp32 weights on the CPU by the names of the file."""
+
+    name: str
+    config: Any
+    weights: dict[str, torch.Tensor] = field(repr=False)
+    revision: str | None = None  # commit on the Hub; of a folder a hash of its weights
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether it holds weights for the text encoder."""
+        return any(".text_encoder." in key and "lora_" in key for key in self.weights)
+
+
+def read_adapter(name: str, **hub: Any) -> SavedAdapter | None:
+    """The adapter in a folder or on the Hub, or None where there is none.
+
+    Args:
+        name: of the folder or the repository.
+        hub: keyword arguments for the Hub: revision, cache_dir, token.
+    """
+    config = adapter_config(name, **hub)
+    if config is None:
+        return None
+    weights = load_peft_weights(name, device="cpu", **hub)
+    return SavedAdapter(name, config, {key: weight.float() for key, weight in weights.items()})
+
+
+def as_saved(model: PeftModel) -> SavedAdapter:
+    """A trained adapter of `add_adapter` as one for the untouched base, which is what its file holds.
 
     PiSSA (Meng et al. 2024) and OLoRA (Büyükakyüz 2024) train W - s·B₀A₀ + s·BA. The change of W is
     s·[B, -B₀][A; A₀], a plain adapter of twice the rank. PEFT's own conversion
     (`path_initial_model_for_weight_conversion`) leaves out adapted embeddings.
     """
-    model.save_pretrained(folder, save_embedding_layers=False)
-    initial = model.initial_adapter
-    if initial is None:
-        return
-    weights = {name: _with_initial(name, now, initial[name]) for name, now in _adapter_weights(model).items()}
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    scale = 2**0.5 if config["use_rslora"] else 2  # alpha grows as the rank does, so that s stays
-    changes = {"init_lora_weights": True, "r": 2 * config["r"], "lora_alpha": scale * config["lora_alpha"]}
-    path.write_text(json.dumps(config | changes, indent=2, sort_keys=True), encoding="utf-8")
+    config, weights, initial = (
+        copy.deepcopy(model.peft_config["default"]),
+        adapter_weights(model),
+        model.initial_adapter,
+    )
+    if initial is not None:
+        weights = {name: _with_initial(name, now, initial[name]) for name, now in weights.items()}
+        scale = 2**0.5 if config.use_rslora else 2  # alpha grows as the rank does, so that s stays
+        config.init_lora_weights, config.r, config.lora_alpha = True, 2 * config.r, scale * config.lora_alpha
+    config.inference_mode = True
+    return SavedAdapter("in training", config, weights)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Writes a trained adapter of `add_adapter` as one for the untouched base."""
+    saved = as_saved(model)
+    saved.config.save_pretrained(folder)
+    save_file(saved.weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _with_initial(name: str, now: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
@@ -126,10 +163,12 @@ def _with_initial(name: str, now: torch.Tensor, initial: torch.Tensor) -> torch.
 
 def has_learned(model: PeftModel) -> bool:
     """Whether the training changed what the model computes."""
+    if model.initial_digest is not None:
+        return weights_digest(model) != model.initial_digest
     initial = model.initial_adapter
     if initial is None:
         return is_active(model)
-    return any(not torch.equal(now, initial[name]) for name, now in _adapter_weights(model).items())
+    return any(not torch.equal(now, initial[name]) for name, now in adapter_weights(model).items())
 
 
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -193,37 +232,6 @@ def adapter_config(name: str, **arguments: Any) -> PeftConfig | None:
         return None
 
 
-def trains_text_encoder(name: str, **arguments: Any) -> bool:
-    """Whether an adapter holds weights for the text encoder."""
-    return any(".text_encoder." in key and "lora_" in key for key in load_peft_weights(name, device="cpu", **arguments))
-
-
-def load_adapter(model: PreTrainedModel, name: str, **arguments: Any) -> PeftModel:
-    """Puts a saved adapter on its base and proves that it does something.
-
-    Raises:
-        UserError: its weights do not fit, only some of them do, or all of its updates are zero.
-    """
-    misfit = UserError(
-        f"the adapter {name} does not fit {model.name_or_path}: its weights have other names or sizes. "
-        "It names its base in adapter_config.json; give that one with --base_model"
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are looked for below
-            wrapped = PeftModel.from_pretrained(model, name, **arguments)
-    except (RuntimeError, ValueError) as error:
-        raise misfit from error
-    saved = load_peft_weights(name, device="cpu", **arguments)
-    places = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    # Adapters made elsewhere may hold copies of embeddings too; the base has those itself.
-    if {key for key in saved if "lora_" in key} != set(places):
-        raise misfit
-    if not is_active(wrapped):
-        raise UserError(f"the adapter {name} changes nothing: all its updates are zero. Was it trained?")
-    return wrapped
-
-
 def is_active(model: nn.Module) -> bool:
     """Whether any adapted layer's update B·A differs from zero."""
     return any(_updates(layer) for layer in model.modules() if isinstance(layer, LoraLayer))
@@ -238,10 +246,10 @@ def count_active(model: nn.Module) -> tuple[int, int]:
 def _updates(layer: LoraLayer) -> bool:
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
     pairs += [(layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A]
-    return any(_is_felt(a.detach().cpu().double(), b.detach().cpu().double()) for a, b in pairs)
+    return any(has_update(a.detach().cpu().double(), b.detach().cpu().double()) for a, b in pairs)
 
 
-def _is_felt(a: torch.Tensor, b: torch.Tensor) -> bool:
+def has_update(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether B·A is more than rounding: "orthogonal" begins with two matrices that cancel each other out.
 
     The squared norm of B·A is the sum of BᵀB ∘ AAᵀ, which are no larger than the rank.
@@ -261,29 +269,10 @@ def computing_layer(layer: nn.Module) -> nn.Module:
     return without_adapter(layer) if idle else layer
 
 
-def merge(model: PeftModel) -> nn.Module:
-    """The base with the adapter's updates added to its weights, and the adapter gone."""
-    return model.merge_and_unload()
-
-
-@contextmanager
-def merged_for_a_while(model: PeftModel) -> Iterator[nn.Module]:
-    """The base with its updates added, to make music in the middle of a training; then the base as it was, bit by bit.
-
-    PEFT takes updates away by subtraction, which leaves the rounding of 16-bit weights behind. The weights that change
-    are kept in the host's memory meanwhile. A quantised base can't take updates: there the adapter computes beside it.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    bases = [layer.get_base_layer() for layer in layers]
-    if any("bitsandbytes" in type(base).__module__ for base in bases):
-        yield model.get_base_model()
-        return
-    kept = [base.weight.detach().to("cpu", copy=True) for base in bases]
-    try:
-        model.merge_adapter()
-        yield model.get_base_model()
-    finally:
-        # PEFT would compute each update once more, and whatever ended this may have been a lack of memory for that.
-        for layer, base, weight in zip(layers, bases, kept, strict=True):
-            layer.merged_adapters.clear()
-            base.weight.data.copy_(weight)
+def weights_digest(model: PeftModel) -> str:
+    """A hash of the adapter's weights, to tell whether a training has changed them."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, weight in sorted(adapter_weights(model).items()):
+        digest.update(name.encode())
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,25 @@ from transformers import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoProcessor,
+    BitsAndBytesConfig,
 )
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.model.checkpoint import Source, weights_fingerprint
-from musicgen_dreamboothing.model.device import best_device, best_dtype
-from musicgen_dreamboothing.model.loading import quiet_loading
+from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.model.building import quiet_loading
+from musicgen_dreamboothing.model.checkpoint import Source, name_with_commit, weights_fingerprint
+from musicgen_dreamboothing.model.device import best_device, best_dtype, free_memory, is_out_of_memory, release_memory
 
-__all__ = ["PROMPT", "Captioner", "clean"]
+__all__ = ["PROMPT", "Captioner", "WeightBytes", "captioner_signature", "clean", "fits_in_4_bits", "weight_bytes"]
 
 PROMPT = (
     "Describe this music in one sentence of at most 30 words, as a prompt for a music generator: genre, mood, "
     "instruments, rhythm and sound. No artist, no title, no lyrics, no explanation."
 )
 EXAMPLES = "Qwen/Qwen2-Audio-7B-Instruct or nvidia/music-flamingo-2601-hf"
-MOST_WORDS = 60
+MAX_NEW_TOKENS, MOST_WORDS = 96, 60  # of an answer, and of the caption that is made of it
+WORKING_SHARE = 0.05  # of the weights in 16 bits: cache and activations of one clip of 30 s
+NF4_BYTES = 1 / 2 + 1 / 64  # of a weight with its scale, which is quantised as well
 
 _PREAMBLE = re.compile(
     r"^(?:(?:sure|certainly|okay|of course)\b[^:.!]*[:.!]\s*|here(?: is|'s)\b[^:]*:\s*)+", re.IGNORECASE
@@ -45,6 +50,13 @@ _SUBJECT = re.compile(
 )
 
 
+def captioner_signature(model: str) -> str:
+    """Changes whenever the caption that a `Captioner` with its usual settings gives a clip could; nothing is loaded."""
+    weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else model
+    settings = json.dumps([weights, PROMPT, MAX_NEW_TOKENS, MOST_WORDS])
+    return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
+
+
 class Captioner:
     """A model of transformers that takes sound and text and answers in text; it is asked `PROMPT` for each clip.
 
@@ -53,12 +65,12 @@ class Captioner:
         revision, cache_dir, token: for the Hub.
         device: CUDA, MPS or the CPU, whichever there is, if not given.
         dtype: of the weights; what suits the device, if not given.
-        batch_size: clips that are heard at once.
+        batch_size: clips in one batch; fewer where memory runs out.
         max_new_tokens: of an answer.
         prompt: what is asked instead.
 
     Raises:
-        UserError: there is no such model, or it isn't of that kind.
+        UserError: there is no such model, it isn't of that kind, or it doesn't fit into memory.
     """
 
     def __init__(
@@ -71,23 +83,16 @@ class Captioner:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         batch_size: int = 4,
-        max_new_tokens: int = 96,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         prompt: str = PROMPT,
     ) -> None:
         self._device = torch.device(device) if device else best_device()
         self._dtype = dtype or best_dtype(self._device)
-        self._model, self._processor = _load(Source(model, revision, cache_dir, token), self._dtype)
-        self._model.to(self._device)
+        source = Source(model, revision, cache_dir, token)
+        self._model, self._processor = _load(source, self._device, self._dtype)
         self._batch_size, self._max_new_tokens, self._prompt = batch_size, max_new_tokens, prompt
         self.rate = int(self._processor.feature_extractor.sampling_rate)  # Hz
-        self.signature = self._sign(Source(model, revision))
-
-    def _sign(self, source: Source) -> str:
-        """Changes whenever the caption of a clip could."""
-        folder = Path(source.name)
-        model = weights_fingerprint(folder) if folder.is_dir() else [source.name, source.revision]
-        said = json.dumps([model, self._prompt, self._max_new_tokens, MOST_WORDS])
-        return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+        self.name = name_with_commit(source)
 
     def caption(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[str]:
         """Waves `[C, S]` with their rates in Hz -> a caption each, on one line; empty where the model says nothing.
@@ -95,7 +100,23 @@ class Captioner:
         Greedy: the same sound gets the same caption. Most models hear 30 s of a longer wave.
         """
         starts = range(0, len(waves), self._batch_size)
-        return [text for start in starts for text in self._answers(waves[start : start + self._batch_size])]
+        return [text for start in starts for text in self._answers_in_memory(waves[start : start + self._batch_size])]
+
+    def _answers_in_memory(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[str]:
+        """The answers in two halves where the memory doesn't suffice for all at once."""
+        try:
+            return self._answers(waves)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(waves) == 1:
+                raise UserError(
+                    f"--captioner ran out of memory on {self._device} with a single clip; close what else uses it, "
+                    "choose a smaller model, or leave --captioner out"
+                ) from error
+        release_memory()
+        half = len(waves) // 2
+        return self._answers_in_memory(waves[:half]) + self._answers_in_memory(waves[half:])
 
     @torch.inference_mode()
     def _answers(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[str]:
@@ -119,15 +140,15 @@ def _conversation(sound: Any, prompt: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "audio", "audio": sound}, {"type": "text", "text": prompt}]}]
 
 
-def _load(source: Source, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and processor."""
+def _load(source: Source, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and processor; the weights go straight to the device."""
     try:
-        model_class = _model_class(AutoConfig.from_pretrained(source.name, **source.arguments()))
+        config = AutoConfig.from_pretrained(source.name, **source.arguments())
+        model_class = _model_class(config)
         processor = AutoProcessor.from_pretrained(source.name, **source.arguments())
         if not processor.chat_template:
             raise ValueError("it has no chat template")
-        with quiet_loading():
-            model = model_class.from_pretrained(source.name, dtype=dtype, use_safetensors=True, **source.arguments())
+        model = _load_weights(source, model_class, weight_bytes(model_class, config, dtype), device, dtype)
     except (OSError, ValueError, ImportError, HfHubHTTPError, HFValidationError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
@@ -136,6 +157,97 @@ def _load(source: Source, dtype: torch.dtype) -> tuple[Any, Any]:
         ) from error
     processor.tokenizer.padding_side = "left"  # answers begin where the questions end
     return model.eval().requires_grad_(False), processor
+
+
+def _load_weights(
+    source: Source, model_class: Any, sizes: WeightBytes, device: torch.device, dtype: torch.dtype
+) -> Any:
+    free = free_memory(device)
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
+    if fits_in_4_bits(source.name, sizes, device, free):
+        options["quantization_config"] = _nf4(dtype)
+    try:
+        with quiet_loading():
+            return model_class.from_pretrained(source.name, **options, **source.arguments())
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(_too_large(source.name, sizes, device, free)) from error
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """What the weights of a model take on a device.
+
+    Attributes:
+        plain: in the precision that it computes in.
+        nf4: with the weights of its linear layers in 4 bits.
+        bits: of the precision that it computes in.
+    """
+
+    plain: int
+    nf4: int
+    bits: int
+
+
+def weight_bytes(model_class: Any, config: Any, dtype: torch.dtype) -> WeightBytes:
+    """Counts the weights of a configuration; none of them is loaded."""
+    with torch.device("meta"), quiet_loading():
+        model = model_class(config)
+    head = model.get_output_embeddings()
+    linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not head]
+    count, quantized = sum(one.numel() for one in model.parameters()), sum(part.weight.numel() for part in linear)
+    size = dtype.itemsize
+    return WeightBytes(count * size, round((count - quantized) * size + quantized * NF4_BYTES), 8 * size)
+
+
+def fits_in_4_bits(name: str, sizes: WeightBytes, device: torch.device, free: int) -> bool:
+    """Whether a model that doesn't fit as it is fits in 4 bits on a CUDA device; False where it fits as it is.
+
+    Args:
+        name: of the model, for messages.
+        sizes: what its weights take.
+        device: where it is loaded.
+        free: bytes of the device.
+
+    Raises:
+        UserError: it does not fit at all.
+    """
+    working = round(WORKING_SHARE * sizes.plain)
+    if sizes.plain + working <= free:
+        return False
+    if device.type == "cuda" and sizes.nf4 + working <= free and importlib.util.find_spec("bitsandbytes"):
+        say(
+            f"note: {name} takes {_gb(sizes.plain)} in {sizes.bits} bits, and {_gb(free)} are free on {device}: it is "
+            f"loaded in 4 bits ({_gb(sizes.nf4)})"
+        )
+        return True
+    raise UserError(_too_large(name, sizes, device, free))
+
+
+def _too_large(name: str, sizes: WeightBytes, device: torch.device, free: int) -> str:
+    less = f", {_gb(sizes.nf4)} in 4 bits" if device.type == "cuda" else ""
+    install = ""
+    if less and importlib.util.find_spec("bitsandbytes") is None:
+        install = "; 4 bits need: pip install 'musicgen-dreamboothing[quantization]'"
+    return (
+        f"--captioner {name} takes {_gb(sizes.plain)} in {sizes.bits} bits{less} and some for each clip, and "
+        f"{_gb(free)} are free on {device}; close what else uses it, choose a smaller model, or leave --captioner "
+        f"out{install}"
+    )
+
+
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def _model_class(config: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import shutil
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,11 +28,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5EncoderModel,
 )
+from transformers.utils import cached_file, extract_commit_hash
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model.building import build_model, quiet_loading
 from musicgen_dreamboothing.model.delay import delays
 from musicgen_dreamboothing.model.hub_access import explain_refusal
-from musicgen_dreamboothing.model.loading import build_model, quiet_loading
+from musicgen_dreamboothing.model.part_hash import part_hash
 from musicgen_dreamboothing.model.weight_files import find_file, first_line, foreign_weights, open_weights
 
 TEXT, MELODY = "musicgen", "musicgen_melody"
@@ -58,6 +61,14 @@ class Source:
         wanted = {"revision": self.revision, "cache_dir": self.cache_dir, "token": self.token}
         given = {key: value for key, value in wanted.items() if value is not None}
         return given | ({"trust_remote_code": True} if self.trust_remote_code else {})
+
+
+def name_with_commit(source: Source) -> str:
+    """`owner/name@0123abc` of a checkpoint from the Hub, and the path of a folder as it is."""
+    if Path(source.name).is_dir():
+        return source.name
+    commit = extract_commit_hash(cached_file(source.name, "config.json", **source.arguments()), None)
+    return f"{source.name}@{commit[:7]}" if commit else source.name
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,19 @@ class Checkpoint:
     def identity(self) -> str | None:
         """The commit of a checkpoint of the Hub; of a folder a hash that changes when other weights are put there."""
         return weights_fingerprint(Path(self.name)) if self.is_local else self.revision
+
+    @cached_property
+    def codec_hash(self) -> str:
+        """Changes with whatever the codes of a sound depend on, and with nothing else of the checkpoint."""
+        sizes = (self.codebooks, self.audio_channels)
+        return part_hash("audio_encoder", self.config.audio_encoder, self.name, self.source.arguments(), *sizes)
+
+    @cached_property
+    def text_hash(self) -> str:
+        """Changes with whatever the text states of a caption depend on: text encoder and tokenizer."""
+        rules = json.loads(load_tokenizer(self).backend_tokenizer.to_str())
+        rules |= {"padding": None, "truncation": None}  # of whoever saved it
+        return part_hash("text_encoder", self.config.text_encoder, self.name, self.source.arguments(), rules)
 
     @property
     def sampling_rate(self) -> int:

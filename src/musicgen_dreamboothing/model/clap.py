@@ -23,12 +23,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, ClapModel, ClapProcessor
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, say
-from musicgen_dreamboothing.model.checkpoint import Source, weights_fingerprint
+from musicgen_dreamboothing.model.building import quiet_loading
+from musicgen_dreamboothing.model.checkpoint import Source, name_with_commit, weights_fingerprint
 from musicgen_dreamboothing.model.device import best_device
-from musicgen_dreamboothing.model.loading import quiet_loading
 
 RATE = 48_000  # Hz; all CLAP models of transformers
 MOST_WINDOWS = 6  # of a clip: a whole minute is heard, of a longer one six places
@@ -40,11 +41,35 @@ NEUTRAL = ("music", "a song", "sound")
 SINGING = ("a person singing", "a song with a singer", "vocals", "a rapper")
 PLAYING = ("instrumental music", "musical instruments playing", "an instrumental backing track")
 
-# These have their weights on `main` as a pickle only; there the Hub's own converter put the same as safetensors.
+
+@dataclass(frozen=True)
+class Published:
+    """Where the weights of a model are on the Hub.
+
+    Attributes:
+        revision: a commit, or a reference that may move.
+        sha256: of `model.safetensors` there.
+    """
+
+    revision: str
+    sha256: str
+
+
+# These have their weights on `main` as a pickle only; the Hub's own converter put the same as safetensors into a pull
+# request of each. The full id of the last one's commit (8a2acdb) is not known here: its reference is checked by hash.
 SAFETENSORS = {
-    "laion/larger_clap_music": "refs/pr/1",
-    "laion/larger_clap_general": "refs/pr/2",
-    "laion/larger_clap_music_and_speech": "refs/pr/1",
+    "laion/larger_clap_music": Published(
+        "4189a948e5e2aaa5df3e69da506e54513e977191",
+        "013f1d40b8981b5dd741c0ccc444ae6cf8485d7cd4333892bcb2c6e8c3047064",
+    ),
+    "laion/larger_clap_general": Published(
+        "16c8cc3159a3c8a31e8ff5ef1f66b0d9ab3667db",
+        "c3d0e564a97cb5eccea412f11d5c51c8a1ccceb80c51e3c6957bb5a796b423b6",
+    ),
+    "laion/larger_clap_music_and_speech": Published(
+        "refs/pr/1",
+        "d4e5cf6317c7521ca62c11b524f5646565310e040129fe35719cad661696d745",
+    ),
 }
 # `larger_clap_music` on the Hub is reported to have one embedding for all texts: embeddings-benchmark/mteb#5069
 DEFAULT = "laion/larger_clap_music"
@@ -170,6 +195,15 @@ class NoEarForWordsError(UserError):
     """To this model all words are the same."""
 
 
+def tagger_signature(model: str, labels: Mapping[str, Sequence[str]]) -> str:
+    """Changes whenever the tags that `load_tagger` gives a sound could; nothing is loaded for it."""
+    weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else [model, SAFETENSORS.get(model)]
+    fallback = [PROVEN, SAFETENSORS[PROVEN], ALIKE] if model == DEFAULT else []
+    groups = {name: asdict(GROUPS[name]) for name in labels}
+    settings = [dict(labels), groups, TEMPLATES, NEUTRAL, SINGING, PLAYING, ODDS, RIVAL, MOST_WINDOWS]
+    return hashlib.blake2b(json.dumps([weights, fallback, *settings]).encode(), digest_size=8).hexdigest()
+
+
 def load_tagger(model: str, labels: Mapping[str, Sequence[str]], **options: Any) -> Tagger:
     """A `Tagger` of these arguments; where the default turns out to know no words, the proven model in its place.
 
@@ -191,7 +225,7 @@ class Tagger:
     Args:
         model: a folder or Hub id with a CLAP checkpoint of transformers, as safetensors.
         labels: lists by group, as `read_labels` gives them; `GROUPS` has the names.
-        revision, cache_dir, token: for the Hub.
+        revision, cache_dir, token: for the Hub; without a revision that in `SAFETENSORS`, or `main`.
         device: CUDA, MPS or the CPU, whichever there is, if not given.
         batch_size: windows of 10 s that are heard at once.
 
@@ -213,32 +247,27 @@ class Tagger:
         device: torch.device | str | None = None,
         batch_size: int = 8,
     ) -> None:
-        source = Source(model, revision or SAFETENSORS.get(model), cache_dir, token)
+        published = None if revision or Path(model).is_dir() else SAFETENSORS.get(model)
+        source = Source(model, published.revision if published else revision, cache_dir, token)
         with _quiet_hub():
             self._model, self._processor = _load(source)
+            self.name = name_with_commit(source)
+            if published is not None:
+                _compare_weights(source, published.sha256)
         self._model.to(device or best_device())
-        self.name, self._batch_size = model, batch_size
+        self._batch_size = batch_size
         self.scale = float(self._model.logit_scale_a.exp())
         self._labels = {name: tuple(found) for name, found in labels.items()}
         self._embedded = {name: self._embed_ensemble(found, GROUPS[name]) for name, found in self._labels.items()}
         self._neutral = self._embed_ensemble(NEUTRAL)
         self._voices = np.stack([_mean(self._embed_ensemble(prompts)) for prompts in (SINGING, PLAYING)])
         self._check_words(model)
-        self.signature = self._sign(source)
 
     def _check_words(self, model: str) -> None:
         """Such a model tags nothing, or anything; nobody should wait until it has heard all clips."""
         texts = np.concatenate([*self._embedded.values(), self._neutral, self._voices])
         if (texts @ texts.T).min() > ALIKE:
             raise NoEarForWordsError(f"to the CLAP model {model!r} all words are the same; take {another_clap(model)}")
-
-    def _sign(self, source: Source) -> str:
-        """Changes whenever the tags of a sound could."""
-        folder = Path(source.name)
-        model = weights_fingerprint(folder) if folder.is_dir() else [source.name, source.revision]
-        asked = {name: asdict(GROUPS[name]) for name in self._labels}
-        said = [model, self._labels, asked, TEMPLATES, NEUTRAL, SINGING, PLAYING, ODDS, RIVAL, MOST_WINDOWS]
-        return hashlib.blake2b(json.dumps(said).encode(), digest_size=8).hexdigest()
 
     def tag(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[dict[str, list[Tag]]]:
         """For each wave `[C, S]` and its rate in Hz: tags by group, best first; a group may have none."""
@@ -330,6 +359,19 @@ def _load(source: Source) -> tuple[Any, Any]:
             f"or a Hub id such as {PROVEN}"
         ) from error
     return model.eval().requires_grad_(False), processor
+
+
+def _compare_weights(source: Source, sha256: str) -> None:
+    """Says so where the weights on the Hub are not the ones that were published when this was written."""
+    digest = hashlib.sha256()
+    with Path(cached_file(source.name, SAFE_WEIGHTS_NAME, **source.arguments())).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        say(
+            f"note: the weights of {source.name} are not those that this version knows (SHA-256 "
+            f"{digest.hexdigest()[:12]}..., not {sha256[:12]}...): tags and distances may differ"
+        )
 
 
 @contextmanager

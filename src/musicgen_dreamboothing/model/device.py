@@ -20,6 +20,7 @@ NO_MEMORY = (
     *("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory", "not enough memory"),
     *("out_of_device_memory", "out_of_host_memory"),
 )
+DEVICES = ("cuda", "mps", "cpu")  # cuda is NVIDIA's, and AMD's under ROCm
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -28,6 +29,34 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def parse_device(device: torch.device | str = "auto") -> torch.device:
+    """A device by its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if isinstance(device, torch.device):
+        return device
+    if device == "auto":
+        return best_device()
+    here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    name = {"cuda": "cuda:0", "cpu:0": "cpu", "mps:0": "mps"}.get(device, device)
+    if name not in here:
+        raise UserError(f"--device {device!r} is not here; it takes auto, {', '.join(here)}")
+    return torch.device(name)
+
+
+def check_device(device: torch.device) -> None:
+    """Refuses accelerators that torch and transformers know and nothing here was made for: xpu, npu, hpu, ...
+
+    Raises:
+        UserError: names the device, and what to do.
+    """
+    if device.type not in DEVICES:
+        raise UserError(f"{device.type} is not supported; use --use_cpu true, or an NVIDIA, AMD or Apple GPU")
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

@@ -144,6 +144,7 @@ class Estimator:
         if not self._step.with_text_encoder:
             parts["text_encoder"] = PlaceholderEncoder(config.text_encoder)
         model = family(config, **parts)
+        model.text_encoder.float()  # as it is loaded
         if self._step.lora is None:
             return model
         plain = replace(self._step.lora, init="default")  # others look at the weights, and there are none
@@ -171,13 +172,18 @@ class Estimator:
                 model = self._model(depth)
                 trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
                 total = sum(parameter.numel() for parameter in model.parameters())
+                in_fp32 = sum(
+                    parameter.numel()
+                    for name, parameter in model.named_parameters()
+                    if "text_encoder." in name and "lora_" not in name
+                )
                 stored = sum(
                     parameter.numel()
                     for name, parameter in model.named_parameters()
                     if ".layers." in name and "lora_" not in name and parameter.dim() == 2
                 )
-            counts.append((trained, total, stored))
-        trained, total, stored = (
+            counts.append((trained, total, stored, in_fp32))
+        trained, total, stored, in_fp32 = (
             shallow + (self._layers - DEPTHS[0]) * (deep - shallow) for shallow, deep in zip(*counts, strict=True)
         )
         buckets = 4 * trained if self._step.shared else 0
@@ -185,7 +191,8 @@ class Estimator:
             return 4 * total, 12 * trained + buckets
         size = self._step.dtype.itemsize
         packed = {"none": float(size), "nf4": NF4_BYTES, "int8": 1.0}[self._step.quantization]
-        return int(size * (total - trained - stored) + packed * stored), 16 * trained + buckets
+        kept = size * (total - trained - stored - in_fp32) + packed * stored + 4 * in_fp32
+        return int(kept), 16 * trained + buckets
 
 
 def walked(model: Any, batch: dict[str, torch.Tensor]) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The codebook language model without the encoders it does not need.
 
-`load_language_model` gives transformers' own MusicGen class with two changes: parts that a stage
+`loading.load_language_model` gives transformers' own MusicGen class with two changes: parts that a stage
 does not use (EnCodec always, T5 when text states are cached) are placeholders without weights, and
 `forward` returns the summed cross-entropy of every clip and codebook instead of logits, which is
 what an exact loss over any split of a batch is made of. Parameter names are transformers' own, so
@@ -9,6 +9,7 @@ an adapter trained here fits the original class.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,16 +21,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.initialization import no_init_weights
 from transformers.utils import ModelOutput
 
 from musicgen_dreamboothing.model.adapter import without_adapter
 from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
-from musicgen_dreamboothing.model.loading import build_model
 from musicgen_dreamboothing.model.prefix import decode_shared, share_prefix
-from musicgen_dreamboothing.model.quantized import base_quantization, keep_trainable
 from musicgen_dreamboothing.model.recompute import LightRecompute
-from musicgen_dreamboothing.model.weight_files import open_weights
 
 LOGITS_AT_ONCE = 1024  # rows; with 2048 codes a fp32 copy of them takes 8 MB
 
@@ -79,6 +78,8 @@ class _CodebookLM:
     decoder: Any
     text_encoder: Any
     enc_to_dec_proj: nn.Module
+    # Half precision overflows in T5's feed-forward layers; bf16 would play it less exactly than it is trained.
+    _keep_in_fp32_modules_strict = ("text_encoder",)
     light: LightRecompute | None = None  # set by `use_light_recompute`
 
     def use_light_recompute(self) -> None:
@@ -285,38 +286,33 @@ def _in_stretches(summed: Callable[..., torch.Tensor], labels: torch.Tensor, *st
     return torch.stack([recompute(summed, *part, use_reentrant=False) for part in parts]).sum(0)
 
 
-def load_language_model(
-    checkpoint: Checkpoint,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    with_text_encoder: bool = False,
-    quantization: str = "none",
-) -> TextLM | MelodyLM:
-    """Loads the language model and, if wanted, the text encoder; the codec never.
+def language_model_of(
+    checkpoint: Checkpoint, *, with_text_encoder: bool
+) -> tuple[type[PreTrainedModel], dict[str, Any]]:
+    """The class for a checkpoint, and the modules that stand where parts of it are left out.
 
-    A quantised one (`quantized.base_quantization`) is frozen: it takes adapters, and trains none of its own weights.
     Dropout is set to 0: audiocraft trained these models without, transformers' configurations say 0.1.
     """
     config = checkpoint.config
     config.decoder.dropout = config.decoder.attention_dropout = config.decoder.activation_dropout = 0.0
     config.text_encoder.dropout_rate = 0.0
-    model_class = MelodyLM if config.model_type == MELODY else TextLM
-    options: dict[str, Any] = {"audio_encoder": PlaceholderEncoder(config.audio_encoder)}
+    absent = {"audio_encoder": PlaceholderEncoder(config.audio_encoder)}
     if not with_text_encoder:
-        options["text_encoder"] = PlaceholderEncoder(config.text_encoder)
-    bits_and_bytes = base_quantization(quantization, dtype)
-    if bits_and_bytes is not None:  # it is quantised where it will stay
-        options |= {"quantization_config": bits_and_bytes, "device_map": {"": device}}
-    omitted = ("audio_encoder.",) if with_text_encoder else ("audio_encoder.", "text_encoder.")
-    weights = open_weights(
-        checkpoint.name,
-        checkpoint.source.arguments(),
-        lambda name: None if name.startswith(omitted) else name,
-        convert=bits_and_bytes is not None or dtype != torch.float32,
-    )
-    model = build_model(model_class, config, weights, checkpoint.name, dtype=dtype, **options)
-    if bits_and_bytes is None:
-        return model.to(device).eval()
-    keep_trainable(model)
-    return model.eval()
+        absent["text_encoder"] = PlaceholderEncoder(config.text_encoder)
+    return (MelodyLM if config.model_type == MELODY else TextLM), absent
+
+
+def empty_language_model(checkpoint: Checkpoint, *, with_text_encoder: bool) -> Any:
+    """The language model with the sizes of its weights, on the CPU: all of them are one zero, expanded.
+
+    PEFT puts adapters on the device of the layers that they belong to, which must not be torch's meta device.
+    """
+    model_class, absent = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
+    with torch.device("meta"), no_init_weights():
+        model: Any = model_class(copy.deepcopy(checkpoint.config), **absent)
+    model.name_or_path = checkpoint.name
+    zero = torch.zeros(())
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(zero.expand(weight.shape), requires_grad=False))
+    return model

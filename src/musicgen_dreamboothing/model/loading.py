@@ -1,73 +1,110 @@
-"""Models of transformers from weights that are already open, with one error line where the two do not fit."""
+"""The one way to load the language model: in training, for its samples, for `generate` and `evaluate`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from transformers.utils import logging
+import torch
+from torch import nn
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model.adapter import SavedAdapter, compute_in_base_precision, count_active
+from musicgen_dreamboothing.model.building import build_model
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.device import return_freed_memory
+from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, language_model_of
+from musicgen_dreamboothing.model.merging import Merger, put_on
+from musicgen_dreamboothing.model.quantized import base_quantization, keep_trainable, to_int8
+from musicgen_dreamboothing.model.weight_files import open_weights
 
 
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Holds back transformers' reports and progress bars of loading."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+def load_language_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    with_text_encoder: bool = False,
+    quantization: str = "none",
+    merger: Merger | None = None,
+) -> TextLM | MelodyLM:
+    """Loads the language model and, if asked for, the text encoder, which stays in fp32; the codec never.
 
-
-def build_model(
-    model_class: Any, config: Any, weights: dict[str, Any], name: str, *, prefix: str = "", **options: Any
-) -> Any:
-    """A model of `model_class` with its weights, which are read one by one.
-
-    Given weights instead of a name, transformers looks for no other file: no `generation_config.json`, which is not
-    used here and may hold anything, and no conversion of a repository on the Hub.
+    Weights are read, converted and put on the device one by one: host memory above the model stays at one matrix.
 
     Args:
-        model_class: class of transformers.
-        config: its configuration.
-        weights: by the names of their parameters, as `weight_files.open_weights` gives them.
-        name: the checkpoint's, for messages and as the model's `name_or_path`.
-        prefix: what stands before the names of these weights in the checkpoint, for messages.
-        options: for `from_pretrained`.
+        checkpoint: the base.
+        dtype: of the weights, or of the arithmetic on quantised ones.
+        device: where they go.
+        with_text_encoder: whether the text encoder is loaded.
+        quantization: `none`, `nf4` or `int8` (`quantized.base_quantization`); such a base is frozen: it takes adapters,
+            and trains none of its own weights.
+        merger: an adapter that is added to the weights on their way.
+    """
+    model_class, absent = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
+    options: dict[str, Any] = dict(absent)
+    bits_and_bytes = base_quantization(quantization, dtype)
+    if bits_and_bytes is not None:  # it is quantised where it will stay
+        options |= {"quantization_config": bits_and_bytes, "device_map": {"": device}}
+    elif device.type != "cpu":
+        options["device_map"] = {"": device}
+    omitted = ("audio_encoder.",) if with_text_encoder else ("audio_encoder.", "text_encoder.")
+    weights = open_weights(
+        checkpoint.name,
+        checkpoint.source.arguments(),
+        lambda name: None if name.startswith(omitted) else name,
+        convert=bits_and_bytes is not None or merger is not None or dtype != torch.float32,
+    )
+    if merger is not None:
+        weights = merger.wrap(weights)
+    model = build_model(model_class, checkpoint.config, weights, checkpoint.name, dtype=dtype, **options)
+    if bits_and_bytes is not None:
+        keep_trainable(model)
+    return model.eval()
+
+
+def load_for_playing(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    adapter: SavedAdapter | None = None,
+    quantization: str = "none",
+) -> tuple[TextLM | MelodyLM, tuple[int, int] | None]:
+    """The language model with an adapter: merged into it, or beside its weights where these are quantised.
+
+    Args:
+        checkpoint: the base.
+        dtype: of weights and arithmetic.
+        device: where it will play.
+        adapter: trained on this base.
+        quantization: `none`, `nf4` or `int8`. On NVIDIA's and AMD's GPUs `int8` is bitsandbytes', as in training;
+            elsewhere torch's kernel, which is the fast one on a CPU.
+
+    Returns:
+        The model, and adapted layers that are active and in all.
 
     Raises:
-        UserError: weights are missing, or their sizes are not those of the configuration.
+        UserError: the adapter does not fit, or changes nothing; bitsandbytes is missing.
     """
-    with quiet_loading():
-        model, report = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=weights,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are an error below
-            **options,
-        )
-    _check(report, name, prefix)
-    model.name_or_path = model.config.name_or_path = name
-    return model
+    return_freed_memory()  # or what is freed on the way would stay with the process
+    with_text_encoder = adapter is not None and adapter.trains_text_encoder
+    loaded_as = "none" if quantization == "int8" and device.type != "cuda" else quantization
+    merger = Merger(checkpoint, adapter) if adapter is not None and quantization == "none" else None
+    model: Any = load_language_model(
+        checkpoint, dtype, device, with_text_encoder=with_text_encoder, quantization=loaded_as, merger=merger
+    )
+    active = merger.active_layers if merger is not None else None
+    if adapter is not None and merger is None:
+        active = _put_beside(model, adapter)
+    if adapter is not None and active is not None and not active[0]:
+        raise UserError(f"the adapter {adapter.name} changes nothing: all its updates are zero. Was it trained?")
+    if loaded_as != quantization:
+        to_int8(model.decoder.model.decoder.layers)
+    return model, active
 
 
-def _check(report: dict[str, Any], name: str, prefix: str) -> None:
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise UserError(
-            f"{name} lacks weights that its config.json asks for: {prefix}{missing[0]} ({len(missing)} in all); "
-            "take a complete checkpoint, such as facebook/musicgen-small"
-        )
-    if report["mismatched_keys"]:
-        weight, stored, expected = sorted(report["mismatched_keys"])[0]
-        raise UserError(
-            f"{name}: {prefix}{weight} has the size {list(stored)}, but its config.json asks for {list(expected)}; "
-            "take weights and config.json from the same checkpoint"
-        )
+def _put_beside(model: nn.Module, adapter: SavedAdapter) -> tuple[int, int]:
+    """Puts an adapter beside the weights of a model, whose modules are replaced in place by PEFT's."""
+    wrapped = put_on(model, adapter).eval()
+    compute_in_base_precision(wrapped)
+    return count_active(wrapped)

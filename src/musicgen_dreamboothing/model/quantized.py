@@ -18,9 +18,9 @@ from transformers import BitsAndBytesConfig
 
 from musicgen_dreamboothing.console import UserError
 
-TRAINED_ON = ("none", "nf4", "int8")
+QUANTIZATIONS = ("none", "nf4", "int8")
 # Codes of a codebook stand close together in what these layers see, and they are a hundredth of the weights.
-KEPT = ("decoder.lm_heads", "enc_to_dec_proj", "audio_enc_to_dec_proj", "text_encoder")
+UNQUANTIZED_MODULES = ("decoder.lm_heads", "enc_to_dec_proj", "audio_enc_to_dec_proj", "text_encoder")
 BLOCK = 256  # rows that are rounded at once, so that no second copy of a weight is made in fp32
 
 
@@ -33,20 +33,20 @@ def base_quantization(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | Non
     Raises:
         UserError: an unknown name, or bitsandbytes is missing.
     """
-    if name not in TRAINED_ON:
-        raise UserError(f"--quantization {name!r} is unknown; it takes {', '.join(TRAINED_ON)}")
+    if name not in QUANTIZATIONS:
+        raise UserError(f"--quantization {name!r} is unknown; it takes {', '.join(QUANTIZATIONS)}")
     if name == "none":
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"--quantization {name} needs: pip install 'musicgen-dreamboothing[quantization]'")
     if name == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(KEPT))
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(UNQUANTIZED_MODULES))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(KEPT),
+        llm_int8_skip_modules=list(UNQUANTIZED_MODULES),
     )
 
 
@@ -139,7 +139,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., in]` -> `[..., out]` in the precision of x."""
         if x.device.type == "cpu":
-            flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+            flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).contiguous()
             found = torch._weight_int8pack_mm(flat, self.weight, self.scale).to(x.dtype)
             found = found.view(*x.shape[:-1], -1)
         else:
@@ -149,8 +149,11 @@ class Int8Linear(nn.Module):
 
 
 def to_int8(layers: nn.ModuleList) -> None:
-    """Replaces the linear layers of decoder layers in place; embeddings, heads and projections stay as they are."""
-    for module in list(layers.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(module, name, Int8Linear.of(child))
+    """Replaces the linear layers of decoder layers in place; embeddings, heads and projections stay as they are.
+
+    So do adapters beside these layers, which PEFT keeps in a `ModuleDict`.
+    """
+    parents = [module for module in layers.modules() if not isinstance(module, nn.Linear | nn.ModuleDict)]
+    for module in parents:  # a list of the layers themselves would keep their weights
+        for name in [name for name, child in module.named_children() if isinstance(child, nn.Linear)]:
+            setattr(module, name, Int8Linear.of(module.get_submodule(name)))  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ class CardFacts:
         minutes: of music trained on.
         held_out_songs: number of songs evaluated on.
         metrics: the last evaluation.
+        init_adapter: the adapter that the training began from, if there is one.
         options: the options that differ from their defaults.
     """
 
@@ -40,6 +41,7 @@ class CardFacts:
     minutes: float
     held_out_songs: int
     metrics: dict[str, float]
+    init_adapter: str | None
     options: dict[str, Any]
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
-
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data import repository
+from musicgen_dreamboothing.data.repository import CARD, Repository
 
 # What a reader needs; songs, tokens, checkpoints, logs and `run.json` with its paths stay at home.
 SHARED = (
-    "README.md",
     "adapter_config.json",
     "adapter_model*.safetensors",
     "model*.safetensors",
@@ -23,32 +20,25 @@ SHARED = (
     "tokenizer*",
     "special_tokens_map.json",
     "spiece.model",
+    CARD,
 )
 
 
-def open_repository(name: str, *, token: str | None, private: bool | None) -> str:
-    """Makes sure that a model repository is there and may be written, and returns its full id.
+def open_repository(name: str, *, token: str | None, private: bool | None) -> Repository:
+    """Makes sure that a model repository exists, may be written to and is ours or empty.
 
-    Called before a training: that nobody is logged in should not come out hours later.
+    Raises:
+        UserError: it is not, or nobody is logged in; called before hours of training.
     """
-    try:
-        return HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
-    except (HTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"can't write to {name!r} on the Hub ({reason}); try `hf auth login` or another --hub_model_id"
-        ) from error
+    options = ("--hub_model_id", "--hub_private_repo")
+    return repository.open_repository(Repository(name, "model", private, token, *options))
 
 
-def upload(folder: Path, name: str, *, token: str | None) -> str:
-    """Uploads a run and returns its address."""
-    try:
-        commit = HfApi(token=token).upload_folder(
-            repo_id=name, folder_path=folder, allow_patterns=list(SHARED), commit_message="Fine-tuned MusicGen"
-        )
-    except (HTTPError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"the upload to {name} failed ({reason}); the run is whole in {folder}: train again to retry"
-        ) from error
-    return str(commit.repo_url)
+def upload(folder: Path, target: Repository) -> str:
+    """Uploads a run and returns its address.
+
+    Raises:
+        UserError: the upload failed, or would change what others wrote.
+    """
+    paths = [path for pattern in SHARED for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return repository.upload(target, {path.name: path for path in paths}, "Fine-tuned MusicGen")

@@ -13,6 +13,7 @@ from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.prepare import check_durations
 from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
+from musicgen_dreamboothing.model.device import check_device
 from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.training.model import lora_settings
 from musicgen_dreamboothing.training.prior import check_prior
@@ -34,6 +35,7 @@ def check_options(options: TrainArguments) -> None:
         UserError: options that are wrong, or don't go together.
     """
     check_values(options)
+    check_device(options.device)
     if not options.dataset_name and not options.plan:
         raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
     for name in UNSUPPORTED:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +17,57 @@ from musicgen_dreamboothing.console import say
 from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.data.layout import TOKENS
 from musicgen_dreamboothing.data.tables import Tables
-from musicgen_dreamboothing.data.text_states import word_states
-from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
+from musicgen_dreamboothing.data.text_states import key_word_states
+from musicgen_dreamboothing.model.adapter import LoraSettings, SavedAdapter, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.device import parse_dtype
-from musicgen_dreamboothing.model.keyword import keyword_note, texts_of
-from musicgen_dreamboothing.model.language_model import load_language_model
+from musicgen_dreamboothing.model.keyword import keyword_note
+from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.model.saved_adapter import start_from_adapter
 from musicgen_dreamboothing.training.trainer import last_checkpoint
-
-KEY_WORD = "key_word.json"  # what was found of key-words, among the tokens
 
 
 def check_key_word(base: Any, options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prepared: Path) -> None:
-    """Tells before a run begins if its key-word means something else to the base already."""
+    """Tells before a run begins if its key-word means something else to the base already.
+
+    The answer is kept in a file of its own in `tokens/`, so that runs at the same time lose none.
+    """
     word, noun = options.instance_prompt, options.class_prompt
     begun = last_checkpoint(Path(str(options.output_dir))) is not None
-    if begun or not word or not PartialState().is_main_process:
+    if begun or not word or not options.freeze_text_encoder or not PartialState().is_main_process:
         return
-    path = prepared / TOKENS / KEY_WORD
     asked = json.dumps([checkpoint.identity, word, noun, options.quantization, tables.fingerprint])
-    notes = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if asked not in notes:  # on a CPU that is a good part of a step of training
-        states = word_states(prepared)
-        if not set(texts_of(word)) <= states.keys():  # none are cached where T5 is trained
-            return
+    key = hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
+    path = prepared / TOKENS / f"key-word-{key}.json"
+    note = _noted(path)
+    if note is None:  # on a CPU that takes a good part of a step of training
+        states = key_word_states(prepared, word, checkpoint)
         codes = tables.train.with_format("numpy")["codes"]
-        notes[asked] = keyword_note(base, checkpoint, codes, states, word, noun)
-        write_json(path, notes)
-    if notes[asked]:
-        say(f"note: {notes[asked]}")
+        note = keyword_note(base, checkpoint, codes, states, word, noun) or ""
+        write_json(path, {"note": note})
+    if note:
+        say(f"note: {note}")
 
 
-def trainable_model(options: TrainArguments, checkpoint: Checkpoint, check: Callable[[Any], None]) -> Any:
-    """The language model, checked as it was, with what is to be trained made trainable."""
+def _noted(path: Path) -> str | None:
+    """The answer of an earlier run; None where there is none that can be read."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return str(json.loads(path.read_text(encoding="utf-8"))["note"])
+    return None
+
+
+def trainable_model(
+    options: TrainArguments, checkpoint: Checkpoint, check: Callable[[Any], None], initial: SavedAdapter | None = None
+) -> Any:
+    """The language model, checked as it was, with what is to be trained made trainable.
+
+    Args:
+        options: of the training.
+        checkpoint: the base.
+        check: is called with the base before an adapter is put on it.
+        initial: the adapter to begin from; a fresh one by default.
+    """
     device = options.device
     # All weights of a full fine-tune are the optimizer's, which needs fp32.
     dtype = parse_dtype(options.dtype, device) if options.use_lora else torch.float32
@@ -63,7 +82,10 @@ def trainable_model(options: TrainArguments, checkpoint: Checkpoint, check: Call
         use_full_recompute(model)
     if not options.use_lora:
         return _compiled(model, options)
-    wrapped = add_adapter(model, lora_settings(options), with_text_encoder=with_text)
+    if initial is None:
+        wrapped = add_adapter(model, lora_settings(options), with_text_encoder=with_text)
+    else:
+        wrapped = start_from_adapter(model, initial, dropout=options.lora_dropout, with_text_encoder=with_text)
     trainable, total = wrapped.get_nb_trainable_parameters()
     base = (total - trainable) / 1e6
     say(f"adapter of {trainable / 1e6:.2f} M weights on a base of {base:.0f} M in {str(dtype)[6:]}")

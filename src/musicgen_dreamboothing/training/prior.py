@@ -80,8 +80,9 @@ def _own(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Table
     own.eval_split_name = own.target_audio_column_name = own.text_column_name = own.dataset_config_name = None
     own.push_metadata_repo_id = None
     say(f"songs of the class {name!r}:")
-    prepare_songs(str(options.class_data_dir), folder, own, checkpoint, text_states=options.freeze_text_encoder)
-    return load_tables(folder, eval_fraction=0, seed=options.seed, text_states=options.freeze_text_encoder)
+    with_states = options.freeze_text_encoder
+    songs = prepare_songs(str(options.class_data_dir), folder, own, checkpoint, text_states=with_states)
+    return load_tables(folder, songs.rows, checkpoint, eval_fraction=0, seed=options.seed, text_states=with_states)
 
 
 def _key(options: TrainArguments, checkpoint: Checkpoint, frames: int) -> str:
@@ -147,7 +148,10 @@ def _read(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Tabl
     if options.freeze_text_encoder:
         states = np.split(np.load(folder / STATES), np.load(folder / LENGTHS).cumsum()[:-1])
         captions = datasets.Dataset.from_list(
-            [{"text": prompt, "states": found} for prompt, found in zip(prompts, states, strict=True)]
+            [
+                {"text": prompt, "states": found, "length": len(found)}
+                for prompt, found in zip(prompts, states, strict=True)
+            ]
         )
     clips = datasets.Dataset.from_list(rows)
     return Tables(clips, clips.select([]), captions)

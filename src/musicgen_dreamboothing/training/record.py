@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from musicgen_dreamboothing.arguments import DataArguments, LoraArguments, ModelArguments, TrainArguments
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.arguments import LORA_DEFAULTS, DataArguments, LoraArguments, ModelArguments, TrainArguments
+from musicgen_dreamboothing.console import UserError, say
 from musicgen_dreamboothing.data.run import FILE, RunRecord, read_record
-from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
+from musicgen_dreamboothing.training.longer import LENGTHS
 
 SECRET = {"token", "hub_token"}
 # Options that may change between two parts of the same run.
@@ -38,8 +39,8 @@ def telling_options(options: TrainArguments) -> dict[str, Any]:
 
 
 def changed_options(options: TrainArguments) -> dict[str, Any]:
-    """The telling options that differ from their defaults, for the card."""
-    defaults = {entry.name: entry.default for entry in dataclasses.fields(TrainArguments)}
+    """The telling options that differ from the defaults of a LoRA training, for the card."""
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(TrainArguments)} | LORA_DEFAULTS
     return {name: value for name, value in telling_options(options).items() if value != _plain(defaults.get(name))}
 
 
@@ -70,20 +71,45 @@ def check_same_base(record: RunRecord, checkpoint: Checkpoint, folder: Path) -> 
         )
 
 
+def base_of_run(record: RunRecord, checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """The base at the revision that a run began with: its branch on the Hub may have moved since.
+
+    Raises:
+        UserError: that revision cannot be had any more.
+    """
+    begun = record.base_revision
+    if checkpoint.is_local or checkpoint.name != record.base_model or begun in (None, checkpoint.identity):
+        return checkpoint
+    try:
+        recorded = load_checkpoint(
+            dataclasses.replace(checkpoint.source, revision=begun),
+            pad_token_id=checkpoint.pad_token_id,
+            start_token_id=checkpoint.start_token_id,
+        )
+    except UserError as error:
+        raise UserError(
+            f"the run in {folder} began with revision {begun} of {checkpoint.name}, which cannot be had any more "
+            f"({error}); choose another --output_dir, or discard that run with --restart true"
+        ) from error
+    say(f"{checkpoint.name} has changed since this run began; continuing with its revision {begun}")
+    return recorded
+
+
 def _plain(value: Any) -> Any:
     value = getattr(value, "value", value)  # an enumeration's
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def check_same_run(record: RunRecord, options: TrainArguments, folder: Path) -> None:
-    """Refuses to continue a run with other options than it began with.
+    """Refuses to continue a run with other options than it began with. Its length may change (`longer`).
 
     Raises:
         UserError: names the options that differ.
     """
     usual = {entry.name: _plain(entry.default) for entry in dataclasses.fields(options)}
     before, now = usual | record.options, telling_options(options)  # older records lack newer options
-    changed = [f"{name} ({before.get(name)} -> {now[name]})" for name in now if before.get(name) != now[name]]
+    names = [name for name in now if name not in LENGTHS]  # a run may be trained longer
+    changed = [f"{name} ({before.get(name)} -> {now[name]})" for name in names if before.get(name) != now[name]]
     if changed:
         raise UserError(
             f"{folder} holds a run with other options: {', '.join(changed)}; "

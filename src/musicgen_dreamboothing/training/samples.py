@@ -26,15 +26,16 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, optional, plural, say
 from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import GeneratedClip, Generator
 from musicgen_dreamboothing.listening.picture import spectrogram
 from musicgen_dreamboothing.model import codec
-from musicgen_dreamboothing.model.adapter import merged_for_a_while
+from musicgen_dreamboothing.model.adapter import trained_parameters
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
+from musicgen_dreamboothing.model.merging import merged_in_place
 from musicgen_dreamboothing.training.trackers import Sample, log_before_and_after, log_samples
 from musicgen_dreamboothing.training.trainer import step_of
 
@@ -184,8 +185,8 @@ class Sampler:
         self, model: nn.Module, wanted: list[tuple[str, int]], seconds: float, seed: int, base: bool
     ) -> dict[tuple[str, int], torch.Tensor]:
         whole = extract_model_from_parallel(model)
-        with _base_of(whole) if base else _tuned(whole) as playable, _left_as_it_is(playable):
-            learns_text = any(parameter.requires_grad for parameter in playable.text_encoder.parameters())
+        learns_text = any("text_encoder." in name for name, _ in trained_parameters(whole))
+        with _base_of(whole) if base else _tuned(whole, self.checkpoint) as playable, _left_as_it_is(playable):
             generator = Generator.around(playable, self.checkpoint, None if learns_text else self._states)
             return dict(generator.codes(wanted, seconds=seconds, seed=seed, sampling=self.sampling, progress=False))
 
@@ -267,13 +268,15 @@ class SampleCallback(TrainerCallback):
         self._log(state)
         before, after = self._played.get(0, []), self._played.get(last, [])
         if state.is_world_process_zero and before and after and last:
-            log_before_and_after(self._callbacks, before, after, state.global_step)
+            with optional("the samples before and after are not in the trackers"):
+                log_before_and_after(self._callbacks, before, after, state.global_step)
 
     def _play(self, state: Any, model: Any, step: int, *, base: bool = False) -> None:
         """The main process plays and the others wait, for their next update needs it."""
         started = time.perf_counter()
         if state.is_world_process_zero:
-            self._played[step] = self._sampler.play(model, step, base=base)
+            with optional(f"no samples at update {step}"):
+                self._played[step] = self._sampler.play(model, step, base=base)
         PartialState().wait_for_everyone()
         self.seconds += time.perf_counter() - started
 
@@ -282,7 +285,8 @@ class SampleCallback(TrainerCallback):
             return
         for step in sorted(self._played.keys() - self._logged):
             self._logged.add(step)
-            log_samples(self._callbacks, self._played[step], step)
+            with optional(f"the samples of update {step} are not in the trackers"):
+                log_samples(self._callbacks, self._played[step], step)
 
 
 def add_samples(trainer: Trainer, sampler: Sampler, *, every: int, at_start: bool) -> SampleCallback:
@@ -294,12 +298,12 @@ def add_samples(trainer: Trainer, sampler: Sampler, *, every: int, at_start: boo
 
 
 @contextmanager
-def _tuned(model: Any) -> Iterator[Any]:
+def _tuned(model: Any, checkpoint: Checkpoint) -> Iterator[Any]:
     """The language model as it is by now."""
     if not isinstance(model, PeftModel):
         yield model
         return
-    with merged_for_a_while(model) as merged:
+    with merged_in_place(model, checkpoint) as merged:
         yield merged
 
 
@@ -308,6 +312,8 @@ def _base_of(model: Any) -> Iterator[Any]:
     """The language model as it was."""
     if not isinstance(model, PeftModel) or model.initial_adapter is not None:
         raise UserError("the training has changed the base, which can be played only before it")
+    if model.initial_digest is not None:
+        raise UserError("the adapter that the training began from can be played only before its first update")
     with model.disable_adapter():
         yield model.get_base_model()
 

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, optional
 from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.model.adapter import has_learned, save_adapter
@@ -33,6 +33,8 @@ def save_run(
 ) -> None:
     """Writes everything that plain transformers and PEFT need, into a side folder first.
 
+    Weights are saved whatever becomes of the processor and the card, which can be made again.
+
     Raises:
         UserError: the weights are not finite, or the adapter changes nothing.
     """
@@ -49,8 +51,10 @@ def save_run(
         (staging / "README.md").unlink(missing_ok=True)  # PEFT's; ours is next
     else:
         _save_whole(model, staging, checkpoint)
-    save_processor(checkpoint, staging)
-    write_card(staging, _facts(folder, tables, options, metrics), checkpoint, licence)
+    with optional(f"the processor of {checkpoint.name} is not beside the weights, where transformers looks for it"):
+        save_processor(checkpoint, staging)
+    with optional("there is no model card"):
+        write_card(staging, _facts(folder, tables, options, metrics), checkpoint, licence)
     for path in staging.iterdir():
         os.replace(path, folder / path.name)
     staging.rmdir()
@@ -69,7 +73,8 @@ def _check_weights(model: torch.nn.Module) -> None:
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
         raise UserError("the training diverged: weights are not finite; try a lower --learning_rate or --dtype float32")
     if isinstance(model, PeftModel) and not has_learned(model):
-        raise UserError("the adapter learned nothing: all its updates are zero; train for more updates")
+        unchanged = "all its updates are zero" if model.initial_digest is None else "it is still the initial adapter"
+        raise UserError(f"the adapter learned nothing: {unchanged}; train for more updates")
 
 
 def _name_base(path: Path, checkpoint: Checkpoint) -> None:
@@ -112,5 +117,6 @@ def _facts(folder: Path, tables: Tables, options: TrainArguments, metrics: dict[
         minutes=sum(tables.train["seconds"]) / 60,
         held_out_songs=len(tables.held_out_songs),
         metrics=metrics,
+        init_adapter=options.init_adapter and _without_paths({"": options.init_adapter})[""],
         options=_without_paths(changed_options(options)),
     )

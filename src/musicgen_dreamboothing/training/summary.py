@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import plural, say
+from musicgen_dreamboothing.console import optional, plural, say
 from musicgen_dreamboothing.data.tables import Tables
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.device import peak_memory
@@ -25,6 +26,15 @@ def last_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
     else:
         logs = trainer.evaluate()
     return {key: float(value) for key, value in logs.items() if key.startswith(("eval_loss", "eval_ppl", "eval_ce"))}
+
+
+def final_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
+    """`last_evaluation`, without which one process can save; several have to evaluate together."""
+    if trainer.accelerator.num_processes > 1:
+        return last_evaluation(trainer)
+    with optional("the held-out songs were not evaluated at the end"):
+        return last_evaluation(trainer)
+    return {}
 
 
 def summary_of(
@@ -58,7 +68,7 @@ def summary_of(
 def _kept(trainer: CodebookTrainer) -> str:
     """Which weights were kept, and why; empty where they are the last ones."""
     state, name = trainer.state, trainer.args.metric_for_best_model
-    if not trainer.args.load_best_model_at_end or state.best_metric is None:
+    if not trainer.args.load_best_model_at_end or state.best_metric is None or not math.isfinite(state.best_metric):
         return ""
     key = name if str(name).startswith("eval_") else f"eval_{name}"
     epochs = {line["step"]: line["epoch"] for line in state.log_history if key in line and line["step"] > 0}

@@ -5,7 +5,7 @@ Which of them listen is known from the trainer's callbacks; transformers puts on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import soundfile
 from PIL import Image
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+from musicgen_dreamboothing.console import optional
 
 STEP = "train/global_step"  # what transformers' callbacks draw their curves over
 
@@ -115,3 +117,28 @@ def _pairs_to_trackio(before: Sequence[Sample], after: Sequence[Sample], step: i
         for old, new in zip(before, after, strict=True)
     ]
     trackio.log({"samples/before_after": trackio.Table(columns=["prompt", "before", "after"], data=rows), STEP: step})
+
+
+def guard_trackers(callbacks: Iterable[TrainerCallback]) -> None:
+    """Lets a training end well where a tracker fails at its last line or while it closes: no network, a full disk."""
+    for callback in callbacks:
+        if type(callback).__module__.startswith("transformers.integrations"):
+            name = type(callback).__name__.removesuffix("Callback")
+            for event in ("on_log", "on_train_end"):
+                setattr(callback, event, _guarded(getattr(callback, event), f"the tracker {name} failed"))
+
+
+def _guarded(event: Callable[..., Any], failure: str) -> Callable[..., None]:
+    """An event of a tracker in which an error is reported once, and which does nothing from then on."""
+    failed = False
+
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        nonlocal failed
+        if failed:
+            return
+        failed = True  # until the event has come to its end
+        with optional(failure):
+            event(*args, **kwargs)
+            failed = False
+
+    return guarded

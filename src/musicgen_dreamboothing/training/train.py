@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,15 +15,17 @@ from accelerate import PartialState
 from transformers import EarlyStoppingCallback, IntervalStrategy, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from musicgen_dreamboothing.arguments import EvaluateArguments, TrainArguments
+from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
 from musicgen_dreamboothing.data.captions import key_phrase
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.data.prepare import checkpoint_of, prepare_songs, refresh
+from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, prepare_songs, refresh
+from musicgen_dreamboothing.data.repository import Repository
 from musicgen_dreamboothing.data.run import RunRecord, read_record
 from musicgen_dreamboothing.data.tables import Tables, load_tables
 from musicgen_dreamboothing.generation.decoding import Sampling
+from musicgen_dreamboothing.model.adapter import SavedAdapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
 from musicgen_dreamboothing.model.device import (
     release_memory,
@@ -37,11 +38,15 @@ from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.training.checks import check_options
 from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, PairedDataset
+from musicgen_dreamboothing.training.final_report import final_report
+from musicgen_dreamboothing.training.initial_adapter import check_base, record_of, settle_initial_adapter
+from musicgen_dreamboothing.training.longer import LongerSchedule, is_done, planned_updates
 from musicgen_dreamboothing.training.model import check_key_word, lora_settings, trainable_model
 from musicgen_dreamboothing.training.plan import plan_of
 from musicgen_dreamboothing.training.prior import prior_tables
 from musicgen_dreamboothing.training.progress import BarAndLines, Lines
 from musicgen_dreamboothing.training.record import (
+    base_of_run,
     check_same_base,
     check_same_data,
     check_same_run,
@@ -56,7 +61,8 @@ from musicgen_dreamboothing.training.samples import (
     sample_prompts_of,
 )
 from musicgen_dreamboothing.training.saving import discard_result, save_run
-from musicgen_dreamboothing.training.summary import last_evaluation, summary_of, tell
+from musicgen_dreamboothing.training.summary import final_evaluation, summary_of, tell
+from musicgen_dreamboothing.training.trackers import guard_trackers
 from musicgen_dreamboothing.training.trainer import CodebookTrainer, discard_checkpoints, last_checkpoint, step_of
 
 SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps", "recompute")
@@ -88,7 +94,10 @@ def train(options: TrainArguments) -> TrainResult | None:
     """
     options = copy.copy(options)  # what is settled below is not the caller's business
     check_options(options)
-    checkpoint = checkpoint_of(options)
+    if not options.use_lora:
+        say(f"full fine-tune: learning rate {options.learning_rate:g}, weight decay {options.weight_decay:g}")
+    initial = settle_initial_adapter(options)
+    checkpoint = _base(options, initial)
     if options.plan:
         plan_of(options, checkpoint, lora_settings(options))
         return None
@@ -96,48 +105,72 @@ def train(options: TrainArguments) -> TrainResult | None:
     folder = Path(str(options.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
-        finished = _settle_earlier_run(folder, options, checkpoint)
-        result = finished or _run(options, checkpoint, folder)
+        finished, checkpoint = _settle_earlier_run(folder, options, checkpoint)
+        result = finished or _run(options, checkpoint, folder, initial)
         release_memory()
-        if repository is not None and PartialState().is_main_process:
-            say(f"uploaded to {upload(folder, repository, token=options.hub_token or options.token)}")
+        if repository is not None:  # in the main process
+            say(f"uploaded to {upload(folder, repository)}")
         if finished is None:
-            _report(folder, options)
+            final_report(folder, options)
     return result
 
 
-def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> TrainResult:
-    prepared = _prepared_folder(options, checkpoint)
+def _base(options: TrainArguments, initial: SavedAdapter | None) -> Checkpoint:
+    """The base, which an adapter to begin from has to fit."""
+    if initial is None:
+        return checkpoint_of(options)
+    try:
+        checkpoint = checkpoint_of(options)
+    except UserError as error:
+        if options.model_name_or_path != initial.config.base_model_name_or_path:
+            raise
+        raise UserError(f"{error}. The adapter {initial.name} names this base; --model_name_or_path wins") from error
+    check_base(initial, checkpoint, options)
+    return checkpoint
+
+
+def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path, initial: SavedAdapter | None) -> TrainResult:
+    songs = _prepared_songs(options, checkpoint)
+    prepared = songs.folder
     tables = load_tables(
         prepared,
+        songs.rows,
+        checkpoint,
         eval_fraction=options.eval_fraction,
         seed=options.seed,
+        limits=(options.max_train_samples, options.max_eval_samples),
         text_states=options.freeze_text_encoder,
+        key_phrase=key_phrase(options.instance_prompt, options.class_prompt),
+        word_dropout=options.word_dropout,
     )
-    tables = _limit(tables, options)
     _announce(tables, options)
     prior = _prior(options, checkpoint, prepared, tables)
     set_seed(options.seed)
     return_freed_memory()
     reset_peak_memory()
     asked = copy.copy(options)
-    trainer = _trainer(options, checkpoint, tables, prior, prepared)
+    trainer = _trainer(options, checkpoint, tables, prior, prepared, initial)
     _play_along(trainer, asked, checkpoint, tables, folder)
     split = {name: getattr(options, name) for name in SPLIT}
     data = tables.fingerprint + (prior.fingerprint if prior is not None else "")
     record = RunRecord(
         telling_options(asked), checkpoint.name, checkpoint.identity, data, split, str(prepared.resolve())
     )
+    record.clips = tables.split.to_json()
     resume = last_checkpoint(folder)
+    if initial is not None:
+        record.init_adapter = record_of(trainer.model, initial, folder if resume else None)
     if resume is not None:
         check_same_data(folder, record)
         say(f"continuing from {resume}")
+        options.eval_on_start = False  # the log has that evaluation
+        trainer.add_callback(LongerSchedule(planned_updates(resume), folder / SAMPLES))
     PartialState().wait_for_everyone()  # all have read the earlier record
     if trainer.is_world_process_zero():
         record.write(folder)
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    metrics = last_evaluation(trainer)
+    metrics = final_evaluation(trainer)
     playing = sum(one.seconds for one in trainer.callback_handler.callbacks if isinstance(one, SampleCallback))
     seconds, begun_at = time.perf_counter() - started - playing, step_of(resume) if resume else 0
     summary = summary_of(trainer, outcome.metrics, tables, checkpoint, seconds, begun_at)
@@ -151,22 +184,26 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Train
     return TrainResult(folder, metrics, summary)
 
 
-def _open_repository(options: TrainArguments, checkpoint: Checkpoint) -> str | None:
+def _open_repository(options: TrainArguments, checkpoint: Checkpoint) -> Repository | None:
     """The Hub repository to push to, made now. The Trainer itself must not push: it would upload the songs."""
     if not options.push_to_hub:
         return None
     options.push_to_hub = False
-    name = options.hub_model_id or Path(str(options.output_dir)).resolve().name
+    name, repository = options.hub_model_id or Path(str(options.output_dir)).resolve().name, None
     if PartialState().is_main_process:
-        name = open_repository(name, token=options.hub_token or options.token, private=options.hub_private_repo)
+        token = options.hub_token or options.token
+        repository = open_repository(name, token=token, private=options.hub_private_repo)
+        name = repository.name
         if options.use_lora and checkpoint.is_local:
             say(f"note: the adapter will name its base {checkpoint.name}, which is a folder here and nowhere else")
     options.hub_model_id = name  # with its owner, for the card
-    return name
+    return repository
 
 
-def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Checkpoint) -> TrainResult | None:
-    """Discards, continues or hands back what an earlier run left in the folder."""
+def _settle_earlier_run(
+    folder: Path, options: TrainArguments, checkpoint: Checkpoint
+) -> tuple[TrainResult | None, Checkpoint]:
+    """Discards, continues or hands back what an earlier run left in the folder, and gives the base as it began with."""
     earlier = read_record(folder)
     if options.restart:
         if PartialState().is_main_process:
@@ -176,45 +213,38 @@ def _settle_earlier_run(folder: Path, options: TrainArguments, checkpoint: Check
             if earlier is not None:
                 discard_result(folder, is_adapter=bool(earlier.options.get("use_lora", True)))
         PartialState().wait_for_everyone()
-        return None
+        return None, checkpoint
     if earlier is None:
         if last_checkpoint(folder) is not None:
             raise UserError(f"{folder} holds checkpoints of something else; choose another --output_dir")
-        return None
+        return None, checkpoint
     check_same_run(earlier, options, folder)
     check_same_base(earlier, checkpoint, folder)
-    if not earlier.finished:
-        return None
+    if not is_done(earlier, options, folder):
+        return None, base_of_run(earlier, checkpoint, folder)
     say(f"{folder} holds this run already, finished; --restart true trains it anew")
     metrics = {key: value for key, value in earlier.summary.items() if key.startswith("eval_")}
-    return TrainResult(folder, metrics, earlier.summary)
+    return TrainResult(folder, metrics, earlier.summary), checkpoint
 
 
-def _prepared_folder(options: TrainArguments, checkpoint: Checkpoint) -> Path:
-    """The folder with tokens, brought up to date."""
+def _prepared_songs(options: TrainArguments, checkpoint: Checkpoint) -> Prepared:
+    """The prepared folder, brought up to date."""
     songs = Path(str(options.dataset_name)).expanduser()
     prepared = songs if is_prepared(songs) else Path(options.prepared_dir or f"{options.output_dir}/data")
     if prepared == songs:
-        refresh(prepared, options, checkpoint, text_states=options.freeze_text_encoder)
-    else:
-        prepare_songs(str(options.dataset_name), prepared, options, checkpoint, text_states=options.freeze_text_encoder)
-    return prepared
-
-
-def _limit(tables: Tables, options: TrainArguments) -> Tables:
-    """The first clips only, where that was asked for."""
-    train_rows = range(min(len(tables.train), options.max_train_samples or len(tables.train)))
-    eval_rows = range(min(len(tables.held_out), options.max_eval_samples or len(tables.held_out)))
-    return replace(tables, train=tables.train.select(train_rows), held_out=tables.held_out.select(eval_rows))
+        return refresh(prepared, options, checkpoint, text_states=options.freeze_text_encoder)
+    return prepare_songs(
+        str(options.dataset_name), prepared, options, checkpoint, text_states=options.freeze_text_encoder
+    )
 
 
 def _announce(tables: Tables, options: TrainArguments) -> None:
     minutes = sum(tables.train["seconds"]) / 60
     say(f"training on {plural(len(tables.train), 'clip')}, {minutes:.1f} minutes")
-    for songs in tables.copies:
+    for songs in tables.split.copies:
         say(f"the same recording, held out or trained on together: {' = '.join(songs)}")
-    if tables.left_out:
-        say(f"not trained on, as the evaluation split has the same recording: {', '.join(tables.left_out)}")
+    if tables.split.left_out:
+        say(f"not trained on, as the evaluation split has the same recording: {', '.join(tables.split.left_out)}")
     if held := tables.held_out_songs:
         names = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
         say(f"evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'song')} held out: {names}")
@@ -253,11 +283,16 @@ def _split(options: TrainArguments, checkpoint: Checkpoint, tables: Sequence[Tab
 
 
 def _trainer(
-    options: TrainArguments, checkpoint: Checkpoint, tables: Tables, prior: Tables | None, prepared: Path
+    options: TrainArguments,
+    checkpoint: Checkpoint,
+    tables: Tables,
+    prior: Tables | None,
+    prepared: Path,
+    initial: SavedAdapter | None,
 ) -> CodebookTrainer:
     _split(options, checkpoint, [tables] if prior is None else [tables, prior])
     check = partial(check_key_word, options=options, checkpoint=checkpoint, tables=tables, prepared=prepared)
-    model = trainable_model(options, checkpoint, check)
+    model = trainable_model(options, checkpoint, check, initial)
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
     seed = options.seed if options.data_seed is None else options.data_seed
     drawing = Drawing(frames, options.random_crop, True, options.caption_dropout, seed)
@@ -279,6 +314,7 @@ def _trainer(
     )
     for plain in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(plain)
+    guard_trackers(trainer.callback_handler.callbacks)
     trainer.add_callback(Lines if options.disable_tqdm else BarAndLines)
     if eval_set is not None and options.eval_strategy != IntervalStrategy.EPOCH:
         trainer.add_callback(_EvaluateAtEnd)
@@ -322,23 +358,3 @@ def _collator(options: TrainArguments, checkpoint: Checkpoint) -> Collator:
         return Collator(checkpoint.pad_token_id)
     tokenizer = load_tokenizer(checkpoint)
     return Collator(checkpoint.pad_token_id, lambda captions: tokenize(tokenizer, captions))
-
-
-def _report(folder: Path, options: TrainArguments) -> None:
-    """Compares the run with its base, where that is asked for; `auto` is for GPUs, on a CPU it takes long."""
-    wanted = options.final_report == "true" or (options.final_report == "auto" and options.device.type == "cuda")
-    if wanted and PartialState().is_main_process:
-        from musicgen_dreamboothing.evaluation.evaluate import evaluate
-
-        asked = EvaluateArguments(
-            run=str(folder),
-            clap_model_name_or_path=options.clap_model_name_or_path,
-            cache_dir=options.cache_dir,
-            token=options.token,
-        )
-        try:
-            evaluate(asked)
-        except UserError as error:  # the run itself is done
-            say(f"the run is finished, but was not compared with its base: {error}")
-    elif options.final_report == "auto":
-        say(f"did it learn?  musicgen-dreamboothing evaluate {shlex.quote(str(folder))}")

@@ -1,0 +1,160 @@
+"""The products of a decoding step: weights of the same input laid together, adapters beside them, normalisations.
+
+Modules of other kinds, such as DoRA beside a quantised weight, compute as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.nn import functional
+
+from musicgen_dreamboothing.model.adapter import computing_layer
+from musicgen_dreamboothing.model.quantized import Int8Linear
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+AddedProduct = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+TURNED = range(8, 65)  # rows of a batch
+TILE = 16  # rows of a bf16 product on a CPU: it reads the weights for 2 rows in the time that it takes for 16
+
+
+def has_tiles(x: torch.Tensor) -> bool:
+    """Whether products of a step have `TILE` rows."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+
+
+def product(modules: Sequence[nn.Module], dtype: torch.dtype) -> Product:
+    """`[..., in]` in `dtype` -> all outputs of the layers side by side.
+
+    Plain weights become views of a joint one: nothing is kept twice.
+    """
+    layers = [computing_layer(module) for module in modules]
+    if any(isinstance(layer, LoraLayer) for layer in layers):
+        return _with_adapters(layers, dtype)
+    if all(type(layer) is Int8Linear for layer in layers):
+        return Int8Linear.joined(layers)  # type: ignore[arg-type]
+    if all(_is_plain(layer) for layer in layers):
+        return _times(_joined_weight(layers))
+    return layers[0] if len(layers) == 1 else lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+
+
+def added_product(module: nn.Module, dtype: torch.dtype) -> AddedProduct:
+    """`h + layer(x)`; of plain weights the product and the sum are one operation."""
+    layer: Any = computing_layer(module)
+    if _is_plain(layer):
+        return _plus_times(layer.weight.detach())
+    if isinstance(layer, LoraLayer) and _is_simple(layer):
+        add_base, (down, up) = added_product(layer.get_base_layer(), dtype), _low_rank([layer], dtype)
+        return lambda hidden, x: up(add_base(hidden, x), down(x))
+    return lambda hidden, x: hidden + layer(x)
+
+
+def embedded(tables: Sequence[nn.Module]) -> Product:
+    """The sum of what stands in the tables, `[B, K]` -> `[B, D]`, read as from one table."""
+    layers = [computing_layer(table) for table in tables]
+    if all(type(layer) is nn.Embedding for layer in layers):
+        weight = _joined_weight(layers)
+    elif all(isinstance(layer, LoraEmbedding) and _is_simple(layer) for layer in layers):
+        weight = torch.cat([_adapted_table(layer) for layer in layers])
+    else:
+        return lambda codes: torch.stack([layer(codes[:, k]) for k, layer in enumerate(layers)]).sum(0)
+    first_rows = torch.arange(0, len(weight), len(weight) // len(layers), device=weight.device)
+    return lambda codes: functional.embedding(codes + first_rows, weight).sum(1)
+
+
+def normalised(norm: Any) -> Product:
+    """What a layer normalisation computes. In a tiny model the way through its module takes as long as the numbers."""
+    shape, weight, bias, eps = norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+
+
+def _with_adapters(layers: list[Any], dtype: torch.dtype) -> Product:
+    """Layers of which some have adapters at work beside them."""
+    adapted = [layer for layer in layers if isinstance(layer, LoraLayer)]
+    if len(adapted) < len(layers) or not all(_is_simple(layer) for layer in layers):
+        return layers[0] if len(layers) == 1 else lambda x: torch.cat([layer(x) for layer in layers], dim=-1)
+    base, (down, up) = product([layer.get_base_layer() for layer in layers], dtype), _low_rank(layers, dtype)
+    return lambda x: up(base(x), down(x))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and layer.bias is None
+
+
+def _is_simple(layer: Any) -> bool:
+    """Whether an adapter adds s·B·A·x, and nothing else."""
+    active = layer.active_adapters
+    if len(active) != 1 or active[0] not in layer.scaling or layer.lora_variant.get(active[0]) is not None:
+        return False
+    return active[0] not in layer.lora_B or layer.lora_B[active[0]].bias is None
+
+
+def _low_rank(layers: Sequence[Any], dtype: torch.dtype) -> tuple[Product, AddedProduct]:
+    """`x -> Ax` and `h, y -> h + sBy` of adapters with one input, as two products: B of each in its block."""
+    (adapter,) = layers[0].active_adapters
+    down = torch.cat([layer.lora_A[adapter].weight.detach() for layer in layers])
+    blocks = [layer.lora_B[adapter].weight.detach() * layer.scaling[adapter] for layer in layers]
+    return _times(down.to(dtype)), _plus_times(torch.block_diag(*blocks).to(dtype))
+
+
+@torch.no_grad()
+def _adapted_table(layer: Any) -> torch.Tensor:
+    """The weight of an embedding with the update of its adapter."""
+    weight = layer.get_base_layer().weight
+    (adapter,) = layer.active_adapters
+    return (weight.float() + layer.get_delta_weight(adapter).float()).to(weight.dtype)
+
+
+def _times(weight: torch.Tensor) -> Product:
+    """`x @ weight.T`, turned over where that is faster."""
+    turned = weight.t()
+
+    def times(x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 2 and len(x) > TILE and has_tiles(x):
+            return torch.cat([torch.mm(tile, turned) for tile in x.split(TILE)])
+        if _is_turned(x):
+            return (weight @ x.mT).mT
+        return torch.mm(x, turned) if x.ndim == 2 else functional.linear(x, weight)
+
+    return times
+
+
+def _plus_times(weight: torch.Tensor) -> AddedProduct:
+    """`h + x @ weight.T`."""
+    turned = weight.t()
+
+    def plus(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 2 and len(x) > TILE and has_tiles(x):
+            tiles = zip(hidden.split(TILE), x.split(TILE), strict=True)
+            return torch.cat([torch.addmm(sums, tile, turned) for sums, tile in tiles])
+        if _is_turned(x):
+            return torch.addmm(hidden.mT, weight, x.mT).mT
+        if x.ndim == 2:
+            return torch.addmm(hidden, x, turned)
+        return torch.addmm(hidden.flatten(0, -2), x.flatten(0, -2), turned).view(hidden.shape)
+
+    return plus
+
+
+def _is_turned(x: torch.Tensor) -> bool:
+    """Whether a product has its weight on the left.
+
+    For these numbers of rows the CPU's fp32 product then takes half to nine tenths of the time, for others longer:
+    benchmarks/products.py.
+    """
+    return x.ndim == 2 and x.device.type == "cpu" and x.dtype == torch.float32 and len(x) in TURNED
+
+
+def _joined_weight(modules: Sequence[Any]) -> torch.Tensor:
+    if len(modules) == 1:
+        return modules[0].weight.detach()
+    weight = torch.cat([module.weight.detach() for module in modules])
+    rows = [len(module.weight) for module in modules]
+    for module, part in zip(modules, weight.split(rows), strict=True):
+        module.weight.data = part
+    return weight

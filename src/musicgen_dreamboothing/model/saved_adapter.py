@@ -1,0 +1,181 @@
+"""A saved LoRA adapter as the start of another training.
+
+It may come from this package or from plain PEFT, trained on the composite model of transformers or on its parts.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from torch import nn
+
+from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model.adapter import (
+    PLAIN_INITIALISATIONS,
+    PRESETS,
+    TEXT_ENCODER,
+    SavedAdapter,
+    compute_in_base_precision,
+    has_update,
+    target_pattern,
+    weights_digest,
+)
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, weights_fingerprint
+from musicgen_dreamboothing.model.language_model import MelodyLM, PlaceholderEncoder, TextLM
+from musicgen_dreamboothing.model.weight_files import find_file, first_line
+
+CONFIG = "adapter_config.json"
+# What a PEFT adapter may hold beside the two matrices of each layer
+BEYOND_LORA = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias")
+
+
+def read_initial_adapter(name: str, **hub: Any) -> SavedAdapter:
+    """Reads an adapter and refuses what cannot be trained on, without a model.
+
+    Args:
+        name: folder or Hub id.
+        hub: keyword arguments for the Hub: cache_dir, token.
+
+    Raises:
+        UserError: there is no LoRA adapter, it cannot be read, it is not finite, or all of its updates are zero.
+    """
+    config, revision = _read_config(name, hub)
+    try:
+        weights = load_peft_weights(name, device="cpu", **hub)
+    except Exception as error:  # safetensors, torch and the Hub have no common class
+        raise UserError(f"the weights of the adapter {name} cannot be read: {first_line(error)}") from error
+    weights = {key: weight for key, weight in weights.items() if "lora_" in key}  # copies of embeddings are the base's
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
+        raise UserError(f"the adapter {name} holds weights that are not finite: its training diverged")
+    if not _has_updates(weights):
+        raise UserError(f"the adapter {name} changes nothing: all its updates are zero. Was it trained?")
+    return SavedAdapter(name, config, weights, revision)
+
+
+def _read_config(name: str, hub: dict[str, Any]) -> tuple[LoraConfig, str | None]:
+    """The configuration of a LoRA adapter, and its revision."""
+    folder = Path(name)
+    path = None if folder.exists() and not folder.is_dir() else find_file(name, CONFIG, hub)
+    if path is None and not folder.exists():
+        raise UserError(f"no adapter at {name!r}: no such folder, and no {CONFIG} of it on the Hub or in the cache")
+    if path is None:
+        whole = (
+            "; train a full fine-tune further with --model_name_or_path" if (folder / "config.json").is_file() else ""
+        )
+        raise UserError(f"{name} holds no adapter: there is no {CONFIG} in it{whole}")
+    try:
+        config = PeftConfig.from_pretrained(str(path.parent))
+    except Exception as error:  # PEFT passes on whatever the file makes it stumble over
+        raise UserError(f"{CONFIG} of {name} cannot be read: {first_line(error)}") from error
+    if not isinstance(config, LoraConfig):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise UserError(f"{name} is an adapter of the kind {kind}; --init_adapter takes LoRA (with DoRA, rsLoRA)")
+    if config.init_lora_weights not in PLAIN_INITIALISATIONS:
+        raise UserError(
+            f"the weights of {name} belong to a base changed by {config.init_lora_weights!r}; "
+            "take an adapter that was converted to plain LoRA, such as the final one of a run of this program"
+        )
+    extras = [extra for extra in BEYOND_LORA if getattr(config, extra)] + ["bias"] * (config.bias != "none")
+    if extras:
+        raise UserError(
+            f"the adapter {name} holds more than LoRA weights ({', '.join(extras)}), which is not supported"
+        )
+    return config, weights_fingerprint(folder) if folder.is_dir() else path.parent.name
+
+
+def _has_updates(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether any B·A differs from zero."""
+    pairs = [
+        (weight, weights.get(name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")))
+        for name, weight in weights.items()
+        if "lora_A" in name or "lora_embedding_A" in name
+    ]
+    return any(
+        has_update(a.double(), b.double()) for a, b in pairs if b is not None and a.dim() == 2 and len(a) == b.shape[-1]
+    )
+
+
+def targets_of(adapter: SavedAdapter, *, with_text_encoder: bool = False) -> str:
+    """The adapted layers as `--lora_targets` takes them: a preset's name, or a regular expression.
+
+    Args:
+        adapter: its own targets.
+        with_text_encoder: adds the layers of a text encoder that is trained now and was not before.
+    """
+    targets = adapter.config.target_modules or ""
+    pattern = targets if isinstance(targets, str) else rf"(.*\.)?({'|'.join(map(re.escape, sorted(targets)))})"
+    for preset in PRESETS:
+        if pattern in (target_pattern(preset), target_pattern(preset, with_text_encoder=True)):
+            return preset
+    adds = with_text_encoder and not adapter.trains_text_encoder
+    return f"({pattern})|({TEXT_ENCODER['all']})" if adds else pattern
+
+
+def check_fit(adapter: SavedAdapter, checkpoint: Checkpoint, *, with_text_encoder: bool = False) -> None:
+    """Compares names and sizes of an adapter's weights with a base that is not loaded.
+
+    Raises:
+        UserError: they do not fit, or the adapter trains a text encoder that is to stay frozen.
+    """
+    if adapter.trains_text_encoder and not with_text_encoder:
+        raise UserError(f"the adapter {adapter.name} trains the text encoder too; add --freeze_text_encoder false")
+    config = copy.deepcopy(checkpoint.config)
+    parts: dict[str, Any] = {"audio_encoder": PlaceholderEncoder(config.audio_encoder)}
+    if not with_text_encoder:
+        parts["text_encoder"] = PlaceholderEncoder(config.text_encoder)
+    with torch.device("meta"):
+        model = (MelodyLM if checkpoint.is_melody else TextLM)(config, **parts)
+        model.name_or_path = checkpoint.name
+        _wrapped(model, adapter, 0.0, with_text_encoder)
+
+
+def start_from_adapter(
+    model: nn.Module, adapter: SavedAdapter, *, dropout: float = 0.0, with_text_encoder: bool = False
+) -> PeftModel:
+    """Wraps the language model with a copy of a saved adapter that can be trained: fp32 weights, as `add_adapter`.
+
+    Where the text encoder is trained and the adapter does not know it, its layers get fresh ones.
+
+    Raises:
+        UserError: as of `check_fit`.
+    """
+    wrapped = _wrapped(model, adapter, dropout, with_text_encoder)
+    set_peft_model_state_dict(wrapped, adapter.weights)
+    wrapped.initial_adapter, wrapped.initial_digest = None, weights_digest(wrapped)
+    compute_in_base_precision(wrapped)
+    return wrapped
+
+
+def _wrapped(model: Any, adapter: SavedAdapter, dropout: float, with_text_encoder: bool) -> PeftModel:
+    """The model with layers as the adapter has them, whose weights are still fresh."""
+    config = copy.deepcopy(adapter.config)
+    # The task would put a wrapper around the model that expects the inputs of another kind of model.
+    config.task_type, config.inference_mode, config.init_lora_weights = None, False, True
+    config.lora_dropout, config.base_model_name_or_path = dropout, None
+    if with_text_encoder and not adapter.trains_text_encoder:
+        targets = targets_of(adapter, with_text_encoder=True)
+        config.target_modules = target_pattern(targets, with_text_encoder=True)
+    made_for = f"; it was made for {base}" if (base := adapter.config.base_model_name_or_path) else ""
+    misfit = UserError(
+        f"the adapter {adapter.name} does not fit {model.name_or_path}: its weights have other names or sizes{made_for}"
+    )
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:
+        raise misfit from error
+    sizes = {
+        name: weight.shape for name, weight in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
+    }
+    fresh = {name for name in sizes if ".text_encoder." in name and not adapter.trains_text_encoder}
+    if {name: weight.shape for name, weight in adapter.weights.items()} != {
+        name: size for name, size in sizes.items() if name not in fresh
+    }:
+        raise misfit
+    return wrapped
