@@ -212,7 +212,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         if isinstance(self.report_to, str):  # as transformers takes it, too
             self.report_to = [self.report_to]
         check_values(self)
-        if not self.output_dir and not self.plan:  # transformers would choose "trainer_output"
+        if not (self.output_dir or "").strip() and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("say where the result goes: --output_dir DIR")
         for name, value in (LORA_DEFAULTS if self.use_lora else FULL_DEFAULTS).items():
             if getattr(self, name) is None:
