@@ -223,7 +223,7 @@ def test_copies_are_encoded_with_the_captions_and_only_what_is_missing(root: Pat
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.5])
 def test_a_dropout_that_is_no_probability_is_refused(dropout: float, root: Path, tiny: Path) -> None:
-    with pytest.raises(UserError, match=rf"--word_dropout {dropout} must lie between 0 and 1"):
+    with pytest.raises(UserError, match=rf"--word_dropout {dropout} must be at least 0 and at most 1"):
         run(root, tiny, word_dropout=dropout)
     assert not (root / "data").exists()
 

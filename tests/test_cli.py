@@ -98,7 +98,7 @@ def test_the_version(run: Cli) -> None:
         ),
         (
             ["demo", "--sed", "1"],
-            "unknown option --sed; the nearest is --seed (all: musicgen-dreamboothing demo --help)",
+            "unknown option --sed (similar: --seed); see musicgen-dreamboothing demo --help",
         ),
         (["demo", "--seed"], "argument --seed: expected one argument; see musicgen-dreamboothing demo --help"),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'; see musicgen-dreamboothing demo --help"),

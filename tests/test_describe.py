@@ -248,11 +248,11 @@ def test_without_a_clap_one_line_says_so(
     ("options", "message"),
     [
         ({"cut": "beats"}, "--cut 'beats' is unknown; it takes seconds, bars"),
-        ({"bars": 0}, "--bars 0 must be 1 or more"),
-        ({"loudness": 3.0}, "--loudness 3 must lie between -40 and -5 LUFS"),
+        ({"bars": 0}, "--bars 0 must be at least 1 and at most 1024"),
+        ({"loudness": 3.0}, "--loudness 3 must be at least -40 and at most -5"),
         ({"captions": "both"}, "--captions 'both' is unknown; it takes own, measured, own.measured"),
-        ({"caption_variants": 0}, "--caption_variants 0 must be 1 or more"),
-        ({"file_tags": ["title"]}, "--file_tags 'title' is unknown; it takes some of genre bpm key comment"),
+        ({"caption_variants": 0}, "--caption_variants 0 must be at least 1 and at most 100"),
+        ({"file_tags": ["title"]}, "--file_tags 'title' is unknown; it takes genre, bpm, key, comment"),
     ],
 )
 def test_options_that_make_no_sense_are_told_at_once(

@@ -280,8 +280,8 @@ def test_captions_are_played_as_they_are(cli: Cli, songs: Path, tiny: Path, tmp_
     [
         ([], "required: run"),
         (["no-such-run"], "holds no run"),
-        (["{run}", "--variations", 0], "--variations 0 must be more than 0"),
-        (["{run}", "--seconds", -1], "--seconds -1.0 must be more than 0"),
+        (["{run}", "--variations", 0], "--variations 0 must be at least 1"),
+        (["{run}", "--seconds", -1], "--seconds -1 must be above 0"),
         (["{run}", "--data", "elsewhere"], "not in elsewhere; name their folder: --data DIR"),
         (["{run}", "--answers", "none.json"], "none.json"),
         (["{run}", "--base_model", "no/such-base"], "no/such-base"),
@@ -342,10 +342,10 @@ def test_a_report_that_fails_takes_nothing_from_a_finished_run(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--final_report", "yes"], "--final_report 'yes' is unknown; it takes auto, true or false"),
-        (["--sample_steps", -1], "--sample_steps -1 must not be negative"),
+        (["--final_report", "yes"], "--final_report 'yes' is unknown; it takes auto, true, false"),
+        (["--sample_steps", -1], "--sample_steps -1 must be at least 0"),
         (["--early_stopping_patience", 1, "--eval_strategy", "no"], "choose --eval_strategy epoch or steps"),
-        (["--early_stopping_patience", 0], "--early_stopping_patience 0 must be more than 0"),
+        (["--early_stopping_patience", 0], "--early_stopping_patience 0 must be at least 1"),
         (["--sample_prompts", "no-such-file.txt"], "no-such-file.txt"),
     ],
 )

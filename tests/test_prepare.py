@@ -189,7 +189,10 @@ def test_a_minimum_above_the_maximum_keeps_whole_clips(tmp_path: Path, tiny: Pat
 
 def test_a_clip_needs_a_length(cli: Cli, songs: Path, tmp_path: Path, tiny: Path) -> None:
     ran = cli(*prepare_words(songs, tmp_path / "data", tiny), "--max_duration_in_seconds", 0)
-    assert (ran.code, ran.err) == (1, "musicgen-dreamboothing: --max_duration_in_seconds 0 must be more than 0\n")
+    assert (ran.code, ran.err) == (
+        1,
+        "musicgen-dreamboothing: --max_duration_in_seconds 0 must be above 0 and at most 3600\n",
+    )
 
 
 def test_metadata_tells_where_each_clip_comes_from(cli: Cli, songs: Path, tmp_path: Path, tiny: Path) -> None:

@@ -226,9 +226,9 @@ def test_songs_of_the_class_may_be_a_persons_own(cli: Cli, prepared: Path, tiny:
     ("words", "told"),
     [
         (["--with_prior_preservation", "true"], "--class_prompt rock"),
-        ([*PRESERVE, "--prior", "both"], "it takes clips or kl"),
-        ([*PRESERVE, "--num_class_clips", 0], "--num_class_clips 0 must be more than 0"),
-        ([*PRESERVE, "--prior_loss_weight", -1], "must not be negative"),
+        ([*PRESERVE, "--prior", "both"], "it takes clips, kl"),
+        ([*PRESERVE, "--num_class_clips", 0], "--num_class_clips 0 must be at least 1"),
+        ([*PRESERVE, "--prior_loss_weight", -1], "--prior_loss_weight -1 must be at least 0"),
         ([*PRESERVE, "--prior", "kl", "--use_lora", "false"], "--use_lora false has none"),
         ([*PRESERVE, "--prior", "kl", "--lora_init", "olora"], "--lora_init olora changes; choose one"),
         ([*PRESERVE, "--class_data_dir", "no-such-folder"], "no-such-folder"),

@@ -117,7 +117,7 @@ def test_each_old_name_is_told_in_one_line(finished: Finished) -> None:
             assert told == [f"option {name} is gone; its successor is {RETIRED[name]}"]
         else:
             assert told == []
-    assert "--predict_with_generate has no part in this training" in lines
+    assert "note: --predict_with_generate has no effect here" in lines
 
 
 def test_songs_are_described_and_one_is_held_out(finished: Finished) -> None:

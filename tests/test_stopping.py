@@ -483,8 +483,8 @@ def test_options_that_change_nothing_are_named(cli: Cli, prepared: Path, tiny: P
     ran = cli(*words_of(prepared, tmp_path / "run", tiny, "--load_best_model_at_end", "false", *idle, *harmless))
     assert ran.code == 0, ran.err
     assert [line for line in ran.out.splitlines() if "has no part" in line] == [
-        "--enable_jit_checkpoint has no part in this training",
-        "--use_cache has no part in this training",
+        "--enable_jit_checkpoint has no effect here",
+        "--use_cache has no effect here",
     ]
 
 

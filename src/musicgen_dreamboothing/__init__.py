@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from musicgen_dreamboothing.console import quiet_loggers
+
 if TYPE_CHECKING:
     from musicgen_dreamboothing.arguments import (
         DemoArguments,
@@ -63,7 +65,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with quiet_loggers("bitsandbytes"):  # peft imports it, and it says which kernels it lacks
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

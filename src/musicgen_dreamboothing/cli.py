@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
-from musicgen_dreamboothing.console import UserError, discard_output, print_any_text
+from musicgen_dreamboothing.console import UserError, discard_output, one_line, print_any_text, quiet_libraries
 from musicgen_dreamboothing.signals import signal_number, sigterm_interrupts
 
 PROGRAM = "musicgen-dreamboothing"
@@ -41,6 +41,18 @@ STOPPED = {
     "demo": "stopped; what is done is kept, and the same command goes on from there",
 }
 SIGNALLED = 128  # and the number of the signal: what a shell expects of a program that one has ended
+# What takes less memory, for each verb.
+SMALLER = {
+    "prepare": "try --encode_batch_size 1 --preprocessing_num_workers 1, or --max_duration_in_seconds 15",
+    "doctor": "try --preprocessing_num_workers 1, or --preview false",
+    "train": (
+        "try --recompute full --per_device_train_batch_size 1, --quantization nf4, shorter pieces (--crop_seconds 15), "
+        "or a smaller --model_name_or_path; with --plan it says what a step takes"
+    ),
+    "generate": "try --batch_size 1, shorter clips (--seconds 10), or --quantization int8",
+    "evaluate": "try --batch_size 1, or shorter clips (--seconds 5)",
+    "demo": "close other programs, and run the same command again",
+}
 ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
@@ -117,34 +129,11 @@ def _run(verb: str, words: list[str]) -> None:
 
         near = difflib.get_close_matches(verb, ABOUT, n=1, cutoff=0.0)[0]
         raise UserError(f"unknown command {verb!r}; did you mean {near}? Commands: {', '.join(ABOUT)}")
-    _quieten()
     from musicgen_dreamboothing import arguments
 
-    target = {
-        "prepare": arguments.PrepareArguments,
-        "doctor": arguments.DoctorArguments,
-        "train": arguments.TrainArguments,
-        "generate": arguments.GenerateArguments,
-        "evaluate": arguments.EvaluateArguments,
-        "demo": arguments.DemoArguments,
-    }[verb]
-    options: object = arguments.parse(target, verb, ABOUT[verb], words)
-    getattr(musicgen_dreamboothing, verb)(options)
-
-
-def _quieten() -> None:
-    """Keeps the libraries' notes to developers away from people who make music."""
-    import logging
-    import warnings
-
-    from huggingface_hub.utils import logging as hub
-    from transformers.utils import logging as transformers
-
-    transformers.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of each product with int8 weights
-    hub.set_verbosity_error()  # it would tell of each attempt where there is no network
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch's compiler looks at it
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
+    with quiet_libraries():
+        options: object = arguments.parse(arguments.VERBS[verb], verb, ABOUT[verb], words)
+        getattr(musicgen_dreamboothing, verb)(options)
 
 
 def _guarded(words: list[str]) -> int:
@@ -159,39 +148,38 @@ def _guarded(words: list[str]) -> int:
             _fail(str(error) or STOPPED.get(words[0], "stopped"))
         return SIGNALLED + signal_number(error)
     except Exception as error:
-        told = _told(error)
+        told = _told(error, words[0])
         if told is None:
             raise
         return _fail(told)
     return 0
 
 
-def _told(error: Exception) -> str | None:
+def _told(error: Exception, verb: str) -> str | None:
     """One line for errors that come from the machine, not from our code; None for all others."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
 
     from musicgen_dreamboothing.audio import AudioError
+    from musicgen_dreamboothing.model.device import is_out_of_memory
 
     text = " ".join(str(error).split())
     if isinstance(error, AudioError):
         return text
+    if is_out_of_memory(error):
+        return f"out of memory; {SMALLER[verb]}"
     if any(sign in text for sign in DISK_FULL):
         return f"the disk is full ({text}); free some space and run the same command again"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"not allowed to write or read {error.filename}; choose another folder"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"the name {one_line(str(error.filename), 60)!r} is too long for a file or folder"
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{error.filename} is a file, not a folder; choose another folder"
     if isinstance(error, HTTPError) or (type(error) is OSError and error.errno is None):  # transformers', on downloads
         return text
-    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in str(error):
-        return (
-            "out of memory; try --encode_batch_size 1 (prepare), --batch_size 1 (generate), or for train "
-            "--per_device_train_batch_size 1 --gradient_accumulation_steps 16, shorter pieces (--crop_seconds 15), "
-            "or a smaller --model_name_or_path"
-        )
     return None
 
 
 def _fail(text: str, code: int = 1) -> int:
-    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    print(f"{PROGRAM}: {' '.join(text.splitlines())}", file=sys.stderr)  # names and values may hold line breaks
     return code

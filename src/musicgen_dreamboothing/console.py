@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+LIBRARIES = ("transformers", "huggingface_hub", "peft", "bitsandbytes")
 REASON_LETTERS = 200  # of an error that is passed on in a line
 
 
@@ -31,6 +34,33 @@ def say(text: str) -> None:
             discard_output(sys.stdout)
 
 
+@contextmanager
+def quiet_loggers(*names: str) -> Iterator[None]:
+    """Holds back what loggers say below an error; their levels are restored."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Holds back the notes of libraries to developers; around each public function, as a decorator.
+
+    Such notes are deprecations, attempts to reach the Hub, and a line for each product with int8 weights. The libraries
+    have to be imported before: transformers sets its level while it is.
+    """
+    with quiet_loggers(*LIBRARIES), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch's compiler looks at it
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
+        yield
+
+
 def discard_output(stream: TextIO) -> None:
     """Sends what is still printed nowhere, so that neither the next line nor the interpreter's end fails."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -43,6 +73,12 @@ def print_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not in a notebook, whose streams take everything
             stream.reconfigure(errors="backslashreplace")
+
+
+def one_line(text: str, longest: int = 300) -> str:
+    """A text without line breaks, cut to so many characters: it may hold a value of any length."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def plural(count: int, noun: str) -> str:

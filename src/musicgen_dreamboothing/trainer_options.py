@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import str_to_bool
-from transformers import Seq2SeqTrainingArguments
-from transformers.trainer_pt_utils import AcceleratorConfig
 
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, quiet_loggers
+
+with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, and it says which kernels it lacks
+    from transformers import Seq2SeqTrainingArguments
+    from transformers.trainer_pt_utils import AcceleratorConfig
 
 SUPPORTED = frozenset(
     (

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments
+from musicgen_dreamboothing.arguments import DemoArguments, GenerateArguments, check_values
 from musicgen_dreamboothing.builtin.page import Pair, write_page
 from musicgen_dreamboothing.builtin.proof import prove
 from musicgen_dreamboothing.builtin.recipe import Recipe, evaluate_options, prepare_options, train_options
-from musicgen_dreamboothing.console import say
+from musicgen_dreamboothing.console import quiet_libraries, say
 from musicgen_dreamboothing.data.files import write_json
 from musicgen_dreamboothing.data.prepare import prepare
 from musicgen_dreamboothing.evaluation.evaluate import evaluate
@@ -27,11 +27,13 @@ from musicgen_dreamboothing.training.train import train
 STEPS = 7
 
 
+@quiet_libraries()
 def demo(options: DemoArguments, recipe: Recipe | None = None) -> Path:
     """Before, prepare, train, after, the page, and the same adapter with plain transformers and PEFT.
 
     The same call again does only what is missing.
     """
+    check_values(options)
     started = time.perf_counter()
     folder, recipe = Path(options.output_dir), recipe or Recipe()
     prepared, run = folder / "prepared", folder / "run"

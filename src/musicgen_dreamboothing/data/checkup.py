@@ -12,9 +12,9 @@ import soundfile
 import torch
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.arguments import DoctorArguments
+from musicgen_dreamboothing.arguments import DoctorArguments, check_values, note_unused
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.console import UserError, quiet_libraries, say
 from musicgen_dreamboothing.data.doctor import examine
 from musicgen_dreamboothing.data.layout import CLIPS, TOKENS
 from musicgen_dreamboothing.data.report import lines, write_report
@@ -27,14 +27,15 @@ REPORT = "report.html"
 USUAL_RATE = 32_000  # Hz, of all published MusicGen codecs; where no clip can tell
 
 
+@quiet_libraries()
 def doctor(options: DoctorArguments) -> Path:
     """Examines a folder that `prepare` made, and returns the path of the report.
 
     Raises:
         UserError: it is no prepared folder, or none of its clips can be read.
     """
-    if not options.folder:
-        raise UserError("say which prepared folder to examine: doctor FOLDER")
+    check_values(options)
+    note_unused(options)
     folder = Path(options.folder)
     checkpoint = _codec_of(folder, options) if options.preview else None
     return check_up(folder, checkpoint, workers=options.preprocessing_num_workers)

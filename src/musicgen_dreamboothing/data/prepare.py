@@ -20,8 +20,10 @@ from musicgen_dreamboothing.arguments import (
     ModelArguments,
     PrepareArguments,
     TrainArguments,
+    check_values,
+    note_unused,
 )
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
 from musicgen_dreamboothing.data import clips as clipping
 from musicgen_dreamboothing.data.checkup import REPORT, check_up
 from musicgen_dreamboothing.data.clips import account_of, cut_songs, update_metadata
@@ -38,8 +40,6 @@ from musicgen_dreamboothing.data.textfiles import read_json_lines
 from musicgen_dreamboothing.data.tokens import Tokenized, tokenize_clips
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
 
-CUTS = ("seconds", "bars")
-LOUDNESS = (-40, -5)  # LUFS; what is louder or softer than that is a slip of the pen
 OURS = (CLIPS, TOKENS, SONGS, HEARD, REPORT, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
 
 
@@ -58,14 +58,16 @@ class Prepared:
     rows: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
 
 
+@quiet_libraries()
 def prepare(options: PrepareArguments) -> Prepared:
     """Cuts, captions and encodes songs; a second run does only what changed.
 
     Raises:
         UserError: no such songs, no caption for any of them, or no song that can be used.
     """
-    if not options.output_dir:
-        raise UserError("say where the clips go: prepare SONGS --output_dir DIR")
+    check_values(options)
+    check_durations(options)
+    note_unused(options)
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # as an Accelerator reads what it is launched with
     PartialState(cpu=on_cpu, timeout=timedelta(seconds=WAIT))
     checkpoint = checkpoint_of(options)
@@ -77,6 +79,19 @@ def prepare(options: PrepareArguments) -> Prepared:
     say(f"prepared in {result.folder}: edit captions in {result.folder / CLIPS / METADATA}, then")
     say(f"  musicgen-dreamboothing train {_train_words(result.folder, options)}")
     return result
+
+
+def check_durations(options: DataArguments) -> None:
+    """Refuses a least length above that of a clip; the default one gives way to a shorter clip.
+
+    Raises:
+        UserError: no song could be cut like that.
+    """
+    least, most = options.min_duration_in_seconds, options.max_duration_in_seconds
+    if least > most and least != DataArguments.min_duration_in_seconds:
+        raise UserError(
+            f"--min_duration_in_seconds {least:g} must be at most --max_duration_in_seconds, which is {most:g}"
+        )
 
 
 def _train_words(folder: Path, options: PrepareArguments) -> str:
@@ -112,10 +127,6 @@ def prepare_songs(
     songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True
 ) -> Prepared:
     """Brings a prepared folder up to date with its songs."""
-    if options.encode_batch_size < 0:
-        raise UserError(f"--encode_batch_size {options.encode_batch_size} must be 0 (chosen by the device) or more")
-    if options.max_duration_in_seconds <= 0:
-        raise UserError(f"--max_duration_in_seconds {options.max_duration_in_seconds:g} must be more than 0")
     _check_captions(options)
     _refuse_own_clips(songs, folder)
     cutting, describing = _cutting(options, checkpoint), _describing(options, checkpoint.source)
@@ -162,19 +173,11 @@ def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> Repository 
 
 
 def _check_captions(options: DataArguments) -> None:
-    if not 0 <= options.word_dropout <= 1:
-        raise UserError(f"--word_dropout {options.word_dropout:g} must lie between 0 and 1")
     if options.class_prompt and not options.instance_prompt:
         say("--class_prompt stands behind a key-word: without --instance_prompt captions stay as they are")
 
 
 def _cutting(options: DataArguments, checkpoint: Checkpoint) -> Cutting:
-    if options.cut not in CUTS:
-        raise UserError(f"--cut {options.cut!r} is unknown; it takes {', '.join(CUTS)}")
-    if options.bars < 1:
-        raise UserError(f"--bars {options.bars} must be 1 or more")
-    if not LOUDNESS[0] <= options.loudness <= LOUDNESS[1]:
-        raise UserError(f"--loudness {options.loudness:g} must lie between {LOUDNESS[0]} and {LOUDNESS[1]} LUFS")
     return Cutting(
         checkpoint.sampling_rate,
         checkpoint.hop_length,

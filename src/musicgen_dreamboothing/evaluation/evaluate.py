@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import yaml
 
-from musicgen_dreamboothing.arguments import EvaluateArguments
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.arguments import EvaluateArguments, check_values, note_unused
+from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
 from musicgen_dreamboothing.data.files import digest
 from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.lock import folder_lock
@@ -70,6 +70,7 @@ class Evaluated:
     evaluation: Evaluation
 
 
+@quiet_libraries()
 def evaluate(options: EvaluateArguments) -> Evaluated | None:
     """Compares a run with its base on the same prompts and seeds, and writes `report.html` and `report.json`.
 
@@ -79,7 +80,10 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
     Raises:
         UserError: no run, or its songs are gone.
     """
-    _check(options)
+    check_values(options)
+    parse_device(options.device)
+    base_quantization(options.quantization, torch.float32)
+    note_unused(options)
     run = Path(options.run)
     record = _record(run)
     folder, word = Path(options.output_dir or run / "evaluation"), record.key_phrase or "your style"
@@ -121,14 +125,6 @@ def _evaluate(
     if options.blind:
         _blind(folder, evaluation, options)
     return Evaluated(page, evaluation)
-
-
-def _check(options: EvaluateArguments) -> None:
-    parse_device(options.device)
-    base_quantization(options.quantization, torch.float32)
-    for name in ("variations", "seconds", "song_excerpts"):
-        if getattr(options, name) <= 0:
-            raise UserError(f"--{name} {getattr(options, name)} must be more than 0")
 
 
 def _record(run: Path) -> RunRecord:

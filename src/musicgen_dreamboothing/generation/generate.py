@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 import unicodedata
@@ -12,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.arguments import GenerateArguments
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.arguments import GenerateArguments, check_values, note_unused
+from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
 from musicgen_dreamboothing.data.layout import GENERATED
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, GeneratedClip, Generator
@@ -29,15 +28,17 @@ class Generation:
     speed: float
 
 
+@quiet_libraries()
 def generate(options: GenerateArguments) -> Generation:
     """Generates clips for every prompt and writes them to `output_dir`.
 
     Raises:
         UserError: no prompt, an impossible option, no such model, or an adapter that does nothing.
     """
-    _check(options)
+    check_values(options)
     prompts = _prompts(options)
     suffix = _suffix(options.format)
+    note_unused(options)
     generator = Generator(
         options.model,
         base_model=options.base_model,
@@ -50,7 +51,7 @@ def generate(options: GenerateArguments) -> Generation:
         cuda_graphs=options.cuda_graphs,
     )
     say(_describe(generator, options.model))
-    _warn(generator, prompts, options.seconds)
+    _warn(generator, prompts, options.seconds, options.base_model)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -87,21 +88,6 @@ def _list(path: Path, clip: GeneratedClip, options: GenerateArguments) -> None:
     }
     with (path.parent / GENERATED).open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _check(options: GenerateArguments) -> None:
-    """Numbers that make no music fail before anything is loaded."""
-    for name in ("seconds", "guidance_scale", "temperature", "top_p"):
-        if not math.isfinite(value := getattr(options, name)):
-            raise UserError(f"--{name} {value} is no number to go by")
-    if options.seconds <= 0:
-        raise UserError(f"--seconds {options.seconds:g} must be above 0")
-    least_of = {"variations": 1, "batch_size": 1, "temperature": 0, "top_k": 0, "guidance_scale": 0}
-    for name, least in least_of.items():
-        if (value := getattr(options, name)) is not None and value < least:
-            raise UserError(f"--{name} {value} must be at least {least}")
-    if not 0 < options.top_p <= 1:
-        raise UserError(f"--top_p {options.top_p:g} must be above 0 and at most 1")
 
 
 def _prompts(options: GenerateArguments) -> list[str]:
@@ -147,7 +133,9 @@ def _describe(generator: Generator, model: str) -> str:
     return f"loaded {base.name}: {facts}\nadapter {model}: active in {active} of {total} layers"
 
 
-def _warn(generator: Generator, prompts: list[str], seconds: float) -> None:
+def _warn(generator: Generator, prompts: list[str], seconds: float, base_model: str | None) -> None:
+    if base_model is not None and generator.active_layers is None:
+        say("note: --base_model has no effect: MODEL is not an adapter")
     for prompt in generator.cut_prompts(prompts):
         say(f"prompt of {len(prompt)} characters is cut to what the text encoder reads: {prompt[:60]!r}…")
     if seconds > TRAINED_SECONDS:

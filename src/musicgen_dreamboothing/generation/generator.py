@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import EncodecModel
 
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.console import UserError, quiet_libraries, say
 from musicgen_dreamboothing.generation.decoding import CHECK, EAGER, GRAPH, CodeStream, GraphError, Sampling, clip_seed
 from musicgen_dreamboothing.generation.engine import Stack
 from musicgen_dreamboothing.model import adapter, codec, text
@@ -73,6 +73,7 @@ class Generator:
         active_layers: adapted layers that change something, and adapted layers in all; None without an adapter.
     """
 
+    @quiet_libraries()
     def __init__(
         self,
         model: str | Path,

@@ -33,6 +33,7 @@ from transformers.utils import cached_file, extract_commit_hash
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.building import build_model, quiet_loading
 from musicgen_dreamboothing.model.delay import delays
+from musicgen_dreamboothing.model.hub_access import explain_refusal
 from musicgen_dreamboothing.model.part_hash import part_hash
 from musicgen_dreamboothing.model.weight_files import find_file, first_line, foreign_weights, open_weights
 
@@ -215,6 +216,8 @@ def _no_checkpoint(source: Source, error: Exception) -> UserError:
         )
     if (path / "config.json").is_file():
         return UserError(f"{path / 'config.json'} is not the configuration of a MusicGen model ({first_line(error)})")
+    if (refusal := explain_refusal(source.name, error)) is not None:
+        return UserError(refusal)
     hint = foreign_weights(source.name) or f"give a folder with a config.json, or a Hub id such as {EXAMPLES[0]}"
     return UserError(f"no model at {source.name!r} ({first_line(error)}); {hint}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import sys
@@ -14,7 +15,11 @@ import torch
 from musicgen_dreamboothing.console import UserError
 
 M_MMAP_THRESHOLD, MMAP_BYTES = -3, 1 << 20  # the number is glibc's, from malloc.h
-NO_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
+# Of torch's allocators on CUDA, HIP, MPS and CPU, of cuBLAS, cuDNN and their like, and of Intel's Level Zero.
+NO_MEMORY = (
+    *("out of memory", "alloc_failed", "can't allocate memory", "cannot allocate memory", "not enough memory"),
+    *("out_of_device_memory", "out_of_host_memory"),
+)
 DEVICES = ("cuda", "mps", "cpu")  # cuda is NVIDIA's, and AMD's under ROCm
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -130,10 +135,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that it came of, says that a device has no memory left.
 
     It has many forms: of torch's allocator, of cuBLAS, of a CUDA graph, which raises another one while it is left.
+    Python and numpy raise `MemoryError`. Errors of other types only mention memory.
     """
     if error is None:
         return False
-    words = str(error).lower()
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    words = str(error).lower() if isinstance(error, RuntimeError) else ""
     return any(sign in words for sign in NO_MEMORY) or is_out_of_memory(error.__context__)
 
 

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model.hub_access import explain_refusal
 
 INDEX = ".index.json"
 LAYOUTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))
@@ -47,7 +48,8 @@ def find_file(name: str, file: str, hub: Hub) -> Path | None:
     try:
         path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise UserError(f"{file} of {name} cannot be read or downloaded: {first_line(error)}") from error
+        reason = explain_refusal(name, error) or f"{file} of {name} cannot be read or downloaded: {first_line(error)}"
+        raise UserError(reason) from error
     return None if path is None else Path(path)
 
 

@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 
 import torch
 from transformers.integrations import get_reporting_integration_callbacks
 
-from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.arguments import TrainArguments, check_values, note_unused
 from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.data.layout import is_prepared
+from musicgen_dreamboothing.data.prepare import check_durations
 from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
-from musicgen_dreamboothing.model.device import check_device, parse_dtype
+from musicgen_dreamboothing.model.device import check_device
 from musicgen_dreamboothing.model.quantized import base_quantization
-from musicgen_dreamboothing.trainer_options import IDLE
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.model import lora_settings
 from musicgen_dreamboothing.training.prior import check_prior
 from musicgen_dreamboothing.training.samples import read_prompts
 
-POSITIVE = (
-    *("lora_r", "crop_seconds", "max_train_samples", "max_eval_samples", "sample_seconds", "early_stopping_patience"),
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-)
-
 
 def check_options(options: TrainArguments) -> None:
-    """Says what has no part in a training.
+    """Checks the options of a training, and names those that have no effect.
 
     Raises:
         UserError: options that are wrong, or don't go together.
     """
+    check_values(options)
     check_device(options.device)
     if not options.dataset_name and not options.plan:
         raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
-    for name in POSITIVE:
-        if (value := getattr(options, name)) is not None and value <= 0:
-            raise UserError(f"--{name} {value} must be more than 0")
-    if not 0 <= options.caption_dropout <= 1:
-        raise UserError(f"--caption_dropout {options.caption_dropout} must lie between 0 and 1")
-    defaults = {entry.name: entry.default for entry in dataclasses.fields(options)}
-    for name in sorted(IDLE):
-        if getattr(options, name) and getattr(options, name) != defaults[name]:
-            say(f"--{name} has no part in this training")
+    check_durations(options)
     options.enable_jit_checkpoint = False  # it would save in the middle of an update, on a signal that is handled here
     if options.resume_from_checkpoint:
         _check_resumption(options)
-    parse_dtype(options.dtype, options.device)
     check_settings(lora_settings(options))
     _check_quantization(options)
     check_prior(options)
     _check_samples(options)
     _check_trackers(options.report_to)
+    note_unused(options, _prepared_folder(options))
     if options.n_gpu > 1:
         say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
         options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
@@ -69,6 +57,12 @@ def _check_resumption(options: TrainArguments) -> None:
     say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
 
 
+def _prepared_folder(options: TrainArguments) -> str:
+    """The folder that is trained on, if its songs are cut already; a plan reads no songs."""
+    folder = Path(str(options.dataset_name or "")).expanduser()
+    return str(folder) if not options.plan and is_prepared(folder) else ""
+
+
 def _check_quantization(options: TrainArguments) -> None:
     base_quantization(options.quantization, torch.float32)
     if options.quantization == "none":
@@ -82,10 +76,6 @@ def _check_quantization(options: TrainArguments) -> None:
 
 
 def _check_samples(options: TrainArguments) -> None:
-    if options.final_report not in ("auto", "true", "false"):
-        raise UserError(f"--final_report {options.final_report!r} is unknown; it takes auto, true or false")
-    if options.sample_steps < 0:
-        raise UserError(f"--sample_steps {options.sample_steps} must not be negative; 0 plays before and after only")
     if options.sample_prompts:
         read_prompts(options.sample_prompts)
 

@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 from accelerate import PartialState
 
-from musicgen_dreamboothing.arguments import KL, PRIORS, TrainArguments
+from musicgen_dreamboothing.arguments import KL, TrainArguments
 from musicgen_dreamboothing.console import UserError, plural, say
 from musicgen_dreamboothing.data.files import write_array
 from musicgen_dreamboothing.data.prepare import prepare_songs
@@ -35,7 +35,7 @@ def check_prior(options: TrainArguments) -> None:
     """What can be known to fail fails before anything is loaded.
 
     Raises:
-        UserError: an option that is missing, unknown, or doesn't go with another.
+        UserError: the class has no name, or an option doesn't go with another.
     """
     if not options.with_prior_preservation:
         return
@@ -43,12 +43,6 @@ def check_prior(options: TrainArguments) -> None:
         raise UserError(
             "--with_prior_preservation needs the class that your style belongs to, e.g. --class_prompt rock"
         )
-    if options.prior not in PRIORS:
-        raise UserError(f"--prior {options.prior!r} is unknown; it takes {' or '.join(PRIORS)}")
-    if options.num_class_clips <= 0:
-        raise UserError(f"--num_class_clips {options.num_class_clips} must be more than 0")
-    if options.prior_loss_weight < 0:
-        raise UserError(f"--prior_loss_weight {options.prior_loss_weight} must not be negative")
     if options.class_data_dir and not Path(options.class_data_dir).expanduser().exists():
         raise UserError(f"--class_data_dir {options.class_data_dir}: no such folder; it holds songs of the class")
     if options.prior == KL and not options.use_lora:

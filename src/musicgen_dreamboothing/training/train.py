@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, IntervalStrategy, TrainerCallbac
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
 from musicgen_dreamboothing.data.captions import key_phrase
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.lock import folder_lock
@@ -88,6 +88,7 @@ class TrainResult:
     summary: dict[str, Any]
 
 
+@quiet_libraries()
 def train(options: TrainArguments) -> TrainResult | None:
     """Fine-tunes a base checkpoint; the same call again continues a run that was cut short.
 

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import datasets
 from datasets.exceptions import DatasetsError
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's, old or new
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RepositoryNotFoundError,
 )
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
@@ -39,10 +37,10 @@ from musicgen_dreamboothing.data.songs.dataset import (
     requested_splits,
 )
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Columns
+from musicgen_dreamboothing.model.hub_access import explain_refusal, is_caused_by
 
 SIDECARS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".cue", ".yaml", ".yml", ".md", "metadata.parquet")
 PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
-LOG_IN = "log in with `hf auth login` or pass --token"
 
 
 @dataclass(frozen=True)
@@ -173,27 +171,14 @@ def _nothing_to_read(name: str, files: list[str]) -> str:
 
 def _explanation(name: str, error: BaseException) -> str:
     """One line that says what to do."""
-    if _is_caused_by(error, GatedRepoError) or "is a gated dataset" in str(error):
-        return (
-            f"the dataset {name} is gated: accept its conditions at {constants.ENDPOINT}/datasets/{name}, "
-            f"then {LOG_IN}, and run the same command again"
-        )
+    if (refusal := explain_refusal(name, error, "dataset")) is not None:
+        return refusal
     if "Dataset scripts are no longer supported" in str(error):
         return _nothing_to_read(name, [f"{name.rpartition('/')[2]}.py"])
     return f"no folder {name!r} here, and as a Hub dataset it can't be loaded: {_reason(error)}"
 
 
 def _reason(error: BaseException) -> str:
-    if _is_caused_by(error, LocalEntryNotFoundError):
+    if is_caused_by(error, LocalEntryNotFoundError):
         return "the Hub can't be reached, and the cache does not hold it; connect once, or give a folder of songs"
-    if _is_caused_by(error, RepositoryNotFoundError):
-        return f"the Hub has no such dataset, or it is private: check the name, or {LOG_IN}"
-    if isinstance(error, HfHubHTTPError) and error.response.status_code == 401:
-        return f"the Hub refuses the token: {LOG_IN}"
     return " ".join((str(error).strip().splitlines() or [type(error).__name__])[:2])
-
-
-def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None and not isinstance(error, kind):
-        error = error.__cause__ or error.__context__
-    return error is not None

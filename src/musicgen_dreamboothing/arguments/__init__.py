@@ -1,0 +1,65 @@
+"""Every option once: its name, type, default and help. What an option does is not known here.
+
+The dataclasses are read by transformers' `HfArgumentParser`; the training one extends
+`Seq2SeqTrainingArguments`, so that all of its options keep their names. Files of options (JSON or
+YAML) and names from older versions are understood by `parse`.
+"""
+
+from musicgen_dreamboothing.arguments.checking import check_values, note_unused
+from musicgen_dreamboothing.arguments.data import (
+    DEFAULT_MODEL,
+    DataArguments,
+    DoctorArguments,
+    ModelArguments,
+    PrepareArguments,
+)
+from musicgen_dreamboothing.arguments.demo import DemoArguments
+from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
+from musicgen_dreamboothing.arguments.fields import WAIT
+from musicgen_dreamboothing.arguments.generate import GenerateArguments
+from musicgen_dreamboothing.arguments.old_names import NOT_YET, RENAMED, RETIRED, WITHOUT_SUCCESSOR
+from musicgen_dreamboothing.arguments.parsing import VERBS, parse, parser, words_of_file
+from musicgen_dreamboothing.arguments.train import (
+    CHECKPOINTING,
+    CLIPS,
+    FULL_DEFAULTS,
+    KL,
+    LORA_DEFAULTS,
+    POLICIES,
+    PRIORS,
+    LoraArguments,
+    RunArguments,
+    TrainArguments,
+)
+
+__all__ = [
+    "CHECKPOINTING",
+    "CLIPS",
+    "DEFAULT_MODEL",
+    "FULL_DEFAULTS",
+    "KL",
+    "LORA_DEFAULTS",
+    "NOT_YET",
+    "POLICIES",
+    "PRIORS",
+    "RENAMED",
+    "RETIRED",
+    "VERBS",
+    "WAIT",
+    "WITHOUT_SUCCESSOR",
+    "DataArguments",
+    "DemoArguments",
+    "DoctorArguments",
+    "EvaluateArguments",
+    "GenerateArguments",
+    "LoraArguments",
+    "ModelArguments",
+    "PrepareArguments",
+    "RunArguments",
+    "TrainArguments",
+    "check_values",
+    "note_unused",
+    "parse",
+    "parser",
+    "words_of_file",
+]

@@ -1,0 +1,61 @@
+"""Options of `generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LARGEST_SEED, LONGEST_SECONDS, option
+
+MOST_VARIATIONS = 10_000
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "nf4", "int8")
+
+
+@dataclass
+class GenerateArguments:
+    """Options of `generate`."""
+
+    model: str = option(
+        "",
+        "Adapter, full fine-tune or base: folder or Hub id.",
+        positional=True,
+        required='say which model: generate MODEL "fast punk with loud guitars"',
+    )
+    prompts: list[str] = option([], "Descriptions of the music.", positional=True, may_be_empty=True)
+    output_dir: str = option("generated", "Where the audio goes.")
+    prompts_file: str | None = option(None, "Text file with one prompt a line.")
+    seconds: float = option(
+        10.0, "Length of each clip; the models were trained on 30 s.", above=0, at_most=LONGEST_SECONDS
+    )
+    variations: int = option(1, "Clips of each prompt.", at_least=1, at_most=MOST_VARIATIONS)
+    guidance_scale: float = option(
+        3.0, "How closely the prompt is followed; 1 switches guidance off.", at_least=0, at_most=100
+    )
+    temperature: float = option(
+        1.0, "Above 1 is wilder, below 1 tamer, 0 takes the likeliest.", at_least=0, at_most=100
+    )
+    top_k: int = option(
+        250, "Draw from the so many likeliest codes; 0 draws from all.", at_least=0, unless="--temperature 0"
+    )
+    top_p: float = option(
+        1.0,
+        "Draw from the fewest codes that have this probability together; 1 draws from all.",
+        above=0,
+        at_most=1,
+        unless="--temperature 0",
+    )
+    seed: int = option(0, "With the prompt it fixes the clip.", at_least=0, at_most=LARGEST_SEED)
+    batch_size: int | None = option(
+        None, "Clips made at once; as many as memory holds without it.", at_least=1, at_most=LARGEST_BATCH
+    )
+    format: str = option("wav", "wav, flac or ogg.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    dtype: str = option("auto", "Precision.", choices=DTYPES)
+    quantization: str = option(
+        "none", "Weights in fewer bits, for less memory; int8 is also faster on a CPU.", choices=QUANTIZATIONS
+    )
+    cuda_graphs: bool = option(True, "Replay each step on a GPU as one CUDA graph, which is faster.")
+    base_model: str | None = option(None, "The adapter's base, if it has moved since the training.")
+    model_revision: str | None = option(None, "Branch, tag or commit of MODEL on the Hub.")
+    cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
+    token: str | None = option(None, "Hub token; the stored login is used without it.")

@@ -1,0 +1,141 @@
+"""Reads options from a command line, or from a JSON or YAML file, into their dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from musicgen_dreamboothing.arguments.checking import rule_of
+from musicgen_dreamboothing.arguments.data import DoctorArguments, PrepareArguments
+from musicgen_dreamboothing.arguments.demo import DemoArguments
+from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
+from musicgen_dreamboothing.arguments.generate import GenerateArguments
+from musicgen_dreamboothing.arguments.old_names import modernise
+from musicgen_dreamboothing.arguments.train import TrainArguments
+from musicgen_dreamboothing.arguments.unknown import explain_unknown
+from musicgen_dreamboothing.console import UserError, one_line
+
+Arguments = TypeVar("Arguments")
+
+
+VERBS: dict[str, type[Any]] = {
+    "prepare": PrepareArguments,
+    "doctor": DoctorArguments,
+    "train": TrainArguments,
+    "generate": GenerateArguments,
+    "evaluate": EvaluateArguments,
+    "demo": DemoArguments,
+}
+
+
+class _Parser(HfArgumentParser):
+    """Errs in one line, and suggests options where one is unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{one_line(message)}; see {self.prog} --help")
+
+    def parse(self, words: Sequence[str]) -> Any:
+        """One instance of the parser's dataclass."""
+        known, unknown = self.parse_known_intermixed_args(list(words))
+        target = self.dataclass_types[0]
+        if unknown:
+            raise UserError(f"{explain_unknown(unknown[0], target, VERBS)}; see {self.prog} --help")
+        names = {entry.name for entry in dataclasses.fields(target) if entry.init}
+        return target(**{name: value for name, value in vars(known).items() if name in names})
+
+
+def parser(target: type[Any], verb: str, about: str) -> _Parser:
+    """The parser of one verb; fields marked as positional are taken by place."""
+    made = _Parser(
+        _for_argparse(target),
+        prog=f"musicgen-dreamboothing {verb}",
+        description=about,
+        allow_abbrev=False,
+    )
+    for entry in dataclasses.fields(target):
+        if entry.metadata.get("positional"):
+            many = "list" in str(entry.type)
+            made.add_argument(entry.name, nargs="*" if many else None, help=entry.metadata["help"])
+    made.dataclass_types = [target]
+    return made
+
+
+def _for_argparse(target: type[Any]) -> type[Any]:
+    """A look-alike of the dataclass for HfArgumentParser: it knows only `--options`, and argparse no rules."""
+    types = get_type_hints(target)
+    options = [
+        (entry.name, types[entry.name], _with_range(entry))
+        for entry in dataclasses.fields(target)
+        if entry.init and not entry.metadata.get("positional")
+    ]
+    return dataclasses.make_dataclass(target.__name__, options)
+
+
+def _with_range(entry: dataclasses.Field[Any]) -> Any:
+    """The field with its range or its choices in its help."""
+    rule = rule_of(entry)
+    values = f"one of {', '.join(rule.choices)}" if rule.choices else rule.range
+    text = f"{entry.metadata.get('help', '')}{f' [{values}]' if values else ''}"
+    if entry.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=entry.default_factory, metadata={"help": text})
+    return dataclasses.field(default=entry.default, metadata={"help": text})
+
+
+def parse(target: type[Arguments], verb: str, about: str, words: Sequence[str]) -> Arguments:
+    """Reads the words of a command line: `[FILE] [--option value ...]`, options winning over the file."""
+    made = parser(target, verb, about)
+    words = list(words)
+    if _takes_file(target) and words and not words[0].startswith("-"):
+        words = [*words_of_file(Path(words[0])), *words[1:]]
+    return made.parse(modernise(words, {entry.name for entry in dataclasses.fields(target)}))  # type: ignore[arg-type]
+
+
+def _takes_file(target: type[Any]) -> bool:
+    return not any(entry.metadata.get("positional") for entry in dataclasses.fields(target))
+
+
+def words_of_file(path: Path) -> list[str]:
+    """The options in a JSON or YAML file as the words of a command line.
+
+    Raises:
+        UserError: no such file, or it does not hold one mapping of names to values.
+    """
+    if path.suffix not in (".json", ".yaml", ".yml"):
+        raise UserError(f"{str(path)!r} is neither an option nor a .json, .yaml or .yml file of options")
+    if not path.is_file():
+        raise UserError(f"no file of options at {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        hint = "; in JSON a path takes / or \\\\ for each \\" if "escape" in str(error) else ""
+        raise UserError(f"{path} can't be read: {' '.join(str(error).split())}{hint}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold one mapping of option names to values")
+    return [word for name, value in values.items() for word in _words(str(name), value)]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-4 as text; here it is the number that JSON says it is."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _words(name: str, value: Any) -> Iterable[str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{name}", json.dumps(value)]
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
