@@ -129,7 +129,7 @@ def _check_accelerator_config(config: Any) -> None:
         values = config if isinstance(config, dict) else json.loads(_text_of(str(config)))
         unknown = [name for name, value in values.items() if value not in ACCELERATOR_DEFAULTS.get(name, ())]
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"--accelerator_config {config!r} can't be read: give JSON, or a file of it") from error
+        raise UserError(f"--accelerator_config {str(config)[:60]!r} can't be read: give JSON, or a file of it") from error
     if unknown:
         raise UserError(f"--accelerator_config {unknown[0]}={values[unknown[0]]!r} is not supported: {RESUMED}")
 
