@@ -23,12 +23,6 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data import prepare
 
 Cli = Callable[..., Ran]
-VERBS = {
-    "prepare": arguments.PrepareArguments,
-    "train": arguments.TrainArguments,
-    "generate": arguments.GenerateArguments,
-    "demo": arguments.DemoArguments,
-}
 LIGHT = """
 import sys
 import musicgen_dreamboothing
@@ -61,7 +55,7 @@ def test_help_names_every_verb(run: Cli, words: list[str]) -> None:
     ran = run(*words)
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith(f"musicgen-dreamboothing {__version__}: ")
-    assert all(f"\n  {verb} " in ran.out for verb in VERBS)
+    assert all(f"\n  {verb} " in ran.out for verb in arguments.VERBS)
     assert ran.out.endswith("All options of a verb: musicgen-dreamboothing VERB --help\n")
 
 
@@ -70,7 +64,7 @@ def run(cli: Cli) -> Cli:  # the module has this name here
     return cli
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", arguments.VERBS)
 def test_help_of_a_verb_names_every_option(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])
@@ -78,7 +72,7 @@ def test_help_of_a_verb_names_every_option(verb: str, capfd: pytest.CaptureFixtu
     assert (ended.value.code, err) == (0, "")
     assert out.startswith(f"usage: musicgen-dreamboothing {verb} [-h]")
     assert cli.ABOUT[verb] in " ".join(out.split())
-    for entry in dataclasses.fields(VERBS[verb]):
+    for entry in dataclasses.fields(arguments.VERBS[verb]):
         if entry.init:
             assert (entry.name if entry.metadata.get("positional") else f"--{entry.name}") in out
             assert entry.metadata["help"]
@@ -136,11 +130,18 @@ FULL = os.strerror(errno.ENOSPC)
         (PermissionError(errno.EACCES, "no", "/x"), 1, "not allowed to write or read /x; choose another folder"),
         (OSError(errno.EROFS, "read-only", "/x"), 1, "not allowed to write or read /x; choose another folder"),
         (NotADirectoryError(errno.ENOTDIR, "no", "/x"), 1, "/x is a file, not a folder; choose another folder"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory; try --encode_batch_size 1 (prepare), "),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory; try --encode_batch_size 1 "),
+        (
+            RuntimeError("MPS backend out of memory (MPS)"),
+            1,
+            "out of memory; try --encode_batch_size 1 ",
+        ),
+        (MemoryError(), 1, "out of memory; try --encode_batch_size 1 "),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000), 1, "the name 'xxxxx"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
             1,
-            "out of memory; try --encode_batch_size 1 (prepare), ",
+            "out of memory; try --encode_batch_size 1 ",
         ),
         (HTTPError("[Errno 111] Connection refused"), 1, "[Errno 111] Connection refused"),
         (OSError("We couldn't connect to\nhttps://hf.co"), 1, "We couldn't connect to https://hf.co"),
@@ -159,7 +160,33 @@ def test_what_a_person_can_mend_is_one_line(
     assert ran.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), FileNotFoundError(errno.ENOENT, "ours", "/x"), KeyError("ours")])
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["prepare", "songs", "--output_dir", "data"], "--encode_batch_size 1"),
+        (["doctor", "data"], "--preview false"),
+        (["train", "--plan"], "--quantization nf4"),
+        (["generate", "model", "punk"], "--batch_size 1"),
+        (["evaluate", "run"], "--batch_size 1"),
+        (["demo"], "close other programs"),
+    ],
+)
+def test_lack_of_memory_has_advice_for_the_verb(
+    run: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str], advice: str
+) -> None:
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(musicgen_dreamboothing, words[0], fail, raising=False)
+    ran = run(*words)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert ran.err.startswith("musicgen-dreamboothing: out of memory; ")
+    assert advice in ran.err
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("ours: out of memory"), FileNotFoundError(errno.ENOENT, "ours", "/x"), KeyError("ours")]
+)
 def test_our_own_faults_keep_their_traceback(
     run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -242,8 +242,8 @@ def test_all_sidecars_come_along(client: Client) -> None:
         ("empty", "someone/empty has no audio, Parquet, Arrow or tar files; it has README.md"),
         (
             "nothing",
-            "no folder 'someone/nothing' here, and as a Hub dataset it can't be loaded: the Hub has no such dataset, "
-            "or it is private: check the name, or log in with `hf auth login` or pass --token",
+            "no folder 'someone/nothing' here, and the Hub has no such dataset, or it is private: check the name, "
+            "or log in with `hf auth login` or pass --token",
         ),
     ],
 )
@@ -256,4 +256,5 @@ def test_who_is_not_logged_in_is_told_so(client: Client) -> None:
     assert client.unsigned["private"] == client.online["nothing"].replace("nothing", "private")
     assert client.unsigned["gated"] == client.online["gated"]
     assert client.unsigned["gated files"] == client.online["gated files"]
-    assert client.stranger["files"].endswith("the Hub refuses the token: log in with `hf auth login` or pass --token")
+    refusal = "the Hub refuses the token for the dataset someone/files (HTTP 401): log in with `hf auth login` or pass "
+    assert client.stranger["files"] == refusal + "--token"

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Ran, train_words
+from hub import LocalHub
 
 from musicgen_dreamboothing import GenerateArguments, generate
 from musicgen_dreamboothing.arguments import VERBS, check_values, note_unused, parse, parser
 from musicgen_dreamboothing.arguments.checking import rule_of
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, quiet_libraries
 from musicgen_dreamboothing.model.device import is_out_of_memory
 
-ODD = ["nan", "inf", "-inf", "-1", "0", "0.5", "1e30", "9" * 21, "", " ", "none", "true", "[]", "{}"]
-ODD += ['{"a": 1}', "long " * 4000, "пусто 🎸", "a\nb", "\udce9", "%s", "--", "../.."]
+ODD = ["nan", "inf", "-inf", "-1", "0", "1e30", "9" * 21, "", " ", "none", "true", "[]", "{}"]
+ODD += ["long " * 4000, "пусто 🎸"]
+ODDER = [*ODD, "0.5", '{"a": 1}', "a\nb", "\udce9", "%s", "--", "../.."]
 WORDS = {
     "prepare": ["songs", "--output_dir", "data"],
     "doctor": ["data"],
@@ -45,11 +56,11 @@ def entries(verb: str) -> list[dataclasses.Field[Any]]:
     return [entry for entry in dataclasses.fields(VERBS[verb]) if entry.init]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "train"])
+@pytest.mark.parametrize("verb", list(VERBS))
 def test_odd_value_of_each_option_is_taken_or_refused_in_one_line(verb: str) -> None:
     made = parser(VERBS[verb], verb, "")
     for entry in entries(verb):
-        for value in ODD:
+        for value in ODD if verb == "train" else ODDER:  # transformers checks all of its options each time
             words = [value] if entry.metadata.get("positional") else [*WORDS[verb], f"--{entry.name}={value}"]
             message = refusal(made, words)
             assert len(message) < LONGEST_MESSAGE, (entry.name, value[:30])
@@ -132,6 +143,32 @@ def test_option_without_effect_is_named(
     assert note in notes[0]
 
 
+def test_options_for_songs_have_no_effect_on_a_prepared_folder(
+    cli: Callable[..., Ran], prepared: Path, tiny: Path, tmp_path: Path
+) -> None:
+    words = [*train_words(prepared, tmp_path / "run", tiny), "--cut", "bars", "--max_steps", 1, "--eval_strategy", "no"]
+    ran = cli(*words, "--save_strategy", "no")
+    assert ran.code == 0, ran.err
+    names = re.findall(rf"^note: --(\w+) has no effect: {re.escape(str(prepared))} is prepared already$", ran.out, re.M)
+    assert names == ["max_duration_in_seconds", "min_duration_in_seconds", "cut"]
+
+
+def test_base_model_of_a_base_has_no_effect(cli: Callable[..., Ran], tiny: Path, tmp_path: Path) -> None:
+    words = ["generate", tiny, "punk", "--seconds", 0.1, "--output_dir", tmp_path, "--base_model"]
+    assert "note: --base_model has no effect: MODEL is not an adapter\n" in cli(*words, "nonsense").out
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_conditions_of_notes_name_options_and_their_values(verb: str) -> None:
+    rules = {entry.name: rule_of(entry) for entry in entries(verb)}
+    for rule in rules.values():
+        for condition in (*rule.needs, *filter(None, [rule.unless])):
+            name, _, value = condition.removeprefix("--").partition(" ")
+            assert any(name in {entry.name for entry in entries(other)} for other in VERBS)
+            if value and name in rules and rules[name].choices:
+                assert value in rules[name].choices
+
+
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_defaults_give_no_note(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     note_unused(parse(VERBS[verb], verb, "", WORDS[verb]))
@@ -175,3 +212,70 @@ def test_unknown_option_gets_advice(verb: str, word: str, advice: str) -> None:
 )
 def test_lack_of_memory_is_recognised_by_kind(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+FROM_PYTHON = """
+import sys
+from musicgen_dreamboothing import Generator, TrainArguments, train
+data, base, run = sys.argv[1:]
+options = TrainArguments(
+    dataset_name=data, model_name_or_path=base, output_dir=run, instance_prompt="punk", quantization="nf4", max_steps=1,
+    disable_tqdm=True, eval_strategy="no", save_strategy="no",
+)
+train(options)
+Generator(run)
+"""
+
+
+def test_libraries_say_nothing_to_users_of_python(prepared: Path, tiny: Path, tmp_path: Path) -> None:
+    """Not even which kernels bitsandbytes lacks, which it says when transformers imports it by way of peft."""
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_PYTHON, str(prepared), str(tiny), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    bars = re.compile(r"\d+%\|")  # of progress
+    assert [line for line in re.split(r"[\r\n]+", done.stderr) if line and not bars.search(line)] == []
+
+
+def test_levels_of_the_host_program_are_restored() -> None:
+    logger = logging.getLogger("transformers")
+    level, filters = logger.level, list(warnings.filters)
+    with quiet_libraries():
+        assert not logger.isEnabledFor(logging.WARNING)
+    assert (logger.level, warnings.filters) == (level, filters)
+
+
+REFUSED = """
+import sys
+from musicgen_dreamboothing.cli import main
+for name in sys.argv[1:]:
+    main(["generate", name, "punk"])
+main(["train", "--plan", "--model_name_or_path", "someone/gated"])
+"""
+
+
+def test_refusals_of_the_hub_say_where_to_ask(tiny: Path, tmp_path: Path) -> None:
+    config = (tiny / "config.json").read_bytes()
+    with LocalHub() as hub:
+        hub.add("someone/gated", {"config.json": config}, gated=True)
+        hub.add("someone/private", {"config.json": config}, private=True)
+        names = ["someone/gated", "someone/private", "someone/nothing"]
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSED, *names],
+            env={**os.environ, **hub.environment(tmp_path, signed_in=False)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        page = f"{hub.endpoint}/someone/gated"
+    log_in = "log in with `hf auth login` or pass --token"
+    lines = [line.removeprefix("musicgen-dreamboothing: ") for line in done.stderr.splitlines()]
+    gated = (
+        f"the model someone/gated is gated: accept its conditions at {page}, then {log_in}, and run the same command"
+    )
+    missing = "no folder 'someone/{}' here, and the Hub has no such model, or it is private: check the name, or {}"
+    nothing = [missing.format(name, log_in) for name in ("private", "nothing")]
+    assert lines == [f"{gated}command again", *nothing, f"{gated}command again"]
