@@ -132,7 +132,7 @@ FULL = os.strerror(errno.ENOSPC)
         (NotADirectoryError(errno.ENOTDIR, "no", "/x"), 1, "/x is a file, not a folder; choose another folder"),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory; try --encode_batch_size 1 "),
         (
-            RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
+            RuntimeError("MPS backend out of memory (MPS)"),
             1,
             "out of memory; try --encode_batch_size 1 ",
         ),

@@ -24,23 +24,8 @@ from musicgen_dreamboothing.arguments.checking import rule_of
 from musicgen_dreamboothing.console import UserError, quiet_libraries
 from musicgen_dreamboothing.model.device import is_out_of_memory
 
-ODD = [
-    "nan",
-    "inf",
-    "-inf",
-    "-1",
-    "0",
-    "1e30",
-    "9" * 21,
-    "",
-    " ",
-    "none",
-    "true",
-    "[]",
-    "{}",
-    "long " * 4000,
-    "пусто 🎸",
-]
+ODD = ["nan", "inf", "-inf", "-1", "0", "1e30", "9" * 21, "", " ", "none", "true", "[]", "{}"]
+ODD += ["long " * 4000, "пусто 🎸"]
 ODDER = [*ODD, "0.5", '{"a": 1}', "a\nb", "\udce9", "%s", "--", "../.."]
 WORDS = {
     "prepare": ["songs", "--output_dir", "data"],
@@ -232,14 +217,14 @@ def test_lack_of_memory_is_recognised_by_kind(error: Exception, expected: bool) 
 
 FROM_PYTHON = """
 import sys
-from musicgen_dreamboothing import GenerateArguments, TrainArguments, generate, train
+from musicgen_dreamboothing import Generator, TrainArguments, train
 data, base, run = sys.argv[1:]
 options = TrainArguments(
     dataset_name=data, model_name_or_path=base, output_dir=run, instance_prompt="punk", quantization="nf4", max_steps=1,
     disable_tqdm=True, eval_strategy="no", save_strategy="no",
 )
 train(options)
-generate(GenerateArguments(run, ["punk"], run + "/new", seconds=0.1))
+Generator(run)
 """
 
 
@@ -267,9 +252,9 @@ def test_levels_of_the_host_program_are_restored() -> None:
 REFUSED = """
 import sys
 from musicgen_dreamboothing.cli import main
-for name in sys.argv[2:]:
-    main(["generate", name, "punk", "--output_dir", sys.argv[1]])
-    main(["train", "--plan", "--model_name_or_path", name])
+for name in sys.argv[1:]:
+    main(["generate", name, "punk"])
+main(["train", "--plan", "--model_name_or_path", "someone/gated"])
 """
 
 
@@ -280,7 +265,7 @@ def test_refusals_of_the_hub_say_where_to_ask(tiny: Path, tmp_path: Path) -> Non
         hub.add("someone/private", {"config.json": config}, private=True)
         names = ["someone/gated", "someone/private", "someone/nothing"]
         done = subprocess.run(
-            [sys.executable, "-c", REFUSED, str(tmp_path / "out"), *names],
+            [sys.executable, "-c", REFUSED, *names],
             env={**os.environ, **hub.environment(tmp_path, signed_in=False)},
             capture_output=True,
             text=True,
@@ -289,12 +274,9 @@ def test_refusals_of_the_hub_say_where_to_ask(tiny: Path, tmp_path: Path) -> Non
         page = f"{hub.endpoint}/someone/gated"
     log_in = "log in with `hf auth login` or pass --token"
     lines = [line.removeprefix("musicgen-dreamboothing: ") for line in done.stderr.splitlines()]
-    gated = f"the model someone/gated is gated: accept its conditions at {page}, then {log_in}, and run the same "
-    missing = (
-        "no folder 'someone/{}' here, and the Hub has no such model, or it is private: check the name, or " + log_in
+    gated = (
+        f"the model someone/gated is gated: accept its conditions at {page}, then {log_in}, and run the same command"
     )
-    assert lines == [
-        *[gated + "command again"] * 2,
-        *[missing.format("private")] * 2,
-        *[missing.format("nothing")] * 2,
-    ]
+    missing = "no folder 'someone/{}' here, and the Hub has no such model, or it is private: check the name, or {}"
+    nothing = [missing.format(name, log_in) for name in ("private", "nothing")]
+    assert lines == [f"{gated}command again", *nothing, f"{gated}command again"]

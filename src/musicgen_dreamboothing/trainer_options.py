@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate.utils import str_to_bool
 
-from musicgen_dreamboothing.console import UserError, quiet_loggers
+from musicgen_dreamboothing.console import UserError, one_line, quiet_loggers
 
 with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, and it says which kernels it lacks
     from transformers import Seq2SeqTrainingArguments
@@ -129,7 +129,9 @@ def _check_accelerator_config(config: Any) -> None:
         values = config if isinstance(config, dict) else json.loads(_text_of(str(config)))
         unknown = [name for name, value in values.items() if value not in ACCELERATOR_DEFAULTS.get(name, ())]
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"--accelerator_config {str(config)[:60]!r} can't be read: give JSON, or a file of it") from error
+        raise UserError(
+            f"--accelerator_config {one_line(repr(config), 60)} can't be read: give JSON, or a file of it"
+        ) from error
     if unknown:
         raise UserError(f"--accelerator_config {unknown[0]}={values[unknown[0]]!r} is not supported: {RESUMED}")
 
