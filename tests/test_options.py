@@ -106,6 +106,32 @@ def test_impossible_value_names_option_and_what_is_possible(verb: str, name: str
     assert possible in message
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr_scheduler_kwargs", '{"a": 1}'], "unexpected keyword argument 'a'"),
+        (["--optim_args", "x"], "--optim_args x, or"),
+        (["--optim", "galore_adamw"], "galore_torch"),
+        (
+            ["--metric_for_best_model", "nonsense"],
+            "'nonsense' is unknown; it takes style, loss, ppl",
+        ),
+        (["--save_strategy", "best"], "--save_strategy best needs --metric_for_best_model"),
+        (["--log_level", "loud"], "--log_level 'loud' is unknown; it takes detail, debug"),
+        (["--dataloader_multiprocessing_context", "thread"], "it takes fork, spawn, forkserver"),
+        (["--torch_compile_mode", "fast"], "it takes default, reduce-overhead"),
+        (["--torch_compile_backend", "nonsense"], "--torch_compile_backend 'nonsense' is unknown; it takes "),
+    ],
+)
+def test_settings_of_transformers_fail_before_the_songs_are_read(
+    cli: Callable[..., Ran], tmp_path: Path, words: list[str], message: str
+) -> None:
+    """The folder of songs does not exist."""
+    ran = cli("train", "--dataset_name", tmp_path / "none", "--output_dir", tmp_path / "run", *words)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert message in ran.err
+
+
 @pytest.mark.parametrize("value", [-1, 2.5, True, "four", float("nan")])
 def test_values_from_python_are_checked_before_a_model_is_looked_for(value: Any) -> None:
     with pytest.raises(UserError, match="--variations"):
@@ -279,4 +305,4 @@ def test_refusals_of_the_hub_say_where_to_ask(tiny: Path, tmp_path: Path) -> Non
     )
     missing = "no folder 'someone/{}' here, and the Hub has no such model, or it is private: check the name, or {}"
     nothing = [missing.format(name, log_in) for name in ("private", "nothing")]
-    assert lines == [f"{gated}command again", *nothing, f"{gated}command again"]
+    assert lines == [f"{gated} again", *nothing, f"{gated} again"]

@@ -10,6 +10,7 @@ STEPS = Rule(at_least=0, at_most=MOST_STEPS)
 COUNT = Rule(at_least=1, at_most=MOST_STEPS)
 SEED = Rule(at_least=0, at_most=LARGEST_SEED)
 PUSHING = Rule(needs=("--push_to_hub",))
+LEVEL = Rule(choices=("detail", "debug", "info", "warning", "error", "critical", "passive"))
 IGNORED = Rule(ignored=True)  # its Trainer reads them for other models, or leaves them to scripts
 
 INHERITED: dict[str, Rule] = dict.fromkeys(IDLE, IGNORED) | {
@@ -28,10 +29,14 @@ INHERITED: dict[str, Rule] = dict.fromkeys(IDLE, IGNORED) | {
     "seed": SEED,
     "data_seed": SEED,
     "dataloader_num_workers": Rule(at_least=0, at_most=MOST_WORKERS),
+    "dataloader_multiprocessing_context": Rule(choices=("fork", "spawn", "forkserver")),
     "dataloader_prefetch_factor": Rule(at_least=1, at_most=LARGEST_BATCH),
     "dataloader_persistent_workers": Rule(needs=("--dataloader_num_workers",)),
     "ddp_bucket_cap_mb": COUNT,
     "ddp_timeout": COUNT,
+    "log_level": LEVEL,
+    "log_level_replica": LEVEL,
+    "torch_compile_mode": Rule(choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")),
     "local_rank": Rule(at_least=-1, at_most=MOST_STEPS),
     "hub_model_id": PUSHING,
     "hub_private_repo": PUSHING,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from musicgen_dreamboothing.arguments.checking import check_values
+from musicgen_dreamboothing.arguments.checking import check_values, shown
 from musicgen_dreamboothing.arguments.data import DataArguments, ModelArguments
 from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LONGEST_SECONDS, WAIT, option
 from musicgen_dreamboothing.arguments.generate import DTYPES, QUANTIZATIONS
@@ -23,6 +24,7 @@ with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, a
 
     from musicgen_dreamboothing.trainer_options import check_trainer_options
 
+METRICS = re.compile(r"(eval_)?(style|loss|ppl|(ce|ppl)_q[1-8])")  # of all the lowest is the best
 STRATEGIES = ("no", "steps", "epoch")
 PRIORS = CLIPS, KL = "clips", "kl"  # what holds a model to its class: music it made, or what it would have said
 POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
@@ -274,13 +276,20 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         self._checkpoint_nothing()
 
     def _settle_best(self) -> None:
-        """Who names a metric, or wants to stop early, wants the best checkpoint; of ours the lowest is the best."""
-        if self.metric_for_best_model or self.early_stopping_patience is not None:
+        """Keeps the best checkpoint where a metric is named, or the training stops early."""
+        metric = self.metric_for_best_model
+        if metric is not None and not METRICS.fullmatch(metric):
+            raise UserError(
+                f"--metric_for_best_model {shown(metric)} is unknown; it takes style, loss, ppl, or of one codebook "
+                "ce_q1 or ppl_q1"
+            )
+        if metric is None and str(self.save_strategy) == "best":
+            raise UserError("--save_strategy best needs --metric_for_best_model, e.g. style")
+        if metric or self.early_stopping_patience is not None:
             self.load_best_model_at_end = True
             if str(self.eval_strategy) == "no":
                 raise UserError("the best checkpoint is found by evaluations; choose --eval_strategy epoch or steps")
-        name = str(self.metric_for_best_model or "loss").removeprefix("eval_")
-        if self.greater_is_better is None and name.startswith(("style", "loss", "ppl", "ce_q")):
+        if self.greater_is_better is None:
             self.greater_is_better = False
 
     def _checkpoint_nothing(self) -> None:

@@ -6,10 +6,12 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from musicgen_dreamboothing.arguments import TrainArguments, check_values, note_unused
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.console import UserError, one_line, say
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.prepare import check_durations
 from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
@@ -40,6 +42,8 @@ def check_options(options: TrainArguments) -> None:
     check_prior(options)
     _check_samples(options)
     _check_trackers(options.report_to)
+    _check_optimizer(options)
+    _check_compiler(options)
     note_unused(options, _prepared_folder(options))
     if options.n_gpu > 1:
         say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
@@ -78,6 +82,29 @@ def _check_quantization(options: TrainArguments) -> None:
 def _check_samples(options: TrainArguments) -> None:
     if options.sample_prompts:
         read_prompts(options.sample_prompts)
+
+
+def _check_optimizer(options: TrainArguments) -> None:
+    """Makes optimizer and schedule for a weight that nobody trains: their errors would come after the preparation."""
+    try:
+        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(options, nn.Identity())
+        optimizer = optimizer_class([nn.Parameter(torch.zeros(1, device=options.device))], **settings)
+        kwargs = options.lr_scheduler_kwargs
+        get_scheduler(options.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=kwargs)
+    except Exception as error:  # each of transformers' optimizers and schedules has its own
+        raise UserError(
+            f"--optim {getattr(options.optim, 'value', options.optim)} with --optim_args {options.optim_args}, or "
+            f"--lr_scheduler_type {getattr(options.lr_scheduler_type, 'value', options.lr_scheduler_type)} with "
+            f"--lr_scheduler_kwargs {options.lr_scheduler_kwargs}, can't be made: {one_line(str(error))}"
+        ) from error
+
+
+def _check_compiler(options: TrainArguments) -> None:
+    if options.compiler is None:
+        return
+    backend, backends = options.compiler["backend"], torch.compiler.list_backends(exclude_tags=())
+    if backend not in backends:
+        raise UserError(f"--torch_compile_backend {backend!r} is unknown; it takes {', '.join(backends)}")
 
 
 def _check_trackers(trackers: list[str]) -> None:
