@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -75,7 +76,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny
 def stop_at(
     monkeypatch: pytest.MonkeyPatch, event: str, step: int, number: int = signal.SIGTERM, times: int = 1
 ) -> None:
-    """Sends this process a signal at an event of the training, once it has made so many updates."""
+    """Sends this process and its workers a signal at an event of the training, once it has made so many updates."""
     left = [times]
 
     class Sender(train.Lines):
@@ -85,6 +86,8 @@ def stop_at(
         if state.global_step == step:
             while left[0]:
                 left[0] -= 1
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, number)
                 os.kill(os.getpid(), number)
 
     setattr(Sender, event, send)
@@ -236,6 +239,7 @@ def test_a_second_signal_stops_at_once(
         (["--early_stopping_patience", 1, "--learning_rate", 0.3, "--num_train_epochs", 5], "on_step_begin", 4, 5),
         (["--early_stopping_patience", 2, "--learning_rate", 0.3, "--num_train_epochs", 5], "on_step_begin", 7, 8),
         (["--dataloader_num_workers", 1], "on_step_begin", 3, 4),
+        (["--dataloader_num_workers", 1], "on_prediction_step", 3, 3),
         (["--save_total_limit", 1], "on_step_begin", 3, 4),
         ([*BY_STEPS, "--eval_steps", 2, "--save_steps", 2], "on_save", 2, 2),
     ],
