@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,11 +26,12 @@ from musicgen_dreamboothing import TrainArguments
 from musicgen_dreamboothing.arguments import parse
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import CodeStream
-from musicgen_dreamboothing.signals import Stopped
+from musicgen_dreamboothing.signals import Stopped, StopRequest
 from musicgen_dreamboothing.trainer_options import IDLE, SUPPORTED, UNSUPPORTED
 from musicgen_dreamboothing.training import train
 from musicgen_dreamboothing.training.batch_split import settle_split, shared_among
 from musicgen_dreamboothing.training.checkpoints import checkpoints_after, last_checkpoint
+from musicgen_dreamboothing.training.stopping import StoppableTrainer
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 Cli = Callable[..., Ran]
@@ -428,6 +430,16 @@ def test_updates_that_can_not_be_shared_are_refused(
         settle_split(options, read_checkpoint(tiny), [])
 
 
+def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest()
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(num_processes=2), args=SimpleNamespace(device="cpu"), stop=stop
+    )
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *rest, **more: setattr(stop, "number", signal.SIGTERM))
+    assert StoppableTrainer.agreed_signal(trainer) == 0  # type: ignore[arg-type]
+    assert stop.number == signal.SIGTERM  # and the next time all hear of it
+
+
 # --- options
 
 
@@ -486,7 +498,7 @@ def test_options_that_change_nothing_are_named(cli: Cli, prepared: Path, tiny: P
     harmless = ["--accelerator_config", '{"non_blocking": true}', "--max_steps", 1, "--eval_strategy", "no"]
     ran = cli(*words_of(prepared, tmp_path / "run", tiny, "--load_best_model_at_end", "false", *idle, *harmless))
     assert ran.code == 0, ran.err
-    notes = {line for line in ran.out.splitlines() if "has no effect" in line}
+    notes = {line for line in ran.out.splitlines() if "has no effect here" in line}
     assert notes == {"note: --enable_jit_checkpoint has no effect here", "note: --use_cache has no effect here"}
 
 
