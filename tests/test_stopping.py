@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,11 +26,12 @@ from musicgen_dreamboothing import TrainArguments
 from musicgen_dreamboothing.arguments import parse
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import CodeStream
-from musicgen_dreamboothing.signals import Stopped
+from musicgen_dreamboothing.signals import Stopped, StopRequest
 from musicgen_dreamboothing.trainer_options import IDLE, SUPPORTED, UNSUPPORTED
 from musicgen_dreamboothing.training import train
 from musicgen_dreamboothing.training.batch_split import settle_split, shared_among
 from musicgen_dreamboothing.training.checkpoints import checkpoints_after, last_checkpoint
+from musicgen_dreamboothing.training.stopping import StoppableTrainer
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 Cli = Callable[..., Ran]
@@ -75,7 +78,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny
 def stop_at(
     monkeypatch: pytest.MonkeyPatch, event: str, step: int, number: int = signal.SIGTERM, times: int = 1
 ) -> None:
-    """Sends this process a signal at an event of the training, once it has made so many updates."""
+    """Sends this process and its workers a signal at an event of the training, once it has made so many updates."""
     left = [times]
 
     class Sender(train.Lines):
@@ -85,6 +88,8 @@ def stop_at(
         if state.global_step == step:
             while left[0]:
                 left[0] -= 1
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, number)
                 os.kill(os.getpid(), number)
 
     setattr(Sender, event, send)
@@ -236,6 +241,7 @@ def test_a_second_signal_stops_at_once(
         (["--early_stopping_patience", 1, "--learning_rate", 0.3, "--num_train_epochs", 5], "on_step_begin", 4, 5),
         (["--early_stopping_patience", 2, "--learning_rate", 0.3, "--num_train_epochs", 5], "on_step_begin", 7, 8),
         (["--dataloader_num_workers", 1], "on_step_begin", 3, 4),
+        (["--dataloader_num_workers", 1], "on_prediction_step", 3, 3),
         (["--save_total_limit", 1], "on_step_begin", 3, 4),
         ([*BY_STEPS, "--eval_steps", 2, "--save_steps", 2], "on_save", 2, 2),
     ],
@@ -424,6 +430,16 @@ def test_updates_that_can_not_be_shared_are_refused(
         settle_split(options, read_checkpoint(tiny), [])
 
 
+def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest()
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(num_processes=2), args=SimpleNamespace(device="cpu"), stop=stop
+    )
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *rest, **more: setattr(stop, "number", signal.SIGTERM))
+    assert StoppableTrainer.agreed_signal(trainer) == 0  # type: ignore[arg-type]
+    assert stop.number == signal.SIGTERM  # and the next time all hear of it
+
+
 # --- options
 
 
@@ -482,7 +498,7 @@ def test_options_that_change_nothing_are_named(cli: Cli, prepared: Path, tiny: P
     harmless = ["--accelerator_config", '{"non_blocking": true}', "--max_steps", 1, "--eval_strategy", "no"]
     ran = cli(*words_of(prepared, tmp_path / "run", tiny, "--load_best_model_at_end", "false", *idle, *harmless))
     assert ran.code == 0, ran.err
-    notes = {line for line in ran.out.splitlines() if "has no effect" in line}
+    notes = {line for line in ran.out.splitlines() if "has no effect here" in line}
     assert notes == {"note: --enable_jit_checkpoint has no effect here", "note: --use_cache has no effect here"}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"stopping: this update is finished and saved first; once more stops at once\n"
 
 
@@ -54,7 +55,7 @@ class StopRequest:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM only set `number` in here; a second one raises `Stopped` at once."""
-        with _handled((signal.SIGINT, signal.SIGTERM), self._note):
+        with _handled(SIGNALS, self._note):
             yield
 
     @contextmanager

@@ -34,7 +34,6 @@ def check_options(options: TrainArguments) -> None:
     if not options.dataset_name and not options.plan:
         raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
     check_durations(options)
-    options.enable_jit_checkpoint = False  # it would save in the middle of an update, on a signal that is handled here
     if options.resume_from_checkpoint:
         _check_resumption(options)
     check_settings(lora_settings(options))
@@ -45,6 +44,7 @@ def check_options(options: TrainArguments) -> None:
     _check_optimizer(options)
     _check_compiler(options)
     note_unused(options, _prepared_folder(options))
+    options.enable_jit_checkpoint = False  # it would save in the middle of an update, on a signal that is handled here
     if options.n_gpu > 1:
         say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
         options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
-from musicgen_dreamboothing.signals import Stopped, StopRequest
+from musicgen_dreamboothing.signals import SIGNALS, Stopped, StopRequest
 
 
 class EvaluationStoppedError(Exception):
@@ -39,11 +41,14 @@ class StoppableTrainer(Trainer):
 
     def agreed_signal(self) -> int:
         """The signal that any of the processes got, or 0; each must ask at the same point."""
-        if self.accelerator.num_processes > 1:
-            number = torch.tensor(self.stop.number, device=self.args.device)
-            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
-            self.stop.number = int(number)
-        return self.stop.number
+        if self.accelerator.num_processes == 1:
+            return self.stop.number
+        number = torch.tensor(self.stop.number, device=self.args.device)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        agreed = int(number)
+        if agreed:  # else a signal that has come meanwhile would be forgotten
+            self.stop.number = agreed
+        return agreed
 
     def _stop_if_asked(self) -> None:
         if self.agreed_signal():
@@ -133,13 +138,26 @@ class StoppableTrainer(Trainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         loader: DataLoader[Any] = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = partial(_ignore_signals, loader.worker_init_fn)
+        if loader.num_workers and sys.platform != "win32":
+            torchs = loader.base_dataloader  # type: ignore[attr-defined]  # accelerate's own one only passes through
+            torchs.worker_init_fn = partial(_ignore_signals, torchs.worker_init_fn)
+            torchs._get_iterator = partial(_with_signals_blocked, torchs._get_iterator)
         return loader
 
 
-def _ignore_signals(begin: Any, worker: int) -> None:
+def _with_signals_blocked(start_workers: Callable[[], Any]) -> Any:
+    """Workers inherit the mask, and unblock when they ignore the signals: else one could end them as they start."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return start_workers()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _ignore_signals(begin: Callable[[int], None] | None, worker: int) -> None:
     """Lets the workers of a loader live until the training ends: signals go to all processes of a group."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if begin is not None:
         begin(worker)
