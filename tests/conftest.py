@@ -27,6 +27,7 @@ from random_checkpoint import SAMPLING_RATE, write_tiny_checkpoint
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.data.arrow_tables import read_rows
+from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.tables import Tables, load_tables
 from musicgen_dreamboothing.data.text_states import STATE_FEATURES, states_folder
 from musicgen_dreamboothing.data.tokens import CODE_FEATURES, clip_rows, codes_name
@@ -202,9 +203,10 @@ def stored_states(folder: Path, base: Path | None = None) -> datasets.Dataset:
 
 def train_words(data: Path, folder: Path, checkpoint: Path) -> list[object]:
     """A `train` command that lasts a second or two: two epochs of small batches."""
+    lengths = ("--max_duration_in_seconds", 2, "--min_duration_in_seconds", 1)
     return [
         *("train", "--dataset_name", data, "--output_dir", folder, "--model_name_or_path", checkpoint),
-        *("--instance_prompt", "punk", "--max_duration_in_seconds", 2, "--min_duration_in_seconds", 1),
+        *("--instance_prompt", "punk", *(() if is_prepared(data) else lengths)),
         *("--num_train_epochs", 2, "--gradient_accumulation_steps", 2, "--disable_tqdm", "true"),
     ]
 

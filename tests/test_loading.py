@@ -181,7 +181,7 @@ def test_a_checkpoint_of_an_unfinished_pissa_run_is_refused(tiny: Path, tmp_path
 # Devices, graphs and numbers
 
 
-@pytest.mark.parametrize("device", ["cuda:7", "xpu", "gpu", ""])
+@pytest.mark.parametrize("device", ["cuda:7", "xpu", "gpu"])
 @pytest.mark.parametrize("verb", ["generate", "evaluate"])
 def test_a_device_that_is_not_there_is_named(verb: str, device: str, tiny: Path, tmp_path: Path, cli: Cli) -> None:
     words = ("generate", tiny, "punk", "--output_dir", tmp_path) if verb == "generate" else ("evaluate", tmp_path)

@@ -17,7 +17,7 @@ INHERITED: dict[str, Rule] = dict.fromkeys(IDLE, IGNORED) | {
     "max_steps": Rule(at_least=-1, at_most=MOST_STEPS),
     "warmup_steps": STEPS,
     "adam_beta1": Rule(at_least=0, below=1),
-    "adam_epsilon": Rule(at_least=0, at_most=1),
+    "adam_epsilon": Rule(above=0, at_most=1),
     "max_grad_norm": Rule(at_least=0),
     "label_smoothing_factor": Rule(at_least=0, at_most=1),
     "neftune_noise_alpha": Rule(at_least=0),

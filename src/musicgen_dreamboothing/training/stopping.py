@@ -41,7 +41,7 @@ class StoppableTrainer(Trainer):
 
     def agreed_signal(self) -> int:
         """The signal that any of the processes got, or 0; each must ask at the same point."""
-        if self.accelerator.num_processes == 1:
+        if not torch.distributed.is_initialized():
             return self.stop.number
         number = torch.tensor(self.stop.number, device=self.args.device)
         torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
