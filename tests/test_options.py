@@ -313,4 +313,4 @@ def test_refusals_of_the_hub_say_where_to_ask(tiny: Path, tmp_path: Path) -> Non
     gated = f"the model someone/gated is gated: accept its conditions at {page}, then {log_in}, and run the same "
     missing = "no folder 'someone/{}' here, and the Hub has no such model, or it is private: check the name, or {}"
     nothing = [missing.format(name, log_in) for name in ("private", "nothing")]
-    assert lines == [f"{gated} again", *nothing, f"{gated} again"]
+    assert lines == [f"{gated}command again", *nothing, f"{gated}command again"]

@@ -47,7 +47,7 @@ WEIGHTS = "adapter_model.safetensors"
 # Two updates an epoch, evaluated before and after the training.
 SMALL = [
     *("--max_train_samples", 4, "--max_eval_samples", 2, "--gradient_accumulation_steps", 1, "--learning_rate", 0.01),
-    *("--eval_strategy", "no", "--instance_prompt", "punk", "--max_duration_in_seconds", 2),
+    *("--eval_strategy", "no", "--instance_prompt", "punk"),
     *("--min_duration_in_seconds", 1, "--disable_tqdm", "true"),
 ]
 

@@ -435,6 +435,7 @@ def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(monkeypatch:
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(num_processes=2), args=SimpleNamespace(device="cpu"), stop=stop
     )
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda *rest, **more: setattr(stop, "number", signal.SIGTERM))
     assert StoppableTrainer.agreed_signal(trainer) == 0  # type: ignore[arg-type]
     assert stop.number == signal.SIGTERM  # and the next time all hear of it
