@@ -48,7 +48,7 @@ WEIGHTS = "adapter_model.safetensors"
 SMALL = [
     *("--max_train_samples", 4, "--max_eval_samples", 2, "--gradient_accumulation_steps", 1, "--learning_rate", 0.01),
     *("--eval_strategy", "no", "--instance_prompt", "punk"),
-    *("--min_duration_in_seconds", 1, "--disable_tqdm", "true"),
+    *("--disable_tqdm", "true"),
 ]
 
 
