@@ -213,8 +213,10 @@ def test_songs_of_the_class_may_be_a_persons_own(cli: Cli, prepared: Path, tiny:
     for number in range(2):
         audio.write(own / f"rock {number}.wav", tone_song(4.0, 40 + number), SAMPLING_RATE)
     words = [*train_words(data, tmp_path / "run", tiny), *QUICK, *PRESERVE, "--class_data_dir", own]
-    ran = cli(*words, "--normalize_loudness", "false", "--max_duration_in_seconds", 3)
+    lengths = ("--max_duration_in_seconds", 3, "--min_duration_in_seconds", 1)
+    ran = cli(*words, "--normalize_loudness", "false", *lengths)
     assert ran.code == 0, ran.err
+    assert "is prepared already" not in ran.out  # these options cut the songs of the class
     assert "songs of the class 'rock':" in ran.out
     assert ", 3.1 s a clip:" in ran.out  # the plan of the memory, with the delay; clips of the style have 2 s
     assert "4 clips from 2 songs" in ran.out

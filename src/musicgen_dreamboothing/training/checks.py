@@ -62,9 +62,10 @@ def _check_resumption(options: TrainArguments) -> None:
 
 
 def _prepared_folder(options: TrainArguments) -> str:
-    """The folder that is trained on, if its songs are cut already; a plan reads no songs."""
+    """The folder that is trained on, if no songs are cut, neither its own nor those of the class; a plan cuts none."""
     folder = Path(str(options.dataset_name or "")).expanduser()
-    return str(folder) if not options.plan and is_prepared(folder) else ""
+    cuts_class = options.with_prior_preservation and options.class_data_dir
+    return str(folder) if is_prepared(folder) and not cuts_class and not options.plan else ""
 
 
 def _check_quantization(options: TrainArguments) -> None:
