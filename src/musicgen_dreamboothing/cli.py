@@ -148,14 +148,14 @@ def _guarded(words: list[str]) -> int:
             _fail(str(error) or STOPPED.get(words[0], "stopped"))
         return SIGNALLED + signal_number(error)
     except Exception as error:
-        told = _told(error, words[0])
-        if told is None:
+        line = _line_for(error, words[0])
+        if line is None:
             raise
-        return _fail(told)
+        return _fail(line)
     return 0
 
 
-def _told(error: Exception, verb: str) -> str | None:
+def _line_for(error: Exception, verb: str) -> str | None:
     """One line for errors that come from the machine, not from our code; None for all others."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
 

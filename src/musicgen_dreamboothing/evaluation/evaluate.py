@@ -243,10 +243,10 @@ def _nearest(
     digests = dict(zip(tables.train["file_name"], tables.train["digest"], strict=True))
     found = []
     for clip, one, other in zip(clips, by_codes, by_sound, strict=True):
-        told = other if other.is_copy and not one.is_copy else one
-        source = prepared / CLIPS / told.clip_file
-        is_unchanged = source.is_file() and digest(source) == digests[told.clip_file]
-        found.append(_nearest_place(clip, told, folder, source if told.is_copy and is_unchanged else None))
+        nearest = other if other.is_copy and not one.is_copy else one
+        source = prepared / CLIPS / nearest.clip_file
+        is_unchanged = source.is_file() and digest(source) == digests[nearest.clip_file]
+        found.append(_nearest_place(clip, nearest, folder, source if nearest.is_copy and is_unchanged else None))
     return found
 
 

@@ -111,32 +111,32 @@ def _adapted_table(layer: Any) -> torch.Tensor:
 
 
 def _times(weight: torch.Tensor) -> Product:
-    """`x @ weight.T`, turned over where that is faster."""
-    turned = weight.t()
+    """`x @ weight.T`, with the weight on the left where that is faster."""
+    transposed = weight.t()
 
     def times(x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 2 and len(x) > TILE and has_tiles(x):
-            return torch.cat([torch.mm(tile, turned) for tile in x.split(TILE)])
+            return torch.cat([torch.mm(tile, transposed) for tile in x.split(TILE)])
         if _is_turned(x):
             return (weight @ x.mT).mT
-        return torch.mm(x, turned) if x.ndim == 2 else functional.linear(x, weight)
+        return torch.mm(x, transposed) if x.ndim == 2 else functional.linear(x, weight)
 
     return times
 
 
 def _plus_times(weight: torch.Tensor) -> AddedProduct:
     """`h + x @ weight.T`."""
-    turned = weight.t()
+    transposed = weight.t()
 
     def plus(hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if x.ndim == 2 and len(x) > TILE and has_tiles(x):
             tiles = zip(hidden.split(TILE), x.split(TILE), strict=True)
-            return torch.cat([torch.addmm(sums, tile, turned) for sums, tile in tiles])
+            return torch.cat([torch.addmm(sums, tile, transposed) for sums, tile in tiles])
         if _is_turned(x):
             return torch.addmm(hidden.mT, weight, x.mT).mT
         if x.ndim == 2:
-            return torch.addmm(hidden, x, turned)
-        return torch.addmm(hidden.flatten(0, -2), x.flatten(0, -2), turned).view(hidden.shape)
+            return torch.addmm(hidden, x, transposed)
+        return torch.addmm(hidden.flatten(0, -2), x.flatten(0, -2), transposed).view(hidden.shape)
 
     return plus
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def load_language_model(
     with_text_encoder: bool = False,
     quantization: str = "none",
     merger: Merger | None = None,
-    left_out: Mapping[str, torch.Size] | None = None,
+    left_out: Mapping[str, torch.Size] = {},
 ) -> TextLM | MelodyLM:
     """Loads the language model and, if asked for, the text encoder, which stays in fp32; the codec never.
 
@@ -60,7 +60,7 @@ def load_language_model(
     if merger is not None:
         weights = merger.wrap(weights)
     zero = torch.zeros((), dtype=dtype)
-    weights |= {name: zero.expand(size) for name, size in (left_out or {}).items()}
+    weights |= {name: zero.expand(size) for name, size in left_out.items()}
     model = build_model(model_class, checkpoint.config, weights, checkpoint.name, dtype=dtype, **options)
     if bits_and_bytes is not None:
         keep_trainable(model)
@@ -95,6 +95,7 @@ def load_for_playing(
     rounds = quantization == "int8" and device.type != "cuda"  # by torch's kernel, which knows nothing of DoRA
     beside = adapter is not None and quantization != "none" and not (rounds and adapter.config.use_dora)
     merger = Merger(checkpoint, adapter) if adapter is not None and not beside else None
+    matrices = _layer_matrices(checkpoint) if rounds else {}
     model = load_language_model(
         checkpoint,
         dtype,
@@ -102,7 +103,7 @@ def load_for_playing(
         with_text_encoder=adapter is not None and adapter.trains_text_encoder,
         quantization="none" if rounds else quantization,
         merger=merger,
-        left_out=_layer_matrices(checkpoint) if rounds else None,
+        left_out=matrices,
     )
     active = merger.active_layers if merger is not None else None
     if adapter is not None and beside:
@@ -110,7 +111,7 @@ def load_for_playing(
     if adapter is not None and active is not None and not active[0]:
         raise UserError(f"the adapter {adapter.name} changes nothing: all its updates are zero. Was it trained?")
     if rounds:
-        _round_layers(model, checkpoint, dtype, device, merger)
+        _round_layers(model, checkpoint, matrices, dtype, merger)
     return model, active
 
 
@@ -121,15 +122,14 @@ def _layer_matrices(checkpoint: Checkpoint) -> dict[str, torch.Size]:
 
 
 def _round_layers(
-    model: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, merger: Merger | None
+    model: Any, checkpoint: Checkpoint, names: Collection[str], dtype: torch.dtype, merger: Merger | None
 ) -> None:
     """Reads the matrices of the layers one by one and rounds each to 8 bits."""
-    names = set(_layer_matrices(checkpoint))
     weights = open_weights(
         checkpoint.name, checkpoint.source.arguments(), lambda name: name if name in names else None, convert=True
     )
     weights = weights if merger is None else merger.wrap(weights)
-    to_int8(model, lambda name: weights[name][...].to(device, dtype))
+    to_int8(model, lambda name: weights[name][...].to(model.device, dtype))
 
 
 def _put_beside(model: nn.Module, adapter: SavedAdapter) -> tuple[int, int]:

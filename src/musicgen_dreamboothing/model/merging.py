@@ -24,6 +24,8 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.language_model import empty_language_model
 from musicgen_dreamboothing.model.weight_files import open_weights
 
+PREFIX = "base_model.model."  # which PEFT puts before the names of the base's modules
+
 
 class Merger:
     """An adapter, ready to be added to its base.
@@ -92,9 +94,6 @@ class _Merged:
 
     def __getitem__(self, place: Any) -> torch.Tensor:
         return self._merger.merged(self._name, self._entry)[place]
-
-
-PREFIX = "base_model.model."  # which PEFT puts before the names of the base's modules
 
 
 def put_on(model: nn.Module, saved: SavedAdapter, **options: Any) -> PeftModel:

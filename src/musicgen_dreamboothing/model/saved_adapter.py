@@ -28,7 +28,7 @@ from musicgen_dreamboothing.model.adapter import (
     weights_digest,
 )
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, weights_fingerprint
-from musicgen_dreamboothing.model.language_model import MelodyLM, PlaceholderEncoder, TextLM
+from musicgen_dreamboothing.model.language_model import language_model_of
 from musicgen_dreamboothing.model.weight_files import find_file, first_line
 
 CONFIG = "adapter_config.json"
@@ -126,12 +126,9 @@ def check_fit(adapter: SavedAdapter, checkpoint: Checkpoint, *, with_text_encode
     """
     if adapter.trains_text_encoder and not with_text_encoder:
         raise UserError(f"the adapter {adapter.name} trains the text encoder too; add --freeze_text_encoder false")
-    config = copy.deepcopy(checkpoint.config)
-    parts: dict[str, Any] = {"audio_encoder": PlaceholderEncoder(config.audio_encoder)}
-    if not with_text_encoder:
-        parts["text_encoder"] = PlaceholderEncoder(config.text_encoder)
+    model_class, absent = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
     with torch.device("meta"):
-        model = (MelodyLM if checkpoint.is_melody else TextLM)(config, **parts)
+        model: Any = model_class(copy.deepcopy(checkpoint.config), **absent)
         model.name_or_path = checkpoint.name
         _wrapped(model, adapter, 0.0, with_text_encoder)
 

@@ -20,8 +20,8 @@ def final_report(folder: Path, options: TrainArguments) -> None:
     """
     asked = _report_options(folder, options)
     command = _command(asked)
-    wanted = options.final_report == "true" or (options.final_report == "auto" and options.device.type == "cuda")
-    if wanted and PartialState().is_main_process:
+    is_asked_for = options.final_report == "true" or (options.final_report == "auto" and options.device.type == "cuda")
+    if is_asked_for and PartialState().is_main_process:
         from musicgen_dreamboothing.evaluation.embedding import NONE, is_cached
         from musicgen_dreamboothing.evaluation.evaluate import evaluate
 
@@ -41,7 +41,7 @@ def _report_options(folder: Path, options: TrainArguments) -> EvaluateArguments:
         run=str(folder),
         clap_model_name_or_path=options.clap_model_name_or_path,
         quantization=options.quantization,
-        device=str(options.device),
+        device="cpu" if options.device.type == "cpu" else str(options.device),  # a rank's would be cpu:0
         cache_dir=options.cache_dir,
         token=options.token,
     )

@@ -40,21 +40,21 @@ def is_done(record: RunRecord, options: TrainArguments, folder: Path) -> bool:
     """
     if length_of(record.options) == length_of(vars(options)):
         return record.finished
-    name, wanted = length_of(vars(options))
+    name, length = length_of(vars(options))
     checkpoint = last_checkpoint(folder)
     done = max(_trained(checkpoint)[name], _trained_until_end(record)[name])
-    if wanted < done - 1e-6:
+    if length < done - 1e-6:
         raise UserError(
-            f"{folder} holds a run that is longer already: {done:g} are done, and --{name} is {wanted:g}; "
+            f"{folder} holds a run that is longer already: {done:g} are done, and --{name} is {length:g}; "
             "choose more, another --output_dir, or discard that run with --restart true"
         )
-    if record.finished and wanted > done + 1e-6 and checkpoint is None:
+    if record.finished and length > done + 1e-6 and checkpoint is None:
         start = "--init_adapter" if record.options.get("use_lora", True) else "--model_name_or_path"
         raise UserError(
             f"{folder} holds a finished run without checkpoints (--save_strategy no), which cannot be trained longer; "
             f"begin a new run from its weights: {start} {folder} with another --output_dir"
         )
-    if record.finished and wanted <= done + 1e-6:
+    if record.finished and length <= done + 1e-6:
         return True
     last = int(_trained_until_end(record)[UPDATES])
     if checkpoint is not None and (first := step_of(checkpoint) + 1) <= last:  # --save_total_limit 1 keeps the best one
