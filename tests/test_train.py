@@ -753,6 +753,17 @@ def test_nothing_is_held_out_where_none_is_wanted(cli: Cli, data: Path, base: Pa
     assert "held-out" not in ran.out
 
 
+@pytest.mark.parametrize("metric", ["ce_q5", "eval_ppl_q9", "ce_q0"])
+def test_the_metric_of_a_codebook_that_is_not_there_is_refused(
+    cli: Cli, data: Path, base: Path, tmp_path: Path, metric: str
+) -> None:
+    """Else the first evaluation would end in a KeyError, after all the preparation."""
+    ran = cli(*train_words(data, tmp_path / "run", base), "--metric_for_best_model", metric)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert metric in ran.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_left_to_train_on_is_told(cli: Cli, data: Path, base: Path, tmp_path: Path) -> None:
     ran = cli(*train_words(data, tmp_path, base), "--eval_fraction", 0.99)
     told = f"{data} has no clip to train on: all 16 are for evaluation"

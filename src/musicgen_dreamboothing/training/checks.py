@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from musicgen_dreamboothing.console import UserError, one_line, say
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.prepare import check_durations
 from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.device import check_device
 from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
@@ -48,6 +50,20 @@ def check_options(options: TrainArguments) -> None:
     if options.n_gpu > 1:
         say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
         options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
+
+
+def check_metric(options: TrainArguments, checkpoint: Checkpoint) -> None:
+    """Refuses a metric of a codebook that the base does not have.
+
+    Raises:
+        UserError: names the codebooks that there are.
+    """
+    number = re.search(r"_q(\d+)$", str(options.metric_for_best_model))
+    if number and not 1 <= int(number[1]) <= checkpoint.codebooks:
+        raise UserError(
+            f"--metric_for_best_model {options.metric_for_best_model}: {checkpoint.name} has codebooks 1 to "
+            f"{checkpoint.codebooks}"
+        )
 
 
 def _check_resumption(options: TrainArguments) -> None:

@@ -42,7 +42,7 @@ from musicgen_dreamboothing.training.checkpoints import (
     last_checkpoint,
     step_of,
 )
-from musicgen_dreamboothing.training.checks import check_options
+from musicgen_dreamboothing.training.checks import check_metric, check_options
 from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, PairedDataset
 from musicgen_dreamboothing.training.final_report import final_report
@@ -109,6 +109,7 @@ def _train(options: TrainArguments) -> TrainResult | None:
         say(f"full fine-tune: learning rate {options.learning_rate:g}, weight decay {options.weight_decay:g}")
     initial = settle_initial_adapter(options)
     checkpoint = _base(options, initial)
+    check_metric(options, checkpoint)
     if options.plan:
         plan_of(options, checkpoint, lora_settings(options))
         return None
