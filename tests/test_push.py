@@ -186,9 +186,12 @@ def test_songs_come_from_the_hub(visit: Visit) -> None:
         ("no config", "someone/songs has several configurations; choose one with --dataset_config_name: a, b"),
         (
             "no dataset",
-            "no folder 'someone/nothing' here, and as a Hub dataset it can't be loaded: the Hub has no such",
+            "no folder 'someone/nothing' here, and the Hub has no such dataset, or it is private: ",
         ),
-        ("private dataset", "no folder 'someone/songs' here, and as a Hub dataset it can't be loaded: the Hub has no "),
+        (
+            "private dataset",
+            "no folder 'someone/songs' here, and the Hub has no such dataset, or it is private: ",
+        ),
     ],
 )
 def test_songs_that_the_hub_does_not_give(visit: Visit, name: str, told: str) -> None:
@@ -304,7 +307,9 @@ def test_a_dataset_of_somebody_is_refused_before_the_work(visit: Visit) -> None:
 def test_a_model_that_is_not_on_the_hub(visit: Visit) -> None:
     ran = visit.ran["nothing"]
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
-    assert ran.err.startswith("musicgen-dreamboothing: no model at 'someone/nothing' (")
+    assert ran.err.startswith(
+        "musicgen-dreamboothing: no folder 'someone/nothing' here, and the Hub has no such model, "
+    )
 
 
 def test_without_a_network_nothing_is_trained(cli: Cli, tiny: Path, tmp_path: Path) -> None:

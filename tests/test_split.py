@@ -52,7 +52,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny: Path
     for number in range(4):
         (root / "songs" / f"song-{number}.txt").write_text(f"tune {number}")
     words = [*prepare_words(root / "songs", root / "data", tiny)]
-    words[words.index("punk")] = ""  # captions of the metadata without a key-word
+    place = words.index("--instance_prompt")
+    del words[place : place + 2]  # captions of the metadata without a key-word
     train = [*train_words(root / "data", root / "run", tiny), *QUICK]
     for command in (words, train, ["evaluate", root / "run", *EVALUATE]):
         assert main([str(word) for word in command]) == 0

@@ -24,10 +24,10 @@ from transformers import Seq2SeqTrainingArguments
 import musicgen_dreamboothing
 from musicgen_dreamboothing import TrainArguments
 from musicgen_dreamboothing.arguments import parse
+from musicgen_dreamboothing.arguments.trainer_options import IDLE, SUPPORTED, UNSUPPORTED
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import CodeStream
 from musicgen_dreamboothing.signals import Stopped, StopRequest
-from musicgen_dreamboothing.trainer_options import IDLE, SUPPORTED, UNSUPPORTED
 from musicgen_dreamboothing.training import train
 from musicgen_dreamboothing.training.batch_split import settle_split, shared_among
 from musicgen_dreamboothing.training.checkpoints import checkpoints_after, last_checkpoint

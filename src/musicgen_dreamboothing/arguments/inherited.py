@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LARGEST_SEED, MOST_WORKERS, Rule
-from musicgen_dreamboothing.trainer_options import IDLE
+from musicgen_dreamboothing.arguments.trainer_options import IDLE
 
 MOST_STEPS = 10**9
 STEPS = Rule(at_least=0, at_most=MOST_STEPS)

@@ -22,7 +22,7 @@ from musicgen_dreamboothing.console import UserError, one_line, quiet_libraries,
 with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, and it says which kernels it lacks
     from transformers import Seq2SeqTrainingArguments
 
-    from musicgen_dreamboothing.trainer_options import check_trainer_options
+    from musicgen_dreamboothing.arguments.trainer_options import check_trainer_options
 
 METRICS = re.compile(r"(eval_)?(style|loss|ppl|(ce|ppl)_q[1-8])")  # of all the lowest is the best
 STRATEGIES = ("no", "steps", "epoch")
