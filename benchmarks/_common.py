@@ -78,7 +78,7 @@ def torch_device(name: str) -> Any:
     """The device of `--device`."""
     import torch
 
-    from musicgen_dreamboothing.model.device import best_device
+    from musicgen_dreamboothing.device import best_device
 
     return best_device() if name == "auto" else torch.device(name)
 
@@ -107,7 +107,7 @@ def _run(script: str, variants: Sequence[str], *extra: str) -> list[dict[str, An
 
 def unless_memory_ends(measure: Callable[[Any], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     """What `measure` tells, on a GPU with memory as a new process would find it; or that it did not suffice."""
-    from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory, reset_peak_memory
+    from musicgen_dreamboothing.device import is_out_of_memory, release_memory, reset_peak_memory
 
     release_memory()  # what the variant before has left
     reset_peak_memory()

@@ -26,7 +26,7 @@ from transformers import (
     T5Config,
 )
 
-from musicgen_dreamboothing.builtin.recipe import ASSETS
+from musicgen_dreamboothing.demo.recipe import ASSETS
 
 SIZES = {  # width, layers and heads of the decoder; melody models have no cross-attention
     "tiny": (64, 2, 2),

@@ -127,7 +127,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     """The mean time of a step in the fastest clip, behind a short one that warms up."""
     import torch
 
-    from musicgen_dreamboothing.model.device import parse_dtype, peak_memory, synchronize
+    from musicgen_dreamboothing.device import parse_dtype, peak_memory, synchronize
 
     device = _common.torch_device(options.device)
     theirs = options.variant in (THEIRS, THEIR_EIGHT)

@@ -139,7 +139,7 @@ def _cut_long(folder: Path, variant: str) -> dict[str, float]:
 
     import soundfile
 
-    from musicgen_dreamboothing.data.cutting import Cutting, cut_song
+    from musicgen_dreamboothing.data.songs.cutting import Cutting, cut_song
     from musicgen_dreamboothing.data.songs.song import TRAIN, Song
 
     path, described = folder / "song.flac", variant == BARS
@@ -173,7 +173,7 @@ def _write(folder: Path, clips: float) -> None:
     import numpy as np
 
     from musicgen_dreamboothing import audio
-    from musicgen_dreamboothing.builtin.recipe import ASSETS
+    from musicgen_dreamboothing.demo.recipe import ASSETS
 
     (folder / "base").symlink_to(ASSETS / "musicgen-tiny")
     (folder / "songs").mkdir()

@@ -24,8 +24,8 @@ import numpy as np
 from _pieces import RATE, TONICS, Piece, pieces
 from numpy.typing import NDArray
 
-from musicgen_dreamboothing.listening.key import Key, find_key
-from musicgen_dreamboothing.listening.rhythm import (
+from musicgen_dreamboothing.analysis.key import Key, find_key
+from musicgen_dreamboothing.analysis.rhythm import (
     STEPS_PER_SECOND,
     Bars,
     Rhythm,

@@ -63,8 +63,9 @@ def _write(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
     from _shapes import write_checkpoint
 
+    from musicgen_dreamboothing.hub import Source
     from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, save_adapter
-    from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
+    from musicgen_dreamboothing.model.checkpoint import load_checkpoint
     from musicgen_dreamboothing.model.loading import load_language_model
 
     write_checkpoint(options.size, folder)
@@ -86,9 +87,10 @@ def _adapter(folder: Path) -> Path:
 def _load(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torch
 
+    from musicgen_dreamboothing.hub import Source
     from musicgen_dreamboothing.model.adapter import read_adapter
-    from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
-    from musicgen_dreamboothing.model.loading import load_for_playing
+    from musicgen_dreamboothing.model.checkpoint import load_checkpoint
+    from musicgen_dreamboothing.model.loading import load_for_generation
     from musicgen_dreamboothing.model.quantized import base_quantization
 
     quantization, with_adapter = VARIANTS[options.variant]
@@ -99,7 +101,7 @@ def _load(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     device = _common.torch_device(options.device)
     before, started = _peak(), time.perf_counter()
     adapter = read_adapter(str(_adapter(folder))) if with_adapter else None
-    model, _ = load_for_playing(checkpoint, dtype, device, adapter=adapter, quantization=quantization)
+    model, _ = load_for_generation(checkpoint, dtype, device, adapter=adapter, quantization=quantization)
     seconds, peak = time.perf_counter() - started, _peak() - before
     parts = [*model.parameters(), *model.buffers()]
     numbers = sum(weight.numel() for weight in empty_sizes(checkpoint))

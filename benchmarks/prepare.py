@@ -61,10 +61,11 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     from _shapes import configuration
     from transformers import EncodecModel
 
-    from musicgen_dreamboothing.data.tokens import batch_size_of
+    from musicgen_dreamboothing.data.tokens.store import batch_size_of
+    from musicgen_dreamboothing.device import peak_memory, release_memory, reset_peak_memory
+    from musicgen_dreamboothing.hub import Source
     from musicgen_dreamboothing.model import codec
-    from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source
-    from musicgen_dreamboothing.model.device import peak_memory, release_memory, reset_peak_memory
+    from musicgen_dreamboothing.model.checkpoint import Checkpoint
 
     release_memory()  # what the other way has left
     reset_peak_memory()

@@ -50,8 +50,8 @@ def _prove(options: argparse.Namespace) -> dict[str, Any]:
 
     from musicgen_dreamboothing import prepare
     from musicgen_dreamboothing.arguments import DemoArguments
-    from musicgen_dreamboothing.builtin.proof import conclusions, prove
-    from musicgen_dreamboothing.builtin.recipe import Recipe, prepare_options
+    from musicgen_dreamboothing.demo.proof import conclusions, prove
+    from musicgen_dreamboothing.demo.recipe import Recipe, prepare_options
 
     folder, recipe = Path(options.folder), Recipe()
     recipe = replace(recipe, seeds=options.seeds, too_long=options.times, updates=options.updates or recipe.updates)

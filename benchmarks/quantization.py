@@ -60,7 +60,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
     from musicgen_dreamboothing import prepare
-    from musicgen_dreamboothing.builtin.recipe import Recipe, prepare_options
+    from musicgen_dreamboothing.demo.recipe import Recipe, prepare_options
 
     prepare(prepare_options(Recipe(), Path(options.folder) / "data"))
     return {}
@@ -69,7 +69,7 @@ def _prepared(options: argparse.Namespace) -> dict[str, Any]:
 def _trained(options: argparse.Namespace) -> dict[str, Any]:
     from musicgen_dreamboothing import train
     from musicgen_dreamboothing.arguments import TrainArguments
-    from musicgen_dreamboothing.builtin.recipe import Recipe
+    from musicgen_dreamboothing.demo.recipe import Recipe
 
     recipe, folder = Recipe(), Path(options.folder)
     result = train(

@@ -48,11 +48,12 @@ def _measure(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     from transformers import EncodecModel
 
     from musicgen_dreamboothing import audio
-    from musicgen_dreamboothing.data.cutting import Cutting, cut_song
+    from musicgen_dreamboothing.analysis.sound import measure
+    from musicgen_dreamboothing.data.songs.cutting import Cutting, cut_song
     from musicgen_dreamboothing.data.songs.song import TRAIN, Song
-    from musicgen_dreamboothing.listening.sound import measure
+    from musicgen_dreamboothing.hub import Source
     from musicgen_dreamboothing.model import codec
-    from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source
+    from musicgen_dreamboothing.model.checkpoint import Checkpoint
 
     songs = _write(folder, options.songs)
     checkpoint = Checkpoint(Source("random weights"), configuration("small"))

@@ -127,7 +127,7 @@ def _measured(options: argparse.Namespace) -> dict[str, Any]:
     """Loads the model, takes the steps and tells their seconds and the peak."""
     import torch
 
-    from musicgen_dreamboothing.model.device import parse_dtype, peak_memory
+    from musicgen_dreamboothing.device import parse_dtype, peak_memory
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # names that older transformers 5 know
     torch.manual_seed(0)
@@ -204,10 +204,11 @@ def our_step(
     """What `train` does with a batch of the collator."""
     import torch
 
+    from musicgen_dreamboothing.device import return_freed_memory
+    from musicgen_dreamboothing.hub import Source
     from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
-    from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
+    from musicgen_dreamboothing.model.checkpoint import load_checkpoint
     from musicgen_dreamboothing.model.delay import training_steps
-    from musicgen_dreamboothing.model.device import return_freed_memory
     from musicgen_dreamboothing.model.loading import load_language_model
     from musicgen_dreamboothing.model.recompute import use_full_recompute
 

@@ -26,12 +26,14 @@ from random_checkpoint import SAMPLING_RATE, write_tiny_checkpoint
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.cli import main
-from musicgen_dreamboothing.data.arrow_tables import read_rows
+from musicgen_dreamboothing.console import printed
 from musicgen_dreamboothing.data.layout import is_prepared
-from musicgen_dreamboothing.data.tables import Tables, load_tables
-from musicgen_dreamboothing.data.text_states import STATE_FEATURES, states_folder
-from musicgen_dreamboothing.data.tokens import CODE_FEATURES, clip_rows, codes_name
-from musicgen_dreamboothing.model.checkpoint import MELODY, TEXT, Checkpoint, Source, load_checkpoint
+from musicgen_dreamboothing.data.tokens.arrow_tables import read_rows
+from musicgen_dreamboothing.data.tokens.store import CODE_FEATURES, clip_rows, codes_name
+from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables
+from musicgen_dreamboothing.data.tokens.text_states import STATE_FEATURES, states_folder
+from musicgen_dreamboothing.hub import Source
+from musicgen_dreamboothing.model.checkpoint import MELODY, TEXT, Checkpoint, load_checkpoint
 
 torch.set_num_threads(1)  # tiny models: a second thread costs twice the time it saves
 gc.freeze()  # Trainer collects garbage often; what the imports left is not worth 0.3 s each time
@@ -60,7 +62,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def precision_of_cpu(name: str) -> Iterator[None]:
     """Lets `--dtype auto` choose one of `PRECISIONS`, whatever this CPU has: without bf16 units bf16 is emulated."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("musicgen_dreamboothing.model.device.cpu_has_bf16_units", lambda: name == "bfloat16")
+        patch.setattr("musicgen_dreamboothing.device.cpu_has_bf16_units", lambda: name == "bfloat16")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def printed_lines() -> Iterator[None]:
+    """Lines of progress are printed in all tests, also where these call functions instead of the command line."""
+    with printed():
         yield
 
 

@@ -35,7 +35,7 @@ from musicgen_dreamboothing.model.adapter import (
     target_pattern,
 )
 from musicgen_dreamboothing.model.delay import training_steps
-from musicgen_dreamboothing.model.loading import load_for_playing, load_language_model
+from musicgen_dreamboothing.model.loading import load_for_generation, load_language_model
 from musicgen_dreamboothing.training.collator import Collator
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def loss_of(model: nn.Module, folder: Path) -> torch.Tensor:
 
 def played(base: Path, folder: Path, **options: Any) -> tuple[Any, Any]:
     """The model that plays a saved adapter, and its active layers."""
-    return load_for_playing(read_checkpoint(base), torch.float32, CPU, adapter=read_adapter(str(folder)), **options)
+    return load_for_generation(read_checkpoint(base), torch.float32, CPU, adapter=read_adapter(str(folder)), **options)
 
 
 def saved(model: PeftModel, folder: Path) -> Path:

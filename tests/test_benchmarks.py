@@ -21,9 +21,10 @@ from transformers import AutoModelForTextToWaveform, AutoTokenizer
 
 from musicgen_dreamboothing.arguments import PrepareArguments, TrainArguments, parse
 from musicgen_dreamboothing.cli import main
-from musicgen_dreamboothing.data.tokens import ENCODE_BATCH
+from musicgen_dreamboothing.data.tokens.store import ENCODE_BATCH
+from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model import codec, loading
-from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint, load_codec, load_text_encoder
+from musicgen_dreamboothing.model.checkpoint import load_checkpoint, load_codec, load_text_encoder
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute

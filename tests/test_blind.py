@@ -13,11 +13,11 @@ import pytest
 from pages import Page, browse, needs_nothing
 
 from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.analysis.loudness import loudness
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.evaluation.blind import BlindResult, Preference, blind_lines, score_blind, write_blind
+from musicgen_dreamboothing.evaluation.metrics.statistics import binomial_interval
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Pair
-from musicgen_dreamboothing.evaluation.statistics import binomial_interval
-from musicgen_dreamboothing.listening.loudness import loudness
 
 RATE = 8_000
 HOSTILE = """Näïve <script>alert("x")</script> & 'Loud' {{ 7 * 6 }} 夜"""

@@ -10,7 +10,7 @@ import pytest
 from conftest import Ran, prepare_words, read_checkpoint, tone_song, train_words
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.data.caption_check import caption_faults, caption_notes, unknown_share
+from musicgen_dreamboothing.data.captions.caption_check import caption_faults, caption_notes, unknown_share
 from musicgen_dreamboothing.model.checkpoint import load_tokenizer
 
 LONG = "loud drums " * 60  # the tokenizer here has a token for each letter

@@ -20,8 +20,8 @@ from transformers import (
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.model import captioner as module
-from musicgen_dreamboothing.model.captioner import (
+from musicgen_dreamboothing.pretrained import captioner as module
+from musicgen_dreamboothing.pretrained.captioner import (
     MOST_WORDS,
     Captioner,
     WeightBytes,
@@ -128,7 +128,7 @@ def test_answers_end(checkpoint):
 def test_the_signature_tells_models_and_questions_apart(tmp_path, checkpoint, monkeypatch):
     other = write_tiny_captioner(tmp_path / "other", seed=1)
     signatures = [captioner_signature(str(model)) for model in (checkpoint, other)]
-    monkeypatch.setattr("musicgen_dreamboothing.model.captioner.PROMPT", "What is it?")
+    monkeypatch.setattr("musicgen_dreamboothing.pretrained.captioner.PROMPT", "What is it?")
     signatures.append(captioner_signature(str(checkpoint)))
     assert len(set(signatures)) == 3
 

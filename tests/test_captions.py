@@ -18,13 +18,20 @@ from random_checkpoint import SAMPLING_RATE
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import PrepareArguments
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data import text_states, tokens
-from musicgen_dreamboothing.data.captions import THINNED, key_phrase, thinned, thinned_copies, with_instance_prompt
-from musicgen_dreamboothing.data.cutting import SongRecord
-from musicgen_dreamboothing.data.describe import Describing, describe_clips
+from musicgen_dreamboothing.data.captions.captions import (
+    WORD_DROPOUT_VARIANTS,
+    key_phrase,
+    with_instance_prompt,
+    with_word_dropout,
+    word_dropout_variants,
+)
+from musicgen_dreamboothing.data.captions.describe import Describing, describe_clips
+from musicgen_dreamboothing.data.captions.templates import Heard, captions
 from musicgen_dreamboothing.data.prepare import Prepared, prepare, refresh
+from musicgen_dreamboothing.data.songs.cutting import SongRecord
 from musicgen_dreamboothing.data.songs.song import Song
-from musicgen_dreamboothing.data.words import Heard, captions
+from musicgen_dreamboothing.data.tokens import store as tokens
+from musicgen_dreamboothing.data.tokens import text_states
 from musicgen_dreamboothing.model.checkpoint import load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.keyword import texts_of
 from musicgen_dreamboothing.model.text import encode_captions
@@ -82,7 +89,7 @@ def test_described_clips_have_it_in_every_variant_and_do_not_say_it_again() -> N
 @pytest.mark.parametrize("phrase", [PHRASE, "zxpunk", ""])
 def test_words_go_and_the_key_phrase_stays(dropout: float, phrase: str) -> None:
     rng = np.random.default_rng(0)
-    found = [thinned(LONG, phrase, dropout, rng) for _ in range(300)]
+    found = [with_word_dropout(LONG, phrase, dropout, rng) for _ in range(300)]
     spared = len(phrase.split())
     kept = []
     for caption in found:
@@ -99,13 +106,13 @@ def test_words_go_and_the_key_phrase_stays(dropout: float, phrase: str) -> None:
 
 
 def test_copies_are_a_captions_own_and_always_the_same() -> None:
-    copies = thinned_copies(LONG, PHRASE, 0.3)
-    assert len(copies) == len(set(copies)) == THINNED
-    assert thinned_copies(LONG, PHRASE, 0.3) == copies
+    copies = word_dropout_variants(LONG, PHRASE, 0.3)
+    assert len(copies) == len(set(copies)) == WORD_DROPOUT_VARIANTS
+    assert word_dropout_variants(LONG, PHRASE, 0.3) == copies
     assert copies[0] == "zxpunk rock, fast and drums, bass guitar that nobody tuned, at 188"  # for all time
     other = LONG.replace("fast", "slow")
-    assert [copy.replace("slow", "fast") for copy in thinned_copies(other, PHRASE, 0.3)] != copies
-    for fewer, more in zip(thinned_copies(LONG, PHRASE, 0.6), copies, strict=True):
+    assert [copy.replace("slow", "fast") for copy in word_dropout_variants(other, PHRASE, 0.3)] != copies
+    for fewer, more in zip(word_dropout_variants(LONG, PHRASE, 0.6), copies, strict=True):
         assert set(fewer.replace(",", "").split()) < set(more.replace(",", "").split())
 
 
@@ -210,7 +217,7 @@ def test_copies_are_encoded_with_the_captions_and_only_what_is_missing(root: Pat
     plain = {LOUD, "zxpunk"}
     for dropout in (0.3, 0.6):
         before = set(stored_states(root / "data")["text"])
-        texts = plain | set(thinned_copies(LOUD, "zxpunk", dropout))
+        texts = plain | set(word_dropout_variants(LOUD, "zxpunk", dropout))
         assert len(texts) > 4
         assert run(root, tiny, word_dropout=dropout).captions_encoded == len(texts - before)
         tables = tables_in(root / "data", tiny, "zxpunk", key_phrase="zxpunk", word_dropout=dropout)
@@ -310,9 +317,9 @@ def test_pieces_are_the_same_but_for_the_words(cached: bool, thin_root: Path, ti
         drawn.add(piece["caption"])
     assert all(caption.startswith("zxpunk") for caption in drawn)
     if cached:
-        assert drawn == set(thinned_copies(LOUD, "zxpunk", 0.3))
+        assert drawn == set(word_dropout_variants(LOUD, "zxpunk", 0.3))
     else:
-        assert len(drawn) > 2 * THINNED
+        assert len(drawn) > 2 * WORD_DROPOUT_VARIANTS
     assert {thin[index]["caption"] for index in range(1, 80, 2)} == {"zxpunk"}
 
 

@@ -13,9 +13,9 @@ from conftest import Ran, prepare_words, tables_in, train_words
 from made_music import as_mp3, low_passed, music
 
 from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.analysis.copies import joined_fingerprint, same_recordings
+from musicgen_dreamboothing.analysis.duplicates import FRAME_RATE, fingerprint
 from musicgen_dreamboothing.audio import Wave, to_channels
-from musicgen_dreamboothing.listening.copies import joined_fingerprint, same_recordings
-from musicgen_dreamboothing.listening.duplicates import FRAME_RATE, fingerprint
 
 RATE = 16_000
 

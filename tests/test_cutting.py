@@ -16,17 +16,17 @@ from conftest import SAMPLING_RATE, tone_song
 from made_music import music
 
 from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.analysis import defects
+from musicgen_dreamboothing.analysis.key import Key
+from musicgen_dreamboothing.analysis.loudness import loudness, peak
+from musicgen_dreamboothing.analysis.rhythm import Rhythm
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.data import cutting as cuttings
-from musicgen_dreamboothing.data import song_audio
-from musicgen_dreamboothing.data.clips import account_of
-from musicgen_dreamboothing.data.cutting import Cutting, SongRecord, cut_song
-from musicgen_dreamboothing.data.song_audio import slices
+from musicgen_dreamboothing.data.songs import cutting as cuttings
+from musicgen_dreamboothing.data.songs import song_audio
+from musicgen_dreamboothing.data.songs.clips import summary_lines
+from musicgen_dreamboothing.data.songs.cutting import Cutting, SongRecord, cut_song
 from musicgen_dreamboothing.data.songs.song import TRAIN, Song
-from musicgen_dreamboothing.listening import defects
-from musicgen_dreamboothing.listening.key import Key
-from musicgen_dreamboothing.listening.loudness import loudness, peak
-from musicgen_dreamboothing.listening.rhythm import Rhythm
+from musicgen_dreamboothing.data.songs.song_audio import slices
 
 RATE, HOP = SAMPLING_RATE, 320
 
@@ -211,9 +211,9 @@ def test_songs_that_their_peaks_keep_soft_are_counted_and_named(tmp_path: Path) 
     assert soft.soft_by > 10
     usual, _ = cut(music(8.0, RATE), tmp_path, loudness=-30.0)
     assert usual.soft_by == 0
-    assert account_of([soft, usual])[1:] == ["1 song stays below -14 LUFS because of its peaks: song.flac"]
+    assert summary_lines([soft, usual])[1:] == ["1 song stays below -14 LUFS because of its peaks: song.flac"]
     five = [SongRecord(f"{number}.ogg", "", "", loudness=-16.0 - number, soft_by=2.0 + number) for number in range(5)]
-    (line,) = account_of(five)[1:]
+    (line,) = summary_lines(five)[1:]
     assert line == "5 songs stay below -14 LUFS because of their peaks: 4.ogg, 3.ogg, 2.ogg, 1.ogg and 1 more"
 
 
@@ -238,7 +238,7 @@ def test_an_offset_is_taken_out_and_the_music_stays(moved: Any, level: float, tm
     assert residue[:, RATE:-RATE].max() < 0.005
     assert all(defects.offset(wave) < defects.OFFSET / 4 for wave in waves)
     assert record.offset > 0.05
-    assert account_of([record])[1:] == ["DC offset removed from 1 song: song.wav"]
+    assert summary_lines([record])[1:] == ["DC offset removed from 1 song: song.wav"]
 
 
 def test_silence_with_an_offset_is_silence(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_stray_sample_costs_its_clip_only(value: float, rate: int, tmp_path: P
     del expected[2]
     for wave, other in zip(waves, expected, strict=True):
         np.testing.assert_allclose(wave, other, atol=1e-3)  # its loudness is measured without a click
-    (line,) = account_of([record])[1:]
+    (line,) = summary_lines([record])[1:]
     assert line == "1 clip left out: samples that are NaN, infinite or far beyond the rest of the song (song.wav)"
 
 

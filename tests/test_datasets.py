@@ -20,7 +20,7 @@ from random_checkpoint import SAMPLING_RATE
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.file_tags import FileTags, file_tags
+from musicgen_dreamboothing.data.songs.file_tags import FileTags, file_tags
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
 

@@ -9,8 +9,8 @@ import pytest
 import soxr
 from made_music import as_mp3, low_passed, music
 
+from musicgen_dreamboothing.analysis import defects
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.listening import defects
 
 RATE = 32_000
 TIMES = np.arange(4 * RATE) / RATE

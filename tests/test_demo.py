@@ -19,13 +19,13 @@ import soundfile
 from pages import Page, needs_nothing
 from PIL import Image
 
-from musicgen_dreamboothing.builtin.page import MELS, picture
+from musicgen_dreamboothing.demo.page import MELS, picture
 
 ROOT = Path(__file__).parent.parent
 DEMO = """
 from pathlib import Path
 from musicgen_dreamboothing.arguments import DemoArguments
-from musicgen_dreamboothing.builtin.chain import Recipe, demo
+from musicgen_dreamboothing.demo.chain import Recipe, demo
 demo(DemoArguments(output_dir=str(Path("here").resolve())), Recipe(seconds=2.0, updates=8))
 """
 

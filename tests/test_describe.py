@@ -29,18 +29,18 @@ from test_tags import write_tiny_clap
 from musicgen_dreamboothing import PrepareArguments, audio, prepare
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data import cutting as cuttings
-from musicgen_dreamboothing.data import describe as describing
+from musicgen_dreamboothing.data.captions import describe as describing
 from musicgen_dreamboothing.data.prepare import prepare_songs
-from musicgen_dreamboothing.data.song_audio import INVALID
+from musicgen_dreamboothing.data.songs import cutting as cuttings
 from musicgen_dreamboothing.data.songs.song import TRAIN, Collection, Columns, Song
+from musicgen_dreamboothing.data.songs.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.sources import find_songs
-from musicgen_dreamboothing.data.stems import keep_stems
-from musicgen_dreamboothing.model import clap as clapping
-from musicgen_dreamboothing.model import separator as separating
-from musicgen_dreamboothing.model.captioner import Captioner
-from musicgen_dreamboothing.model.clap import Tagger
-from musicgen_dreamboothing.model.separator import Separator
+from musicgen_dreamboothing.data.songs.stems import keep_stems
+from musicgen_dreamboothing.pretrained import clap as clapping
+from musicgen_dreamboothing.pretrained import separator as separating
+from musicgen_dreamboothing.pretrained.captioner import Captioner
+from musicgen_dreamboothing.pretrained.clap import Tagger
+from musicgen_dreamboothing.pretrained.separator import Separator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing
 
 RATE, HOP = SAMPLING_RATE, 320

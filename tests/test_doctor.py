@@ -16,17 +16,17 @@ from made_music import low_passed, music
 from pages import Page, needs_nothing
 
 from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.analysis.duplicates import Duplicate
+from musicgen_dreamboothing.analysis.similarity import mel_distance, si_sdr
+from musicgen_dreamboothing.analysis.sound import Sound
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data import report
-from musicgen_dreamboothing.data.clips import listed_clips, update_metadata
-from musicgen_dreamboothing.data.cutting import SongRecord
-from musicgen_dreamboothing.data.doctor import CACHE, Clip, Coded, Examination, examine
-from musicgen_dreamboothing.data.findings import Finding, advice, findings
-from musicgen_dreamboothing.data.report import lines, write_report
-from musicgen_dreamboothing.listening.duplicates import Duplicate
-from musicgen_dreamboothing.listening.likeness import mel_distance, si_sdr
-from musicgen_dreamboothing.listening.sound import Sound
+from musicgen_dreamboothing.data.doctor import report
+from musicgen_dreamboothing.data.doctor.examination import CACHE, Clip, Coded, Examination, examine
+from musicgen_dreamboothing.data.doctor.findings import Finding, advice, findings
+from musicgen_dreamboothing.data.doctor.report import lines, write_report
+from musicgen_dreamboothing.data.songs.clips import listed_clips, update_metadata
+from musicgen_dreamboothing.data.songs.cutting import SongRecord
 
 RATE = 16_000
 HOSTILE = """Näïve <b>"Live"</b> & 'Loud' 夜"""

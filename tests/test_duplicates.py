@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from made_music import as_mp3, low_passed, music
 
+from musicgen_dreamboothing.analysis.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
 from musicgen_dreamboothing.audio import Wave, to_channels
-from musicgen_dreamboothing.listening.duplicates import Duplicate, Fingerprint, find_duplicates, fingerprint
 
 RATE = 16_000
 

@@ -11,14 +11,14 @@ from conftest import tone_song
 from test_tags import write_tiny_clap
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.evaluation.embedding import (
+from musicgen_dreamboothing.evaluation.metrics.embedding import (
     SIGNAL,
     ClapEmbedder,
     Embedder,
     SignalEmbedder,
     load_embedder,
 )
-from musicgen_dreamboothing.model.clap import Tagger
+from musicgen_dreamboothing.pretrained.clap import Tagger
 
 RATE = 16_000
 GENRES = ["punk rock", "jazz", "techno"]

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.device import is_out_of_memory
 from musicgen_dreamboothing.generation import generator as generators
 from musicgen_dreamboothing.generation import products
 from musicgen_dreamboothing.generation.decoding import (
@@ -31,7 +32,6 @@ from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.delay import training_steps
-from musicgen_dreamboothing.model.device import is_out_of_memory
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.merging import Merger, merged_in_place
 from musicgen_dreamboothing.model.quantized import Int8Linear

@@ -20,9 +20,9 @@ from conftest import Ran, prepare_words, read_checkpoint, tables_in, tone_song, 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.evaluation.report import read_report
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE
+from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import KINDS, read_checkpoint
 
+from musicgen_dreamboothing.device import release_memory
 from musicgen_dreamboothing.generation.decoding import EAGER, GRAPH, CodeStream, Sampling
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
-from musicgen_dreamboothing.model.device import release_memory
 from musicgen_dreamboothing.model.footprint import Estimator, Step
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute

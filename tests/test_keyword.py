@@ -15,8 +15,8 @@ from conftest import Ran, read_checkpoint, stored_codes, train_words
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.builtin.recipe import ASSETS
-from musicgen_dreamboothing.data.text_states import key_word_states
+from musicgen_dreamboothing.data.tokens.text_states import key_word_states
+from musicgen_dreamboothing.demo.recipe import ASSETS
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.delay import training_steps

@@ -18,10 +18,10 @@ from torch.nn import functional
 from transformers import BertConfig
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model import codec, text, weight_files
 from musicgen_dreamboothing.model.checkpoint import (
     Checkpoint,
-    Source,
     load_checkpoint,
     load_codec,
     load_text_encoder,

@@ -21,17 +21,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForTextToWaveform, AutoTokenizer
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.hub import Source, weights_fingerprint
 from musicgen_dreamboothing.model import codec, text, weight_files
 from musicgen_dreamboothing.model.checkpoint import (
     Checkpoint,
-    Source,
     load_checkpoint,
     load_codec,
     load_text_encoder,
     load_tokenizer,
     load_whole,
     save_processor,
-    weights_fingerprint,
 )
 from musicgen_dreamboothing.model.loading import load_language_model
 

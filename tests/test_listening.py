@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from musicgen_dreamboothing.analysis.key import TONICS, Key, find_key
+from musicgen_dreamboothing.analysis.rhythm import Rhythm, find_rhythm
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.listening.key import TONICS, Key, find_key
-from musicgen_dreamboothing.listening.rhythm import Rhythm, find_rhythm
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 

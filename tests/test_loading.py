@@ -20,7 +20,7 @@ from musicgen_dreamboothing.generation.engine import Decoder
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import loading
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, read_adapter, save_adapter
-from musicgen_dreamboothing.model.loading import load_for_playing, load_language_model
+from musicgen_dreamboothing.model.loading import load_for_generation, load_language_model
 
 CPU = torch.device("cpu")
 PROMPT, SECONDS = "punk", 0.2
@@ -71,7 +71,7 @@ def test_an_adapter_is_added_in_fp32_and_rounded_once(
     plain = load_language_model(checkpoint, torch.float32, CPU)
     before = {name: weight.clone() for name, weight in weights_of(plain).items()}
     expected = weights_of(PeftModel.from_pretrained(plain, str(folder)).merge_and_unload())
-    model, active = load_for_playing(checkpoint, dtype, CPU, adapter=read_adapter(str(folder)))
+    model, active = load_for_generation(checkpoint, dtype, CPU, adapter=read_adapter(str(folder)))
     found = weights_of(model)
     assert active is not None
     assert active[0] == active[1] > 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from made_music import music
 
+from musicgen_dreamboothing.analysis.levels import Levels
+from musicgen_dreamboothing.analysis.loudness import CEILING_DB, gain_to, loudness, normalised, peak
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.listening.levels import Levels
-from musicgen_dreamboothing.listening.loudness import CEILING_DB, gain_to, loudness, normalised, peak
 
 RATE = 32_000
 

@@ -14,10 +14,11 @@ import torch
 from made_music import music
 from scipy import linalg, special, stats
 
-from musicgen_dreamboothing.data.words import Heard, captions
-from musicgen_dreamboothing.evaluation import adherence as adherence_module
-from musicgen_dreamboothing.evaluation import metrics
-from musicgen_dreamboothing.evaluation.adherence import (
+from musicgen_dreamboothing.analysis.key import TONICS
+from musicgen_dreamboothing.data.captions.templates import Heard, captions
+from musicgen_dreamboothing.evaluation.metrics import adherence as adherence_module
+from musicgen_dreamboothing.evaluation.metrics import distances as metrics
+from musicgen_dreamboothing.evaluation.metrics.adherence import (
     Asked,
     adherence,
     asked_of,
@@ -27,7 +28,7 @@ from musicgen_dreamboothing.evaluation.adherence import (
     tempo_adherence,
     tempo_multiple,
 )
-from musicgen_dreamboothing.evaluation.metrics import (
+from musicgen_dreamboothing.evaluation.metrics.distances import (
     cross_entropy,
     cross_entropy_change,
     diversity,
@@ -46,14 +47,13 @@ from musicgen_dreamboothing.evaluation.metrics import (
     tag_divergence,
     text_audio_score,
 )
-from musicgen_dreamboothing.evaluation.statistics import (
+from musicgen_dreamboothing.evaluation.metrics.statistics import (
     binomial_interval,
     bootstrap,
     estimate,
     paired_difference,
     resampled,
 )
-from musicgen_dreamboothing.listening.key import TONICS
 from musicgen_dreamboothing.training.trainer import codebook_metrics
 
 RATE = 16_000

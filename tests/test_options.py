@@ -22,7 +22,7 @@ from musicgen_dreamboothing import GenerateArguments, generate
 from musicgen_dreamboothing.arguments import VERBS, check_values, note_unused, parse, parser
 from musicgen_dreamboothing.arguments.checking import rule_of
 from musicgen_dreamboothing.console import UserError, quiet_libraries
-from musicgen_dreamboothing.model.device import is_out_of_memory
+from musicgen_dreamboothing.device import is_out_of_memory
 
 ODD = ["nan", "inf", "-inf", "-1", "0", "1e30", "9" * 21, "", " ", "none", "true", "[]", "{}"]
 ODD += ["long " * 4000, "пусто 🎸"]

@@ -12,10 +12,10 @@ from conftest import read_checkpoint, tone_song
 from transformers import EncodecModel
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.builtin.recipe import ASSETS
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.evaluation.embedding import SignalEmbedder
-from musicgen_dreamboothing.evaluation.originality import (
+from musicgen_dreamboothing.demo.recipe import ASSETS
+from musicgen_dreamboothing.evaluation.metrics.embedding import SignalEmbedder
+from musicgen_dreamboothing.evaluation.metrics.originality import (
     EMBEDDING,
     LEAST_SECONDS,
     TOKENS,

@@ -35,15 +35,16 @@ from transformers import MusicgenForConditionalGeneration
 from musicgen_dreamboothing import PrepareArguments, audio, prepare
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data import text_states, tokens
-from musicgen_dreamboothing.data.arrow_tables import append_rows, join_rows, read_rows
-from musicgen_dreamboothing.data.captions import with_instance_prompt
-from musicgen_dreamboothing.data.lock import folder_lock
+from musicgen_dreamboothing.data.captions.captions import with_instance_prompt
 from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, prepare_songs, refresh
-from musicgen_dreamboothing.data.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.song import Collection, Columns
+from musicgen_dreamboothing.data.songs.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.sources import find_songs
-from musicgen_dreamboothing.data.tokens import clip_rows
+from musicgen_dreamboothing.data.tokens import store as tokens
+from musicgen_dreamboothing.data.tokens import text_states
+from musicgen_dreamboothing.data.tokens.arrow_tables import append_rows, join_rows, read_rows
+from musicgen_dreamboothing.data.tokens.store import clip_rows
+from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec, load_tokenizer
 

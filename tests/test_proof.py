@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from musicgen_dreamboothing.arguments import DemoArguments
-from musicgen_dreamboothing.builtin.proof import LONG, PLAIN, PRIOR, Proved, conclusions, prove
-from musicgen_dreamboothing.builtin.recipe import Recipe, evaluate_options, prepare_options, train_options
 from musicgen_dreamboothing.data.prepare import prepare
+from musicgen_dreamboothing.demo.proof import LONG, PLAIN, PRIOR, Proved, conclusions, prove
+from musicgen_dreamboothing.demo.recipe import Recipe, evaluate_options, prepare_options, train_options
 from musicgen_dreamboothing.evaluation.evaluate import evaluate
 from musicgen_dreamboothing.training.train import train
 

@@ -26,7 +26,7 @@ from test_tags import write_tiny_clap
 
 from musicgen_dreamboothing.arguments import NOT_YET, RENAMED, RETIRED, TrainArguments, parse
 from musicgen_dreamboothing.model.checkpoint import MELODY
-from musicgen_dreamboothing.model.clap import SAFETENSORS
+from musicgen_dreamboothing.pretrained.clap import SAFETENSORS
 
 ROOT = Path(__file__).parent.parent
 PUNK = ROOT / "tests" / "data" / "punk_2024.json"

@@ -16,7 +16,8 @@ from conftest import Ran
 
 from musicgen_dreamboothing import TrainArguments
 from musicgen_dreamboothing.arguments import parse
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source
+from musicgen_dreamboothing.hub import Source
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.footprint import Estimator, Step
 
 ROOT = Path(__file__).parent.parent

@@ -37,7 +37,7 @@ class Client:
 
     def push(self, name: str, files: dict[str, str], *, private: bool | None = False) -> None:
         from musicgen_dreamboothing.console import UserError
-        from musicgen_dreamboothing.data import repository
+        from musicgen_dreamboothing.sharing import repository
 
         paths = {path: self.work / name / path for path in files}
         for path, text in files.items():
@@ -134,7 +134,7 @@ def broken_marker(client: Client) -> None:
 
 
 def race(client: Client) -> None:
-    from musicgen_dreamboothing.data import repository
+    from musicgen_dreamboothing.sharing import repository
 
     client.push("race", CLIPS)
     plan = repository._plan
@@ -149,7 +149,7 @@ def race(client: Client) -> None:
 
 
 def many(client: Client) -> None:
-    from musicgen_dreamboothing.data import repository
+    from musicgen_dreamboothing.sharing import repository
 
     files = {f"{number}.flac": f"fLaC {number}" for number in range(7)} | {"metadata.jsonl": "seven\n"}
     repository.BATCH_FILES = 3

@@ -26,8 +26,8 @@ from random_demucs import RATE, STEMS, random_demucs, save_pickle, save_safetens
 
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.model import separator as separating
-from musicgen_dreamboothing.model.separator import Separator, parse_stems, signature
+from musicgen_dreamboothing.pretrained import separator as separating
+from musicgen_dreamboothing.pretrained.separator import Separator, parse_stems, signature
 
 CPU = torch.device("cpu")
 ONE_FOR_EACH = [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]  # as in htdemucs_ft

@@ -15,8 +15,8 @@ from conftest import SAMPLING_RATE, Ran, prepare_words, tone_song
 
 from musicgen_dreamboothing import PrepareArguments, audio
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.clips import listed_clips
 from musicgen_dreamboothing.data.prepare import checkpoint_of, refresh
+from musicgen_dreamboothing.data.songs.clips import listed_clips
 from musicgen_dreamboothing.data.songs.song import Collection, Columns
 from musicgen_dreamboothing.data.songs.sources import find_songs
 
@@ -244,7 +244,7 @@ def test_a_similar_name_takes_nothing_from_the_exact_one(look: Look) -> None:
 def test_of_several_captions_the_last_is_used_and_said(look: Look) -> None:
     found = look({"metadata.csv": "file_name,text\na.wav,one\nb.wav,same\n./a.wav,two\nb.wav,same\n"})
     assert captions(found) == {"a.wav": "two", "b.wav": "same"}
-    assert found.notes == ["1 song with several captions in metadata.csv, the last one is used: a.wav (lines 2, 4)"]
+    assert found.notes == ["1 song with several captions in metadata.csv, the last is used: a.wav (lines 2, 4)"]
 
 
 def test_a_table_speaks_of_its_folder_and_the_nearest_wins(look: Look) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from musicgen_dreamboothing.evaluation.signal import (
+from musicgen_dreamboothing.evaluation.metrics.signal import (
     Space,
     embed,
     onset_envelope,

@@ -14,13 +14,12 @@ from conftest import SAMPLING_RATE, Ran, prepare_words, stored_codes, tone_song,
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from musicgen_dreamboothing import audio
+from musicgen_dreamboothing import audio, lock
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data import lock
-from musicgen_dreamboothing.data.run import RunRecord, read_record
-from musicgen_dreamboothing.data.split import Split, split_songs
-from musicgen_dreamboothing.data.tokens import clip_rows
+from musicgen_dreamboothing.data.run_record import RunRecord, read_record
+from musicgen_dreamboothing.data.tokens.split import Split, split_songs
+from musicgen_dreamboothing.data.tokens.store import clip_rows
 from musicgen_dreamboothing.evaluation.songs import tables_of
 from musicgen_dreamboothing.training import model as training_model
 
@@ -397,11 +396,11 @@ def test_a_training_waits_for_another_one_that_prepares_its_folder(
 ) -> None:
     other, said = FileLock(tmp_path / ".lock"), list[str]()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         said.append(text)
         other.release()
 
-    monkeypatch.setattr(lock, "say", say)
+    monkeypatch.setattr(lock, "log", log)
     other.acquire()
     refused = pytest.raises(UserError, match="is in use by another run")
     with lock.folder_lock(tmp_path, wait=True), refused, lock.folder_lock(tmp_path):

@@ -26,11 +26,11 @@ from musicgen_dreamboothing import TrainArguments, cli
 from musicgen_dreamboothing.arguments import EvaluateArguments, parse
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.run import read_record
-from musicgen_dreamboothing.evaluation.embedding import is_cached
+from musicgen_dreamboothing.data.run_record import read_record
+from musicgen_dreamboothing.device import check_device
+from musicgen_dreamboothing.evaluation.metrics.embedding import is_cached
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.model.adapter import has_learned, read_adapter
-from musicgen_dreamboothing.model.device import check_device
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.merging import put_on
 from musicgen_dreamboothing.model.saved_adapter import read_initial_adapter, start_from_adapter
@@ -658,8 +658,9 @@ GOES_ON = """
 import sys
 from pathlib import Path
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.run import RunRecord
-from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
+from musicgen_dreamboothing.data.run_record import RunRecord
+from musicgen_dreamboothing.model.checkpoint import load_checkpoint
+from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.training.record import base_of_run
 
 now = load_checkpoint(Source("someone/base"))

@@ -12,8 +12,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, RobertaTokenizerFast
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.model import clap as clap_module
-from musicgen_dreamboothing.model.clap import (
+from musicgen_dreamboothing.pretrained import clap as clap_module
+from musicgen_dreamboothing.pretrained.clap import (
     DEFAULT,
     GROUPS,
     NEUTRAL,
@@ -276,10 +276,10 @@ def test_the_signature_covers_all_that_tags_depend_on(tmp_path, clap, monkeypatc
     assert tagger_signature(str(copied), LABELS) == signatures[0]
     for name, value in (("TEMPLATES", ("{}",)), ("ODDS", 9.0), ("RIVAL", 0.5), ("SINGING", ("a choir",))):
         with monkeypatch.context() as patch:
-            patch.setattr(f"musicgen_dreamboothing.model.clap.{name}", value)
+            patch.setattr(f"musicgen_dreamboothing.pretrained.clap.{name}", value)
             signatures.append(tagger_signature(str(clap), LABELS))
     with monkeypatch.context() as patch:  # takes the place of the default
-        patch.setattr("musicgen_dreamboothing.model.clap.PROVEN", "laion/larger_clap_music_and_speech")
+        patch.setattr("musicgen_dreamboothing.pretrained.clap.PROVEN", "laion/larger_clap_music_and_speech")
         signatures.append(tagger_signature(DEFAULT, LABELS))
         assert tagger_signature(str(clap), LABELS) == signatures[0]
     assert len(set(signatures)) == len(signatures)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from transformers import MusicgenForConditionalGeneration
 
 from musicgen_dreamboothing import Generator
-from musicgen_dreamboothing.builtin.recipe import ASSETS
-from musicgen_dreamboothing.evaluation.signal import embed, tempo, tempo_matches
+from musicgen_dreamboothing.demo.recipe import ASSETS
+from musicgen_dreamboothing.evaluation.metrics.signal import embed, tempo, tempo_matches
 from musicgen_dreamboothing.generation.decoding import Sampling
-from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint, load_text_encoder, load_tokenizer
+from musicgen_dreamboothing.hub import Source
+from musicgen_dreamboothing.model.checkpoint import load_checkpoint, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.delay import training_steps
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.text import encode_captions

@@ -29,8 +29,8 @@ from musicgen_dreamboothing import Generator, TrainArguments, audio
 from musicgen_dreamboothing.arguments import NOT_YET, RENAMED, RETIRED, parse
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
+from musicgen_dreamboothing.files import folder_lock
+from musicgen_dreamboothing.hub import weights_fingerprint
 from musicgen_dreamboothing.training import train
 
 Cli = Callable[..., Ran]
@@ -809,7 +809,8 @@ def test_the_licence_of_the_base(
     cli: Cli, data: Path, base: Path, tmp_path: Path, card: str | None, notice: str
 ) -> None:
     """The base's card is read; where that can't be, the run ends well all the same."""
-    from musicgen_dreamboothing.model.checkpoint import Source, load_checkpoint
+    from musicgen_dreamboothing.hub import Source
+    from musicgen_dreamboothing.model.checkpoint import load_checkpoint
     from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 
     folder = shutil.copytree(base, tmp_path / "tiny")

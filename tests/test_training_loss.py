@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.data.tables import ROW_FEATURES
-from musicgen_dreamboothing.data.text_states import STATE_FEATURES
+from musicgen_dreamboothing.data.tokens.tables import ROW_FEATURES
+from musicgen_dreamboothing.data.tokens.text_states import STATE_FEATURES
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED, training_steps

@@ -20,10 +20,17 @@ from mutagen.id3 import COMM, ID3, TALB, TBPM, TCON, TIT2, TKEY, TPE1, TXXX
 from mutagen.mp4 import MP4, MP4FreeForm
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.data import file_tags as file_tags_module
-from musicgen_dreamboothing.data import words
-from musicgen_dreamboothing.data.file_tags import FileTags, file_tags, parse_bpm, parse_comment, parse_genre, parse_key
-from musicgen_dreamboothing.data.words import Heard, captions
+from musicgen_dreamboothing.data.captions import templates as words
+from musicgen_dreamboothing.data.captions.templates import Heard, captions
+from musicgen_dreamboothing.data.songs import file_tags as file_tags_module
+from musicgen_dreamboothing.data.songs.file_tags import (
+    FileTags,
+    file_tags,
+    parse_bpm,
+    parse_comment,
+    parse_genre,
+    parse_key,
+)
 
 ALL = {
     "tempo": 118.4,
@@ -91,7 +98,7 @@ def test_seeds_decide():
 
 def test_another_process_says_the_same():
     program = (
-        "from musicgen_dreamboothing.data.words import *\n"
+        "from musicgen_dreamboothing.data.captions.templates import *\n"
         f"for c in captions(Heard(**{ALL}), instance_prompt='xyz', own=None, seed=7, variants=6): print(c)"
     )
     said = {

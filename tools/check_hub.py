@@ -21,9 +21,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import AutoModelForTextToWaveform
 
-from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.model.building import build_model, quiet_loading
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint, load_tokenizer
+from musicgen_dreamboothing.console import UserError, quiet_loading
+from musicgen_dreamboothing.hub import Source
+from musicgen_dreamboothing.model.building import build_model
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint, load_tokenizer
 from musicgen_dreamboothing.model.weight_files import INDEX, LAYOUTS, find_file, first_line
 
 SIZES = ("small", "medium", "large", "melody", "melody-large")

@@ -1,7 +1,7 @@
 """Teach Meta's MusicGen your own music: from a folder of songs to a LoRA adapter and new music.
 
 The public functions are loaded on first use, so that importing the package costs nothing:
-`prepare`, `train`, `generate`, `evaluate` and `demo`, each with its arguments, and `Generator`.
+`prepare`, `train`, `generate`, `doctor` and `evaluate`, each with its arguments, and `Generator`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
         PrepareArguments,
         TrainArguments,
     )
-    from musicgen_dreamboothing.builtin.chain import demo
-    from musicgen_dreamboothing.data.checkup import doctor
+    from musicgen_dreamboothing.data.doctor.checkup import doctor
     from musicgen_dreamboothing.data.prepare import prepare
     from musicgen_dreamboothing.evaluation.evaluate import evaluate
     from musicgen_dreamboothing.generation.generate import generate
@@ -37,7 +36,6 @@ __all__ = [
     "Generator",
     "PrepareArguments",
     "TrainArguments",
-    "demo",
     "doctor",
     "evaluate",
     "generate",
@@ -53,8 +51,7 @@ _HOMES = {
     "PrepareArguments": "arguments",
     "TrainArguments": "arguments",
     "Generator": "generation.generator",
-    "demo": "builtin.chain",
-    "doctor": "data.checkup",
+    "doctor": "data.doctor.checkup",
     "evaluate": "evaluation.evaluate",
     "generate": "generation.generate",
     "prepare": "data.prepare",

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__
-from musicgen_dreamboothing.console import UserError, discard_output, one_line, print_any_text, quiet_libraries
+from musicgen_dreamboothing.console import UserError, discard_output, one_line, print_any_text, printed, quiet_libraries
 from musicgen_dreamboothing.signals import signal_number, sigterm_interrupts
 
 PROGRAM = "musicgen-dreamboothing"
+FUNCTIONS = {
+    "prepare": "data.prepare",
+    "doctor": "data.doctor.checkup",
+    "train": "training.train",
+    "generate": "generation.generate",
+    "evaluate": "evaluation.evaluate",
+    "demo": "demo.chain",
+}  # the module of each verb's function, which has the verb's name
 ABOUT = {
     "prepare": "Cut songs into clips, caption them and encode them to tokens.",
     "doctor": "Examine a prepared folder: what in it hurts a training, on one screen and as a page.",
@@ -131,9 +139,10 @@ def _run(verb: str, words: list[str]) -> None:
         raise UserError(f"unknown command {verb!r}; did you mean {near}? Commands: {', '.join(ABOUT)}")
     from musicgen_dreamboothing import arguments
 
-    with quiet_libraries():
+    with printed(), quiet_libraries():
         options: object = arguments.parse(arguments.VERBS[verb], verb, ABOUT[verb], words)
-        getattr(musicgen_dreamboothing, verb)(options)
+        module = importlib.import_module(f"{__package__}.{FUNCTIONS[verb]}")
+        getattr(module, verb)(options)
 
 
 def _guarded(words: list[str]) -> int:
@@ -160,7 +169,7 @@ def _line_for(error: Exception, verb: str) -> str | None:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's, old or new
 
     from musicgen_dreamboothing.audio import AudioError
-    from musicgen_dreamboothing.model.device import is_out_of_memory
+    from musicgen_dreamboothing.device import is_out_of_memory
 
     text = " ".join(str(error).split())
     if isinstance(error, AudioError):

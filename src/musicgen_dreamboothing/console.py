@@ -1,4 +1,4 @@
-"""What is said to a person: progress lines, and the errors that are one line long."""
+"""Messages: progress lines of the logger `musicgen_dreamboothing`, and errors of one line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 LIBRARIES = ("transformers", "huggingface_hub", "peft", "bitsandbytes")
+LOGGER = logging.getLogger("musicgen_dreamboothing")
 REASON_LETTERS = 200  # of an error that is passed on in a line
 
 
@@ -22,16 +23,49 @@ class UserError(Exception):
     """
 
 
-def say(text: str) -> None:
-    """Prints a line at once; under `accelerate launch` only the main process speaks.
+class _Lines(logging.Handler):
+    """Prints messages as plain lines. Where nobody reads the output any more (`| head`), the work goes on silently."""
 
-    Where nobody reads the output any more (`| head`), the work goes on without a word: it may have taken hours.
-    """
-    if int(os.environ.get("RANK", "0")) == 0:
+    def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(text, flush=True)
+            print(record.getMessage(), flush=True)
         except BrokenPipeError:
             discard_output(sys.stdout)
+
+
+@contextmanager
+def printed() -> Iterator[None]:
+    """Prints what `log` is given, as the command line does, and shows progress bars."""
+    if any(isinstance(handler, _Lines) for handler in LOGGER.handlers):
+        yield
+        return
+    handler, level, propagates = _Lines(), LOGGER.level, LOGGER.propagate
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        LOGGER.propagate = propagates
+
+
+def log(text: str) -> None:
+    """A line on the progress of the work, at level INFO of the logger `musicgen_dreamboothing`.
+
+    A program that calls this package sees it where it asks for that level. Under `accelerate launch` only the main
+    process logs.
+    """
+    if int(os.environ.get("RANK", "0")) == 0:
+        LOGGER.info("%s", text)
+
+
+def progress_bar(items: Iterable[Any] | None = None, *, disable: bool = False, **options: Any) -> Any:
+    """A bar of tqdm with these options; hidden where nobody asked for the lines of `log`."""
+    from tqdm.auto import tqdm
+
+    return tqdm(items, disable=disable or not LOGGER.isEnabledFor(logging.INFO), **options)
 
 
 @contextmanager
@@ -61,6 +95,22 @@ def quiet_libraries() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Holds back transformers' reports and progress bars of loading."""
+    from transformers.utils import logging  # not before it is needed: it takes a second
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def discard_output(stream: TextIO) -> None:
     """Sends what is still printed nowhere, so that neither the next line nor the interpreter's end fails."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -87,12 +137,12 @@ def plural(count: int, noun: str) -> str:
 
 
 @contextmanager
-def optional(failure: str) -> Iterator[None]:
+def best_effort(failure: str) -> Iterator[None]:
     """For parts that a finished training can do without: whatever goes wrong in them is one line, `failure: reason`."""
     try:
         yield
     except Exception as error:
-        say(f"{failure}: {reason_of(error)}")
+        log(f"{failure}: {reason_of(error)}")
 
 
 def reason_of(error: Exception) -> str:

@@ -25,20 +25,19 @@ from figures import mel_distance, si_sdr
 from tqdm import tqdm
 
 from musicgen_dreamboothing import Generator, audio
-from musicgen_dreamboothing.data.captions import with_instance_prompt
-from musicgen_dreamboothing.evaluation.metrics import frechet_distance
-from musicgen_dreamboothing.evaluation.signal import Space, embed, pulse, tempo, tempo_matches
-from musicgen_dreamboothing.evaluation.statistics import bootstrap
+from musicgen_dreamboothing.data.captions.captions import with_instance_prompt
+from musicgen_dreamboothing.evaluation.metrics.distances import frechet_distance
+from musicgen_dreamboothing.evaluation.metrics.signal import Space, embed, pulse, tempo, tempo_matches
+from musicgen_dreamboothing.evaluation.metrics.statistics import bootstrap
 from musicgen_dreamboothing.generation.decoding import Sampling
+from musicgen_dreamboothing.hub import Source, weights_fingerprint
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import (
     Checkpoint,
-    Source,
     load_checkpoint,
     load_codec,
     load_text_encoder,
     load_tokenizer,
-    weights_fingerprint,
 )
 from musicgen_dreamboothing.model.delay import training_steps
 from musicgen_dreamboothing.model.loading import load_language_model

@@ -18,7 +18,7 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from transformers import MusicgenForConditionalGeneration
 
-from musicgen_dreamboothing.model.checkpoint import weights_fingerprint
+from musicgen_dreamboothing.hub import weights_fingerprint
 
 MOST_BYTES = 15_000_000
 PROCESSOR = ("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")

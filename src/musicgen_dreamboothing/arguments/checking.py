@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from musicgen_dreamboothing.arguments.fields import RULE, Rule
 from musicgen_dreamboothing.arguments.inherited import INHERITED
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.console import UserError, log
 
 SHOWN = 60  # characters of a value in a message
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -94,7 +94,7 @@ def note_unused(options: Any, prepared: str = "") -> None:
         prepared: the folder that is read instead of songs, if it is prepared already.
     """
     for line in _unused(options, prepared):
-        say(f"note: {line}")
+        log(f"note: {line}")
 
 
 def _unused(options: Any, prepared: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from musicgen_dreamboothing.console import say
+from musicgen_dreamboothing.console import log
 
 # Names that older files carry, and what became of them.
 RENAMED: dict[str, str] = {
@@ -59,16 +59,16 @@ def _modern(flag: str, values: list[str], known: set[str]) -> list[str]:
     if name in known:
         return _option(flag, values)
     if name in RETIRED:
-        say(f"option {name} is gone; its successor is {RETIRED[name]}")
+        log(f"option {name} is gone; its successor is {RETIRED[name]}")
         return values[1:]  # what follows the option's own value stands by itself
     if name in NOT_YET:
-        say(f"option {name} is not used by this version: {NOT_YET[name]}")
+        log(f"option {name} is not used by this version: {NOT_YET[name]}")
         return values[1:]
     if name in WITHOUT_SUCCESSOR:
-        say(f"option {name} is gone and has no successor")
+        log(f"option {name} is gone and has no successor")
         return values[1:]
     if name in RENAMED:
-        say(f"option {name} is now called {RENAMED[name]}")
+        log(f"option {name} is now called {RENAMED[name]}")
         if name == "use_auth_token" and values in ([], ["true"], ["false"], ["True"], ["False"]):
             return []  # it used to switch the stored login on and off; a token itself stands there now
         return _option(f"--{RENAMED[name]}", values)

@@ -17,7 +17,7 @@ from musicgen_dreamboothing.arguments.data import DataArguments, ModelArguments
 from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LONGEST_SECONDS, WAIT, option
 from musicgen_dreamboothing.arguments.generate import DTYPES, QUANTIZATIONS
 from musicgen_dreamboothing.arguments.inherited import MOST_STEPS
-from musicgen_dreamboothing.console import UserError, one_line, quiet_libraries, quiet_loggers, say
+from musicgen_dreamboothing.console import UserError, log, one_line, quiet_libraries, quiet_loggers
 
 with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, and it says which kernels it lacks
     from transformers import Seq2SeqTrainingArguments
@@ -313,7 +313,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         if self.dtype == "auto" and on_gpu and not (self.fp16 or self.bf16):
             self.fp16, self.bf16 = not has_bf16, has_bf16
         if self.fp16 and not on_gpu:
-            say("fp16 needs a GPU by NVIDIA or AMD; the precision is chosen by what is here")
+            log("fp16 needs a GPU by NVIDIA or AMD; the precision is chosen by what is here")
             self.fp16, self.dtype = False, "auto"
         if self.use_lora and self.bf16:
             self.dtype, self.bf16 = "bfloat16", False

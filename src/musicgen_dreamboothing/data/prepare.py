@@ -23,22 +23,23 @@ from musicgen_dreamboothing.arguments import (
     check_values,
     note_unused,
 )
-from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
-from musicgen_dreamboothing.data import clips as clipping
-from musicgen_dreamboothing.data.checkup import REPORT, check_up
-from musicgen_dreamboothing.data.clips import account_of, cut_songs, update_metadata
-from musicgen_dreamboothing.data.cutting import Cutting
-from musicgen_dreamboothing.data.describe import HEARD, Describing, describe_clips
+from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
+from musicgen_dreamboothing.data.captions.describe import HEARD, Describing, describe_clips
+from musicgen_dreamboothing.data.doctor.checkup import REPORT, check_up
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
-from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.data.publish import open_dataset, push_clips
-from musicgen_dreamboothing.data.repository import Repository
+from musicgen_dreamboothing.data.songs import clips as clipping
+from musicgen_dreamboothing.data.songs.clips import cut_songs, listed_clips, summary_lines, update_metadata
+from musicgen_dreamboothing.data.songs.cutting import Cutting
 from musicgen_dreamboothing.data.songs.scan import scan
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
-from musicgen_dreamboothing.data.textfiles import read_json_lines
-from musicgen_dreamboothing.data.tokens import Tokenized, tokenize_clips
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, Source, load_checkpoint
+from musicgen_dreamboothing.data.songs.textfiles import read_json_lines
+from musicgen_dreamboothing.data.tokens.store import Tokenized, tokenize_clips
+from musicgen_dreamboothing.files import folder_lock
+from musicgen_dreamboothing.hub import Source
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
+from musicgen_dreamboothing.sharing.clips import open_dataset, push_clips
+from musicgen_dreamboothing.sharing.repository import Repository
 
 OURS = (CLIPS, TOKENS, SONGS, HEARD, REPORT, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
 
@@ -76,8 +77,8 @@ def prepare(options: PrepareArguments) -> Prepared:
     is_new = is_new or not (result.folder / REPORT).exists()
     if options.doctor and is_new and PartialState().is_main_process:
         check_up(result.folder, checkpoint, workers=options.preprocessing_num_workers)
-    say(f"prepared in {result.folder}: edit captions in {result.folder / CLIPS / METADATA}, then")
-    say(f"  musicgen-dreamboothing train {_train_words(result.folder, options)}")
+    log(f"prepared in {result.folder}: edit captions in {result.folder / CLIPS / METADATA}, then")
+    log(f"  musicgen-dreamboothing train {_train_words(result.folder, options)}")
     return result
 
 
@@ -137,7 +138,7 @@ def prepare_songs(
         with state.main_process_first():  # what it downloads is there for the others
             collection = _find(songs, options, checkpoint.source)
         for note in collection.notes:
-            say(note)
+            log(note)
         found, limited = collection.songs, _is_limited(songs, options)
         if options.overwrite_cache and state.is_main_process:
             _remove(folder, OURS)
@@ -148,7 +149,8 @@ def prepare_songs(
         state.wait_for_everyone()
         tokens = _tokenize(folder, options, checkpoint, text_states=text_states)
         if dataset is not None:
-            say(f"uploaded to {push_clips(folder, dataset)}")
+            names = [str(row["file_name"]) for row in listed_clips(folder) if "file_name" in row]
+            log(f"uploaded to {push_clips(folder / CLIPS, [*names, METADATA], dataset)}")
         return _prepared(folder, cut, tokens)
 
 
@@ -174,7 +176,7 @@ def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> Repository 
 
 def _check_captions(options: DataArguments) -> None:
     if options.class_prompt and not options.instance_prompt:
-        say("--class_prompt stands behind a key-word: without --instance_prompt captions stay as they are")
+        log("--class_prompt stands behind a key-word: without --instance_prompt captions stay as they are")
 
 
 def _cutting(options: DataArguments, checkpoint: Checkpoint) -> Cutting:
@@ -209,7 +211,7 @@ def _without_dropped_stems(
     folder: Path, songs: list[Song], options: DataArguments, cache_dir: str | None, *, keep_others: bool
 ) -> list[Song]:
     """The songs with the stems that are to be kept, which are made once and kept in `stems/`."""
-    from musicgen_dreamboothing.data.stems import keep_stems
+    from musicgen_dreamboothing.data.songs.stems import keep_stems
 
     return keep_stems(
         folder,
@@ -250,7 +252,7 @@ def _find(songs: str, options: DataArguments, base: Source) -> Collection:
 def _columns(options: DataArguments) -> Columns:
     eval_split = options.eval_split_name
     if eval_split == options.train_split_name:
-        say(f"--eval_split_name {eval_split} is the training split; songs are held out of it instead")
+        log(f"--eval_split_name {eval_split} is the training split; songs are held out of it instead")
         eval_split = None
     return Columns(
         options.target_audio_column_name,
@@ -297,9 +299,9 @@ def _cut(
     """How many songs had to be cut; the main process writes what is known of their clips."""
     records, fresh = cut_songs(folder, songs, cutting, options.preprocessing_num_workers, keep_others=keep_others)
     if (others := len(records) - len(songs)) > 0:
-        say(f"{plural(others, 'song')} prepared earlier kept, which the limit on samples leaves out of this run")
-    for line in account_of(records):
-        say(line)
+        log(f"{plural(others, 'song')} prepared earlier kept, which the limit on samples leaves out of this run")
+    for line in summary_lines(records):
+        log(line)
     if not any(record.clips for record in records):
         raise UserError("no song could be used; the reasons stand above")
     prompt, descriptions = options.instance_prompt, {}
@@ -310,7 +312,7 @@ def _cut(
     if PartialState().is_main_process:
         deleted = update_metadata(folder, songs, records, prompt, descriptions, options.class_prompt)
         if deleted:
-            say(f"{plural(deleted, 'clip')} of these left out, by deleted lines of {folder / CLIPS / METADATA}")
+            log(f"{plural(deleted, 'clip')} of these left out, by deleted lines of {folder / CLIPS / METADATA}")
     return fresh
 
 

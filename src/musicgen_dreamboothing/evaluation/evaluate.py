@@ -15,16 +15,15 @@ import torch
 import yaml
 
 from musicgen_dreamboothing.arguments import EvaluateArguments, check_values, note_unused
-from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
-from musicgen_dreamboothing.data.files import digest
+from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
 from musicgen_dreamboothing.data.layout import CLIPS
-from musicgen_dreamboothing.data.lock import folder_lock
-from musicgen_dreamboothing.data.run import RunRecord, read_record
-from musicgen_dreamboothing.data.tables import Tables
+from musicgen_dreamboothing.data.run_record import RunRecord, read_record
+from musicgen_dreamboothing.data.tokens.tables import Tables
+from musicgen_dreamboothing.device import parse_device, release_memory
 from musicgen_dreamboothing.evaluation.blind import blind_lines, score_blind, write_blind
-from musicgen_dreamboothing.evaluation.embedding import load_embedder
 from musicgen_dreamboothing.evaluation.figures import Heard, Losses, collapsed_prompts, figures_of
-from musicgen_dreamboothing.evaluation.originality import nearest_by_embedding, nearest_by_tokens
+from musicgen_dreamboothing.evaluation.metrics.embedding import load_embedder
+from musicgen_dreamboothing.evaluation.metrics.originality import nearest_by_embedding, nearest_by_tokens
 from musicgen_dreamboothing.evaluation.playing import Played, Playlist, listen, play
 from musicgen_dreamboothing.evaluation.report import write_report
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Likeness, Nearest, Pair
@@ -37,17 +36,12 @@ from musicgen_dreamboothing.evaluation.songs import (
     waves_of,
 )
 from musicgen_dreamboothing.evaluation.verdict import verdict
+from musicgen_dreamboothing.files import digest, folder_lock
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
-from musicgen_dreamboothing.model.checkpoint import (
-    Checkpoint,
-    Source,
-    load_checkpoint,
-    load_codec,
-    weights_fingerprint,
-)
+from musicgen_dreamboothing.hub import Source, weights_fingerprint
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
-from musicgen_dreamboothing.model.device import parse_device, release_memory
 from musicgen_dreamboothing.model.quantized import base_quantization
 
 BASE, TUNED, SONGS = "base", "tuned", "songs"  # folders of clips
@@ -89,7 +83,7 @@ def evaluate(options: EvaluateArguments) -> Evaluated | None:
     folder, word = Path(options.output_dir or run / "evaluation"), record.key_phrase or "your style"
     if options.answers is not None:
         for line in blind_lines(score_blind(folder, Path(options.answers)), word):
-            say(line)
+            log(line)
         return None
     prepared = prepared_folder(run, record, options.data)
     tables = tables_of(record, prepared, partial(_base, options, record))
@@ -147,7 +141,7 @@ def _playlist(options: EvaluateArguments, record: RunRecord, tables: Tables) -> 
     prompts = dict.fromkeys(style, STYLE) | {prompt: NEUTRAL for prompt in neutral if prompt not in style}
     longest = max(tables.train["seconds"])
     if options.seconds > longest:
-        say(f"note: --seconds {options.seconds:g} is cut to {longest:g}, the length of the clips it was trained on")
+        log(f"note: --seconds {options.seconds:g} is cut to {longest:g}, the length of the clips it was trained on")
     return Playlist(tuple(prompts.items()), options.variations, min(options.seconds, longest), options.seed, Sampling())
 
 
@@ -260,9 +254,9 @@ def _nearest_place(clip: Played, likeness: Likeness, folder: Path, source: Path 
             shutil.copyfile(source, folder / SONGS / name)
             shown["clip_file"] = f"{SONGS}/{name}"
         except OSError as error:
-            say(f"note: the report can't play {source} ({error.strerror})")
+            log(f"note: the report can't play {source} ({error.strerror})")
     elif likeness.is_copy:
-        say(f"note: the report can't play {likeness.clip_file}: the clip is gone or has changed since the training")
+        log(f"note: the report can't play {likeness.clip_file}: the clip is gone or has changed since the training")
     return Nearest(**shown, file=os.path.relpath(clip.file, folder), prompt=clip.prompt)
 
 
@@ -308,12 +302,12 @@ def _notes(heard: Heard, tables: Tables) -> list[str]:
 
 
 def _tell(evaluation: Evaluation, page: Path) -> None:
-    say("")
+    log("")
     for sentence in evaluation.verdict:
-        say(f"- {sentence}")
-    say(f"\nread and listen: {page}")
+        log(f"- {sentence}")
+    log(f"\nread and listen: {page}")
 
 
 def _blind(folder: Path, evaluation: Evaluation, options: EvaluateArguments) -> None:
     page = write_blind(folder, evaluation.pairs, evaluation.word, options.seed)
-    say(f"without knowing which is which: {page}; then: musicgen-dreamboothing evaluate {options.run} --answers FILE")
+    log(f"without knowing which is which: {page}; then: musicgen-dreamboothing evaluate {options.run} --answers FILE")

@@ -11,13 +11,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from musicgen_dreamboothing.evaluation import metrics
-from musicgen_dreamboothing.evaluation.adherence import SCORES, Adherence, adherence
-from musicgen_dreamboothing.evaluation.embedding import Embedder
+from musicgen_dreamboothing.evaluation.metrics import distances as metrics
+from musicgen_dreamboothing.evaluation.metrics.adherence import SCORES, Adherence, adherence
+from musicgen_dreamboothing.evaluation.metrics.embedding import Embedder
+from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, estimate, paired_difference
 from musicgen_dreamboothing.evaluation.playing import Played
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure
 from musicgen_dreamboothing.evaluation.songs import Excerpts
-from musicgen_dreamboothing.evaluation.statistics import Estimate, estimate, paired_difference
 
 Array = NDArray[np.float64]
 

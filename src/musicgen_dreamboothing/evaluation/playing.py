@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.console import plural, say
-from musicgen_dreamboothing.data.files import write_array, write_json
+from musicgen_dreamboothing.console import log, plural
+from musicgen_dreamboothing.files import write_array, write_json
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
 
@@ -83,7 +83,7 @@ def play(generator: Generator, folder: Path, playlist: Playlist, weights: str | 
     missing = [clip for clip in playlist.clips if not _is_there(folder, *clip)]
     if not missing:
         return
-    say(f"{folder.name}: {plural(len(missing), 'clip')} of {playlist.seconds:g} s")
+    log(f"{folder.name}: {plural(len(missing), 'clip')} of {playlist.seconds:g} s")
     drawn = generator.codes(
         missing, seconds=playlist.seconds, seed=playlist.seed, sampling=playlist.sampling, batch_size=batch_size
     )

@@ -17,11 +17,10 @@ from jinja2 import Environment, StrictUndefined
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.files import write_json, write_text
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Figure, Interval, Nearest, Pair
 from musicgen_dreamboothing.evaluation.verdict import BETTER, WORSE, clock, direction
-from musicgen_dreamboothing.listening.picture import loudest_power, spectrogram
-from musicgen_dreamboothing.listening.player import COARSE, data_uri, mp3
+from musicgen_dreamboothing.files import write_json, write_text
+from musicgen_dreamboothing.pages import COARSE, data_uri, loudest_power, mp3, spectrogram
 
 PAGE_SECONDS = 400.0  # of before and after, all together: some 8 MB with the pictures, where a clip lasts 8 s
 COPIES = 12  # near-copies that get players; a pair takes some 300 KB

@@ -11,16 +11,15 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.console import UserError, log, progress_bar
 from musicgen_dreamboothing.data.layout import TOKENS
-from musicgen_dreamboothing.data.run import RunRecord
-from musicgen_dreamboothing.data.split import Split
-from musicgen_dreamboothing.data.tables import Tables, load_tables, tables_of_split
-from musicgen_dreamboothing.data.tokens import clip_rows
-from musicgen_dreamboothing.evaluation.originality import TrainingClip
+from musicgen_dreamboothing.data.run_record import RunRecord
+from musicgen_dreamboothing.data.tokens.split import Split
+from musicgen_dreamboothing.data.tokens.store import clip_rows
+from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables, tables_of_split
+from musicgen_dreamboothing.evaluation.metrics.originality import TrainingClip
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
@@ -63,7 +62,7 @@ def tables_of(record: RunRecord, prepared: Path, base: Callable[[], Checkpoint])
     """
     if record.clips is not None:
         return tables_of_split(prepared, Split.from_json(record.clips))
-    say(f"the run has no list of its clips, as an earlier version made it: they are taken from {prepared} as it is now")
+    log(f"the run has no list of its clips, as an earlier version made it: they are taken from {prepared} as it is now")
     options = record.options
     return load_tables(
         prepared,
@@ -101,7 +100,7 @@ def excerpts(
     chosen = _spread(long_enough, clips["source"], most)
     rng, rate = np.random.default_rng(seed), checkpoint.sampling_rate
     waves = []
-    for row in tqdm(chosen, unit="clip", desc="playing songs", leave=False):
+    for row in progress_bar(chosen, unit="clip", desc="playing songs", leave=False):
         codes = np.asarray(clips[row]["codes"], np.int64)
         begin = int(rng.integers(max(0, codes.shape[1] - wanted) + 1))
         waves.append((decode(torch.from_numpy(codes[:, begin : begin + wanted])), rate))
@@ -141,7 +140,9 @@ def clip_losses(generator: Generator, clips: datasets.Dataset, name: str) -> tup
     checkpoint, rows = generator.checkpoint, clips.with_format("numpy")
     states = generator.text_states([str(caption) for caption in clips["text"]])
     sums = []
-    for row, state in zip(tqdm(rows, unit="clip", desc=f"loss of the {name}", leave=False), states, strict=True):
+    for row, state in zip(
+        progress_bar(rows, unit="clip", desc=f"loss of the {name}", leave=False), states, strict=True
+    ):
         codes = torch.from_numpy(np.asarray(row["codes"], np.int64))
         inputs, labels = training_steps(codes, checkpoint.delay, checkpoint.start_token_id)
         found, mask = text.pad_states([state])

@@ -17,10 +17,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.device import is_out_of_memory
 from musicgen_dreamboothing.generation.engine import Decoder, Stack
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import UNFILLED, apply_delay, undo_delay
-from musicgen_dreamboothing.model.device import is_out_of_memory
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
 from musicgen_dreamboothing.model.weight_files import first_line
 

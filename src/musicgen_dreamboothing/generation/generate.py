@@ -12,7 +12,7 @@ from pathlib import Path
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import GenerateArguments, check_values, note_unused
-from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
+from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
 from musicgen_dreamboothing.data.layout import GENERATED
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, GeneratedClip, Generator
@@ -50,7 +50,7 @@ def generate(options: GenerateArguments) -> Generation:
         quantization=options.quantization,
         cuda_graphs=options.cuda_graphs,
     )
-    say(_describe(generator, options.model))
+    log(_describe(generator, options.model))
     _warn(generator, prompts, options.seconds, options.base_model)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,10 +70,10 @@ def generate(options: GenerateArguments) -> Generation:
         files[clip.prompt, clip.variation] = path
     elapsed = time.perf_counter() - started
     made = options.seconds * len(files)
-    say(f"{plural(len(files), 'clip')} of {options.seconds:g} s in {elapsed:.1f} s: {made / elapsed:.2f}x real time")
+    log(f"{plural(len(files), 'clip')} of {options.seconds:g} s in {elapsed:.1f} s: {made / elapsed:.2f}x real time")
     in_order = [files[prompt, variation] for prompt in prompts for variation in range(options.variations)]
     for path in in_order:
-        say(f"  {path}")
+        log(f"  {path}")
     return Generation(in_order, made / elapsed)
 
 
@@ -135,11 +135,11 @@ def _describe(generator: Generator, model: str) -> str:
 
 def _warn(generator: Generator, prompts: list[str], seconds: float, base_model: str | None) -> None:
     if base_model is not None and generator.active_layers is None:
-        say("note: --base_model has no effect: MODEL is not an adapter")
+        log("note: --base_model has no effect: MODEL is not an adapter")
     for prompt in generator.cut_prompts(prompts):
-        say(f"prompt of {len(prompt)} characters is cut to what the text encoder reads: {prompt[:60]!r}…")
+        log(f"prompt of {len(prompt)} characters is cut to what the text encoder reads: {prompt[:60]!r}…")
     if seconds > TRAINED_SECONDS:
-        say(f"note: {seconds:g} s is longer than the {TRAINED_SECONDS:g} s the models were trained on")
+        log(f"note: {seconds:g} s is longer than the {TRAINED_SECONDS:g} s the models were trained on")
 
 
 def _file_name(clip: GeneratedClip, prompts: list[str], seed: int, suffix: str) -> str:

@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import EncodecModel
 
-from musicgen_dreamboothing.console import UserError, quiet_libraries, say
-from musicgen_dreamboothing.generation.decoding import CHECK, EAGER, GRAPH, CodeStream, GraphError, Sampling, clip_seed
-from musicgen_dreamboothing.generation.engine import Stack
-from musicgen_dreamboothing.model import adapter, codec, text
-from musicgen_dreamboothing.model.checkpoint import (
-    Checkpoint,
-    Source,
-    load_checkpoint,
-    load_codec,
-    load_text_encoder,
-    load_tokenizer,
-)
-from musicgen_dreamboothing.model.device import (
+from musicgen_dreamboothing.console import UserError, log, progress_bar, quiet_libraries
+from musicgen_dreamboothing.device import (
     free_memory,
     is_out_of_memory,
     parse_device,
@@ -31,8 +20,19 @@ from musicgen_dreamboothing.model.device import (
     release_memory,
     synchronize,
 )
+from musicgen_dreamboothing.generation.decoding import CHECK, EAGER, GRAPH, CodeStream, GraphError, Sampling, clip_seed
+from musicgen_dreamboothing.generation.engine import Stack
+from musicgen_dreamboothing.hub import Source
+from musicgen_dreamboothing.model import adapter, codec, text
+from musicgen_dreamboothing.model.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_codec,
+    load_text_encoder,
+    load_tokenizer,
+)
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
-from musicgen_dreamboothing.model.loading import load_for_playing
+from musicgen_dreamboothing.model.loading import load_for_generation
 from musicgen_dreamboothing.model.quantized import QUANTIZATIONS
 
 TRAINED_SECONDS = 30.0  # Meta trained on clips of 30 s; longer ones wander
@@ -98,7 +98,7 @@ class Generator:
         else:
             base = base_model or str(saved.config.base_model_name_or_path)
             self.checkpoint = _adapter_base(source, base, saved.config.revision if base_model is None else None)
-        self._model, self.active_layers = load_for_playing(
+        self._model, self.active_layers = load_for_generation(
             self.checkpoint, self.dtype, self.device, adapter=saved, quantization=quantization
         )
         self._stack = Stack(self._model)
@@ -182,7 +182,7 @@ class Generator:
         self._encode([prompt for prompt, _ in wanted])
         steps = (frames + max(self.checkpoint.delay)) * len(wanted)
         size = batch_size or self._fitting_batch(frames, sampling)
-        with tqdm(total=steps, unit="frame", desc="generating", disable=not progress) as bar:
+        with progress_bar(total=steps, unit="frame", desc="generating", disable=not progress) as bar:
             left = wanted
             while left:
                 batch = left[:size]
@@ -199,7 +199,7 @@ class Generator:
                         raise
                 if not made:  # outside of `except`, whose error holds on to all that is to be freed
                     size, bar.n = len(batch) // 2, before
-                    say(f"no memory for {len(batch)} clips at once; going on with {size}")
+                    log(f"no memory for {len(batch)} clips at once; going on with {size}")
                     release_memory()
                 yield from zip(batch, made, strict=False)  # none of them where memory ran out
                 left = left[len(made) :]
@@ -237,7 +237,7 @@ class Generator:
                 yield wave.numpy()
 
     def _leave_graphs(self, error: GraphError) -> None:
-        say(f"note: this GPU or driver can't capture a step as a CUDA graph ({error}); going on without, more slowly")
+        log(f"note: this GPU or driver can't capture a step as a CUDA graph ({error}); going on without, more slowly")
         self._mode = EAGER
 
     def _frames(self, seconds: float) -> int:
@@ -262,7 +262,7 @@ class Generator:
         )
 
     def _draw_batch(
-        self, batch: Sequence[tuple[str, int]], frames: int, seed: int, sampling: Sampling, bar: tqdm
+        self, batch: Sequence[tuple[str, int]], frames: int, seed: int, sampling: Sampling, bar: Any
     ) -> list[torch.Tensor]:
         states, mask = text.pad_states([self._states[prompt] for prompt, _ in batch])
         seeds = [clip_seed(seed, prompt, variation) for prompt, variation in batch]

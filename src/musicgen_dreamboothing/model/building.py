@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from transformers.utils import logging
-
-from musicgen_dreamboothing.console import UserError
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Holds back transformers' reports and progress bars of loading."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+from musicgen_dreamboothing.console import UserError, quiet_loading
 
 
 def build_model(

@@ -6,7 +6,6 @@ start ids, rates, codebooks, delays) is read from the checkpoint's configuration
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -28,47 +27,19 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5EncoderModel,
 )
-from transformers.utils import cached_file, extract_commit_hash
 
-from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.model.building import build_model, quiet_loading
+from musicgen_dreamboothing.console import UserError, quiet_loading
+from musicgen_dreamboothing.hub import Source, explain_refusal, weights_fingerprint
+from musicgen_dreamboothing.model.building import build_model
 from musicgen_dreamboothing.model.delay import delays
-from musicgen_dreamboothing.model.hub_access import explain_refusal
 from musicgen_dreamboothing.model.part_hash import part_hash
 from musicgen_dreamboothing.model.weight_files import find_file, first_line, foreign_weights, open_weights
 
 TEXT, MELODY = "musicgen", "musicgen_melody"
 EXAMPLES = tuple(f"facebook/musicgen-{size}" for size in ("small", "medium", "large", "melody"))
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
-SAMPLES, SAMPLE_BYTES = 256, 1 << 16  # that tell one file of weights from another; all of it up to 16 MB
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 META_GENERATION: dict[str, Any] = {"do_sample": True, "guidance_scale": 3.0, "max_length": 1500}
 TOKENIZER, SENTENCEPIECE = "tokenizer.json", "spiece.model"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a checkpoint comes from: the arguments that every `from_pretrained` needs."""
-
-    name: str
-    revision: str | None = None
-    cache_dir: str | None = None
-    token: str | None = None
-    trust_remote_code: bool = False
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for transformers' loaders. `token` is left out when unset: then the stored login counts."""
-        wanted = {"revision": self.revision, "cache_dir": self.cache_dir, "token": self.token}
-        given = {key: value for key, value in wanted.items() if value is not None}
-        return given | ({"trust_remote_code": True} if self.trust_remote_code else {})
-
-
-def name_with_commit(source: Source) -> str:
-    """`owner/name@0123abc` of a checkpoint from the Hub, and the path of a folder as it is."""
-    if Path(source.name).is_dir():
-        return source.name
-    commit = extract_commit_hash(cached_file(source.name, "config.json", **source.arguments()), None)
-    return f"{source.name}@{commit[:7]}" if commit else source.name
 
 
 @dataclass(frozen=True)
@@ -150,19 +121,6 @@ class Checkpoint:
     @cached_property
     def delay(self) -> tuple[int, ...]:
         return delays(self.codebooks, self.audio_channels)
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """A short hash over samples of all weights in a folder: to read gigabytes at every start would take too long."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
-                file.seek(start)
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def load_checkpoint(

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.device import return_freed_memory
 from musicgen_dreamboothing.model.adapter import SavedAdapter, compute_in_base_precision, count_active
 from musicgen_dreamboothing.model.building import build_model
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.device import return_freed_memory
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, empty_language_model, language_model_of
 from musicgen_dreamboothing.model.merging import Merger, put_on
 from musicgen_dreamboothing.model.quantized import LAYERS, base_quantization, keep_trainable, to_int8
@@ -67,7 +67,7 @@ def load_language_model(
     return model.eval()
 
 
-def load_for_playing(
+def load_for_generation(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,

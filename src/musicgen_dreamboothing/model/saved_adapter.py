@@ -17,6 +17,7 @@ from peft.utils import load_peft_weights
 from torch import nn
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.hub import weights_fingerprint
 from musicgen_dreamboothing.model.adapter import (
     PLAIN_INITIALISATIONS,
     PRESETS,
@@ -27,7 +28,7 @@ from musicgen_dreamboothing.model.adapter import (
     target_pattern,
     weights_digest,
 )
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, weights_fingerprint
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.language_model import language_model_of
 from musicgen_dreamboothing.model.weight_files import find_file, first_line
 

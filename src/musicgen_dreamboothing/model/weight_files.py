@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.model.hub_access import explain_refusal
+from musicgen_dreamboothing.hub import explain_refusal
 
 INDEX = ".index.json"
 LAYOUTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))

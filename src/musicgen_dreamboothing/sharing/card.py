@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from musicgen_dreamboothing.data.files import write_text
+from musicgen_dreamboothing.files import write_text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.sharing.licence import licence_notice
 

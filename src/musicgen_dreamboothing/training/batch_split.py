@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import UserError, plural, say
-from musicgen_dreamboothing.data.run import read_record
-from musicgen_dreamboothing.data.tables import Tables
+from musicgen_dreamboothing.console import UserError, log, plural
+from musicgen_dreamboothing.data.run_record import read_record
+from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.model import lora_settings
@@ -63,7 +63,7 @@ def _share(options: TrainArguments, before: int) -> None:
             f"again ({cure}), or discard it with --restart true"
         )
     options.per_device_train_batch_size, options.gradient_accumulation_steps = shared
-    say(
+    log(
         f"the run began with {_processes(before)}, now {now}: each update keeps its "
         f"{plural(clips * times * before, 'clip')}, as {shared[0]} at once, {shared[1]} times, on each process"
     )

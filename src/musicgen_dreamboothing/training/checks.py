@@ -12,12 +12,12 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from musicgen_dreamboothing.arguments import TrainArguments, check_values, note_unused
-from musicgen_dreamboothing.console import UserError, one_line, say
+from musicgen_dreamboothing.console import UserError, log, one_line
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.prepare import check_durations
+from musicgen_dreamboothing.device import check_device
 from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.device import check_device
 from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.model import lora_settings
@@ -48,7 +48,7 @@ def check_options(options: TrainArguments) -> None:
     note_unused(options, _prepared_folder(options))
     options.enable_jit_checkpoint = False  # it would save in the middle of an update, on a signal that is handled here
     if options.n_gpu > 1:
-        say(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
+        log(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
         options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
 
 
@@ -74,7 +74,7 @@ def _check_resumption(options: TrainArguments) -> None:
             f"--resume_from_checkpoint {asked} is not supported: a run resumes from the last checkpoint in its "
             "--output_dir, and --restart true discards it"
         )
-    say("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
+    log("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
 
 
 def _prepared_folder(options: TrainArguments) -> str:

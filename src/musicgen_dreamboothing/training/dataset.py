@@ -15,7 +15,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from musicgen_dreamboothing.data.captions import THINNED, thinned, thinned_copies
+from musicgen_dreamboothing.data.captions.captions import (
+    WORD_DROPOUT_VARIANTS,
+    with_word_dropout,
+    word_dropout_variants,
+)
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import training_steps
 
@@ -87,8 +91,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if not dropout:
             return caption
         if self.captions is None:
-            return thinned(caption, phrase, dropout, rng)
-        return thinned_copies(caption, phrase, dropout)[int(rng.integers(THINNED))]
+            return with_word_dropout(caption, phrase, dropout, rng)
+        return word_dropout_variants(caption, phrase, dropout)[int(rng.integers(WORD_DROPOUT_VARIANTS))]
 
     def _draw_codes(self, clip: int, rng: np.random.Generator) -> np.ndarray:
         """Codes `[K, T]` of one piece. It is taken `max(delay)` frames longer, which the delay pattern eats."""

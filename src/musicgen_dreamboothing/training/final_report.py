@@ -9,8 +9,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 from musicgen_dreamboothing.arguments import EvaluateArguments, TrainArguments
-from musicgen_dreamboothing.console import reason_of, say
-from musicgen_dreamboothing.model.device import best_device
+from musicgen_dreamboothing.console import log, reason_of
+from musicgen_dreamboothing.device import best_device
 
 
 def final_report(folder: Path, options: TrainArguments) -> None:
@@ -22,18 +22,18 @@ def final_report(folder: Path, options: TrainArguments) -> None:
     command = _command(asked)
     is_asked_for = options.final_report == "true" or (options.final_report == "auto" and options.device.type == "cuda")
     if is_asked_for and PartialState().is_main_process:
-        from musicgen_dreamboothing.evaluation.embedding import NONE, is_cached
         from musicgen_dreamboothing.evaluation.evaluate import evaluate
+        from musicgen_dreamboothing.evaluation.metrics.embedding import NONE, is_cached
 
         try:
             if options.final_report == "auto" and not is_cached(asked.clap_model_name_or_path, options.cache_dir):
-                say(f"the report does without CLAP (0.8 GB), which is not downloaded unasked; with it: {command}")
+                log(f"the report does without CLAP (0.8 GB), which is not downloaded unasked; with it: {command}")
                 asked = replace(asked, clap_model_name_or_path=NONE)
             evaluate(asked)
         except Exception as error:
-            say(f"the run is finished and saved, but its report failed ({reason_of(error)}); to repeat it: {command}")
+            log(f"the run is finished and saved, but its report failed ({reason_of(error)}); to repeat it: {command}")
     elif options.final_report == "auto":
-        say(f"did it learn?  {command}")
+        log(f"did it learn?  {command}")
 
 
 def _report_options(folder: Path, options: TrainArguments) -> EvaluateArguments:

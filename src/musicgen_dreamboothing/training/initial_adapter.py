@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import UserError, say
-from musicgen_dreamboothing.data.run import RunRecord, read_record
+from musicgen_dreamboothing.console import UserError, log
+from musicgen_dreamboothing.data.run_record import RunRecord, read_record
 from musicgen_dreamboothing.model.adapter import SavedAdapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.saved_adapter import check_fit, read_initial_adapter, targets_of
@@ -49,7 +49,7 @@ def settle_initial_adapter(options: TrainArguments) -> SavedAdapter | None:
     _adopt(options, adapter, decided)
     if source is None:
         kind = "DoRA" if options.use_dora else "rsLoRA" if options.use_rslora else "LoRA"
-        say(f"beginning from the adapter {name}: {kind} of rank {options.lora_r}, alpha {options.lora_alpha}")
+        log(f"beginning from the adapter {name}: {kind} of rank {options.lora_r}, alpha {options.lora_alpha}")
     return adapter
 
 
@@ -62,7 +62,7 @@ def check_base(adapter: SavedAdapter, checkpoint: Checkpoint, options: TrainArgu
     check_fit(adapter, checkpoint, with_text_encoder=not options.freeze_text_encoder)
     made_for = adapter.config.base_model_name_or_path
     if made_for and not _same_name(made_for, checkpoint.name):
-        say(f"note: the adapter was made for {made_for}, and the base of this run is {checkpoint.name}")
+        log(f"note: the adapter was made for {made_for}, and the base of this run is {checkpoint.name}")
 
 
 def record_of(model: Any, initial: SavedAdapter, resumed: Path | None) -> dict[str, Any]:

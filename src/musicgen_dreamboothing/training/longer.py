@@ -19,8 +19,8 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import UserError, say
-from musicgen_dreamboothing.data.run import RunRecord
+from musicgen_dreamboothing.console import UserError, log
+from musicgen_dreamboothing.data.run_record import RunRecord
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint, step_of
 
 EPOCHS, UPDATES = LENGTHS = ("num_train_epochs", "max_steps")  # options; the second one wins where it is positive
@@ -58,7 +58,7 @@ def is_done(record: RunRecord, options: TrainArguments, folder: Path) -> bool:
         return True
     last = int(_trained_until_end(record)[UPDATES])
     if checkpoint is not None and (first := step_of(checkpoint) + 1) <= last:  # --save_total_limit 1 keeps the best one
-        say(f"the checkpoint of update {last} is gone: updates {first} to {last} are trained again")
+        log(f"the checkpoint of update {last} is gone: updates {first} to {last} are trained again")
     return False
 
 
@@ -100,7 +100,7 @@ class LongerSchedule(TrainerCallback):
         if isinstance(lr_scheduler, LambdaLR):  # others go by the evaluations alone
             _recompute_rates(optimizer, lr_scheduler)
         after = optimizer.param_groups[0]["lr"]
-        say(
+        log(
             f"{state.max_steps} updates instead of {self._planned}: from update {state.global_step + 1} on the learning"
             f" rate follows the {args.lr_scheduler_type.value} schedule of {state.max_steps} updates ({before:.2e} -> "
             f"{after:.2e})"

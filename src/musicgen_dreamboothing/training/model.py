@@ -13,14 +13,14 @@ import torch
 from accelerate import PartialState
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import say
-from musicgen_dreamboothing.data.files import write_json
+from musicgen_dreamboothing.console import log
 from musicgen_dreamboothing.data.layout import TOKENS
-from musicgen_dreamboothing.data.tables import Tables
-from musicgen_dreamboothing.data.text_states import key_word_states
+from musicgen_dreamboothing.data.tokens.tables import Tables
+from musicgen_dreamboothing.data.tokens.text_states import key_word_states
+from musicgen_dreamboothing.device import parse_dtype
+from musicgen_dreamboothing.files import write_json
 from musicgen_dreamboothing.model.adapter import LoraSettings, SavedAdapter, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.device import parse_dtype
 from musicgen_dreamboothing.model.keyword import keyword_note
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
@@ -47,7 +47,7 @@ def check_key_word(base: Any, options: TrainArguments, checkpoint: Checkpoint, t
         note = keyword_note(base, checkpoint, codes, states, word, noun) or ""
         write_json(path, {"note": note})
     if note:
-        say(f"note: {note}")
+        log(f"note: {note}")
 
 
 def _noted(path: Path) -> str | None:
@@ -88,7 +88,7 @@ def trainable_model(
         wrapped = start_from_adapter(model, initial, dropout=options.lora_dropout, with_text_encoder=with_text)
     trainable, total = wrapped.get_nb_trainable_parameters()
     base = (total - trainable) / 1e6
-    say(f"adapter of {trainable / 1e6:.2f} M weights on a base of {base:.0f} M in {str(dtype)[6:]}")
+    log(f"adapter of {trainable / 1e6:.2f} M weights on a base of {base:.0f} M in {str(dtype)[6:]}")
     return _compiled(wrapped, options)
 
 

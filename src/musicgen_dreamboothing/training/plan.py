@@ -10,10 +10,10 @@ import torch
 from accelerate.utils import gather_object
 
 from musicgen_dreamboothing.arguments import KL, POLICIES, TrainArguments
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, log, plural
+from musicgen_dreamboothing.device import free_memory, parse_dtype
 from musicgen_dreamboothing.model.adapter import LoraSettings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.device import free_memory, parse_dtype
 from musicgen_dreamboothing.model.footprint import CAPTION_TOKENS, Estimator, Footprint, Step
 
 RESERVE = 0.1  # of the memory stays free: allocators leave holes, and the estimate may err
@@ -150,7 +150,7 @@ def plan_of(
         cures = ["shorter pieces (--crop_seconds 15)", "a smaller --model_name_or_path"]
         if step.quantization == "none" and step.lora is not None:
             cures.insert(0, "a base in 4 bits (--quantization nf4)")
-        say(f"that is more than there is; try {', '.join(cures[:-1])} or {cures[-1]}")
+        log(f"that is more than there is; try {', '.join(cures[:-1])} or {cures[-1]}")
     return plan
 
 
@@ -175,18 +175,18 @@ def _tell(plan: Plan, checkpoint: Checkpoint, step: Step, memory: int, context: 
         "scratch at the peak": plan.footprint.scratch,
         "process and libraries": context,
     }
-    say(f"memory of a training step of {checkpoint.name}, {step.frames / checkpoint.frame_rate:.1f} s a clip:")
+    log(f"memory of a training step of {checkpoint.name}, {step.frames / checkpoint.frame_rate:.1f} s a clip:")
     for name, size in rows.items():
-        say(f"  {name:46}{size / 1e9:6.2f} GB")
-    say(f"  {'in all':46}{(plan.footprint.total + context) / 1e9:6.2f} GB of {memory / 1e9:.2f} GB")
+        log(f"  {name:46}{size / 1e9:6.2f} GB")
+    log(f"  {'in all':46}{(plan.footprint.total + context) / 1e9:6.2f} GB of {memory / 1e9:.2f} GB")
     wanted = plan.clips * plan.accumulation
     split = f"{plan.clips} at once" + (f", {plan.accumulation} times" if plan.accumulation > 1 else "")
-    say(f"{plural(wanted, 'clip')} an update: {split}; recompute {plan.policy}")
+    log(f"{plural(wanted, 'clip')} an update: {split}; recompute {plan.policy}")
 
 
 def _tell_others(estimator: Estimator, sizes: Sequence[int], policies: Sequence[str], context: float) -> None:
     """What other ways would take."""
-    say("GB in all:" + "".join(f"{plural(clips, 'clip'):>10}" for clips in sizes[::-1]))
+    log("GB in all:" + "".join(f"{plural(clips, 'clip'):>10}" for clips in sizes[::-1]))
     for policy in policies:
         found = [(estimator.footprint(policy, clips).total + context) / 1e9 for clips in sizes[::-1]]
-        say(f"{policy:10}" + "".join(f"{gigabytes:10.2f}" for gigabytes in found))
+        log(f"{policy:10}" + "".join(f"{gigabytes:10.2f}" for gigabytes in found))

@@ -17,15 +17,15 @@ import numpy as np
 from accelerate import PartialState
 
 from musicgen_dreamboothing.arguments import KL, TrainArguments
-from musicgen_dreamboothing.console import UserError, plural, say
-from musicgen_dreamboothing.data.files import write_array
+from musicgen_dreamboothing.console import UserError, log, plural
 from musicgen_dreamboothing.data.prepare import prepare_songs
-from musicgen_dreamboothing.data.tables import Tables, load_tables
+from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables
+from musicgen_dreamboothing.device import release_memory
+from musicgen_dreamboothing.files import write_array
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model.adapter import SPLITTING
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.device import release_memory
 
 FOLDER, OWN, STATES, LENGTHS = "class", "own", "states.npy", "lengths.npy"
 SAMPLING = Sampling()  # class clips are made as `generate` makes them
@@ -79,7 +79,7 @@ def _own(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Table
     own.instance_prompt, own.class_prompt, own.word_dropout = name, None, 0.0
     own.eval_split_name = own.target_audio_column_name = own.text_column_name = own.dataset_config_name = None
     own.push_metadata_repo_id = None
-    say(f"songs of the class {name!r}:")
+    log(f"songs of the class {name!r}:")
     with_states = options.freeze_text_encoder
     songs = prepare_songs(str(options.class_data_dir), folder, own, checkpoint, text_states=with_states)
     return load_tables(folder, songs.rows, checkpoint, eval_fraction=0, seed=options.seed, text_states=with_states)
@@ -99,7 +99,7 @@ def _make_missing(options: TrainArguments, checkpoint: Checkpoint, folder: Path,
     state.wait_for_everyone()  # all have looked before one of them writes
     share = missing[state.process_index :: state.num_processes]
     if share or (state.is_main_process and not (folder / LENGTHS).is_file()):
-        say(f"the base makes {plural(len(missing), 'clip')} of {', '.join(map(repr, prompts))}, once")
+        log(f"the base makes {plural(len(missing), 'clip')} of {', '.join(map(repr, prompts))}, once")
         source = checkpoint.source
         generator = Generator(
             source.name,

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from musicgen_dreamboothing.console import say
+from musicgen_dreamboothing.console import log
 
 EXTRAS = {"instance_loss": "songs", "prior_loss": "class", "eval_style": "distance to your songs"}
 
@@ -25,7 +25,7 @@ class Lines(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if line := line_of(logs or {}):
-            say(line)
+            log(line)
 
 
 def line_of(logs: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_dreamboothing.arguments import LORA_DEFAULTS, DataArguments, LoraArguments, ModelArguments, TrainArguments
-from musicgen_dreamboothing.console import UserError, say
-from musicgen_dreamboothing.data.run import FILE, RunRecord, read_record
+from musicgen_dreamboothing.console import UserError, log
+from musicgen_dreamboothing.data.run_record import FILE, RunRecord, read_record
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
 from musicgen_dreamboothing.training.longer import LENGTHS
 
@@ -91,7 +91,7 @@ def base_of_run(record: RunRecord, checkpoint: Checkpoint, folder: Path) -> Chec
             f"the run in {folder} began with revision {begun} of {checkpoint.name}, which cannot be had any more "
             f"({error}); choose another --output_dir, or discard that run with --restart true"
         ) from error
-    say(f"{checkpoint.name} has changed since this run began; continuing with its revision {begun}")
+    log(f"{checkpoint.name} has changed since this run began; continuing with its revision {begun}")
     return recorded
 
 

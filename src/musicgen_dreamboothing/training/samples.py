@@ -26,16 +26,16 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.console import UserError, optional, plural, say
-from musicgen_dreamboothing.data.files import write_json
+from musicgen_dreamboothing.console import UserError, best_effort, log, plural
+from musicgen_dreamboothing.device import is_out_of_memory, release_memory
+from musicgen_dreamboothing.files import write_json
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import GeneratedClip, Generator
-from musicgen_dreamboothing.listening.picture import spectrogram
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.adapter import trained_parameters
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
-from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.model.merging import merged_in_place
+from musicgen_dreamboothing.pages import spectrogram
 from musicgen_dreamboothing.signals import Stopped, StopRequest
 from musicgen_dreamboothing.training.checkpoints import step_of
 from musicgen_dreamboothing.training.trackers import Sample, log_before_and_after, log_samples
@@ -135,16 +135,16 @@ class Sampler:
         if not samples or self._is_made(step):
             return samples
         with self.stop.interruptible():
-            say(f"playing {plural(len(samples), 'sample')} of {self.seconds:g} s at update {step}")
+            log(f"playing {plural(len(samples), 'sample')} of {self.seconds:g} s at update {step}")
         try:
             clips = self.make(model, self.prompts, base=base)
         except UserError as error:
-            say(f"no samples at update {step}: {error}")
+            log(f"no samples at update {step}: {error}")
             return []
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            say(f"no samples at update {step}: no memory for a single clip; try a shorter --sample_seconds")
+            log(f"no samples at update {step}: no memory for a single clip; try a shorter --sample_seconds")
             return []
         for sample, clip in zip(samples, clips, strict=True):
             _write(sample, clip)
@@ -274,7 +274,7 @@ class SampleCallback(TrainerCallback):
         self._log(state)
         before, after = self._played.get(0, []), self._played.get(last, [])
         if state.is_world_process_zero and before and after and last and not self._sampler.stop.number:
-            with optional("the samples before and after are not in the trackers"):
+            with best_effort("the samples before and after are not in the trackers"):
                 log_before_and_after(self._callbacks, before, after, state.global_step)
 
     def _is_due(self, state: Any) -> bool:
@@ -286,7 +286,7 @@ class SampleCallback(TrainerCallback):
         started = time.perf_counter()
         if state.is_world_process_zero:
             with (
-                optional(f"no samples at update {step}"),
+                best_effort(f"no samples at update {step}"),
                 suppress(Stopped),
             ):  # the trainer stops next; what was not played is played when the run goes on
                 self._played[step] = self._sampler.play(model, step, base=base)
@@ -298,7 +298,7 @@ class SampleCallback(TrainerCallback):
             return
         for step in sorted(self._played.keys() - self._logged):
             self._logged.add(step)
-            with optional(f"the samples of update {step} are not in the trackers"):
+            with best_effort(f"the samples of update {step} are not in the trackers"):
                 log_samples(self._callbacks, self._played[step], step)
 
 

@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import UserError, optional
-from musicgen_dreamboothing.data.files import write_json
-from musicgen_dreamboothing.data.tables import Tables
+from musicgen_dreamboothing.console import UserError, best_effort
+from musicgen_dreamboothing.data.tokens.tables import Tables
+from musicgen_dreamboothing.files import write_json
 from musicgen_dreamboothing.model.adapter import has_learned, save_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_whole, save_processor
 from musicgen_dreamboothing.sharing.card import CardFacts, write_card
@@ -51,9 +51,9 @@ def save_run(
         (staging / "README.md").unlink(missing_ok=True)  # PEFT's; ours is next
     else:
         _save_whole(model, staging, checkpoint)
-    with optional(f"the processor of {checkpoint.name} is not beside the weights, where transformers looks for it"):
+    with best_effort(f"the processor of {checkpoint.name} is not beside the weights, where transformers looks for it"):
         save_processor(checkpoint, staging)
-    with optional("there is no model card"):
+    with best_effort("there is no model card"):
         write_card(staging, _facts(folder, tables, options, metrics), checkpoint, licence)
     for path in staging.iterdir():
         os.replace(path, folder / path.name)

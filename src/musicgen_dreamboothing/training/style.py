@@ -10,15 +10,15 @@ import torch
 from accelerate import PartialState
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import UserError, say
-from musicgen_dreamboothing.data.captions import key_phrase
-from musicgen_dreamboothing.data.tables import Tables
-from musicgen_dreamboothing.evaluation.embedding import Sounds, load_embedder
-from musicgen_dreamboothing.evaluation.metrics import TooFewError, style_distance
+from musicgen_dreamboothing.console import UserError, log
+from musicgen_dreamboothing.data.captions.captions import key_phrase
+from musicgen_dreamboothing.data.tokens.tables import Tables
+from musicgen_dreamboothing.device import is_out_of_memory, release_memory
+from musicgen_dreamboothing.evaluation.metrics.distances import TooFewError, style_distance
+from musicgen_dreamboothing.evaluation.metrics.embedding import Sounds, load_embedder
 from musicgen_dreamboothing.evaluation.songs import Excerpts, excerpts
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
-from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.training.samples import Sampler
 
 CLIPS, EXCERPTS = 8, 32
@@ -59,7 +59,7 @@ def style_meter(
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             reason = error if isinstance(error, UserError) else "no memory to play; try a shorter --sample_seconds"
-            say(f"the distance to your songs was not measured, which counts as no better: {reason}")
+            log(f"the distance to your songs was not measured, which counts as no better: {reason}")
             release_memory()
             return WORST
 

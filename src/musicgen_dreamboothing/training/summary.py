@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import optional, plural, say
-from musicgen_dreamboothing.data.tables import Tables
+from musicgen_dreamboothing.console import best_effort, log, plural
+from musicgen_dreamboothing.data.tokens.tables import Tables
+from musicgen_dreamboothing.device import peak_memory, peak_reserved_memory
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.device import peak_memory, peak_reserved_memory
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 
@@ -32,7 +32,7 @@ def final_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
     """`last_evaluation`, without which one process can save; several have to evaluate together."""
     if trainer.accelerator.num_processes > 1:
         return last_evaluation(trainer)
-    with optional("the held-out songs were not evaluated at the end"):
+    with best_effort("the held-out songs were not evaluated at the end"):
         return last_evaluation(trainer)
     return {}
 
@@ -91,17 +91,17 @@ def tell(
 ) -> None:
     """The end of a run in a few lines: what it took, what it brought, where it is, what comes next."""
     reserved = f" ({summary['reserved_gb']:.2f} GB reserved)" if summary["reserved_gb"] else ""
-    say(
+    log(
         f"{plural(summary['updates'] - summary['went_on_from'], 'update')} in {summary['seconds']:.0f} s, "
         f"{summary['x_real_time']:.1f}x real time, peak {summary['peak_of']} {summary['peak_gb']:.2f} GB{reserved}"
     )
     if metrics:
         before = summary["loss_before"]
-        say(f"held-out loss {'' if before is None else f'{before:.4f} before, '}{metrics['eval_loss']:.4f} after")
+        log(f"held-out loss {'' if before is None else f'{before:.4f} before, '}{metrics['eval_loss']:.4f} after")
     if summary["kept"]:
-        say(summary["kept"])
-    say(f"saved in {folder}")
-    say(notice)
+        log(summary["kept"])
+    log(f"saved in {folder}")
+    log(notice)
     prompt = options.instance_prompt or "your prompt"
     words = shlex.join(["generate", str(folder), prompt, "--output_dir", str(folder / "generated")])
-    say(f"listen:  musicgen-dreamboothing {words}")
+    log(f"listen:  musicgen-dreamboothing {words}")

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from musicgen_dreamboothing.console import optional
+from musicgen_dreamboothing.console import best_effort
 
 STEP = "train/global_step"  # what transformers' callbacks draw their curves over
 
@@ -137,7 +137,7 @@ def _guarded(event: Callable[..., Any], failure: str) -> Callable[..., None]:
         if failed:
             return
         failed = True  # until the event has come to its end
-        with optional(failure):
+        with best_effort(failure):
             event(*args, **kwargs)
             failed = False
 

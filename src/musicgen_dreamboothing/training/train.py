@@ -15,25 +15,25 @@ from transformers import EarlyStoppingCallback, IntervalStrategy, TrainerCallbac
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from musicgen_dreamboothing.arguments import TrainArguments
-from musicgen_dreamboothing.console import UserError, plural, quiet_libraries, say
-from musicgen_dreamboothing.data.captions import key_phrase
+from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
+from musicgen_dreamboothing.data.captions.captions import key_phrase
 from musicgen_dreamboothing.data.layout import is_prepared
-from musicgen_dreamboothing.data.lock import folder_lock
 from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, prepare_songs, refresh
-from musicgen_dreamboothing.data.repository import Repository
-from musicgen_dreamboothing.data.run import RunRecord, read_record
-from musicgen_dreamboothing.data.tables import Tables, load_tables
-from musicgen_dreamboothing.generation.decoding import Sampling
-from musicgen_dreamboothing.model.adapter import SavedAdapter
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
-from musicgen_dreamboothing.model.device import (
+from musicgen_dreamboothing.data.run_record import RunRecord, read_record
+from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables
+from musicgen_dreamboothing.device import (
     release_memory,
     reset_peak_memory,
     return_freed_memory,
 )
+from musicgen_dreamboothing.files import folder_lock
+from musicgen_dreamboothing.generation.decoding import Sampling
+from musicgen_dreamboothing.model.adapter import SavedAdapter
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_tokenizer
 from musicgen_dreamboothing.model.text import tokenize
-from musicgen_dreamboothing.sharing.hub import open_repository, upload
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
+from musicgen_dreamboothing.sharing.repository import Repository
+from musicgen_dreamboothing.sharing.runs import open_repository, upload
 from musicgen_dreamboothing.signals import Stopped, signal_number, sigterm_interrupts
 from musicgen_dreamboothing.training.batch_split import settle_split
 from musicgen_dreamboothing.training.checkpoints import (
@@ -106,7 +106,7 @@ def train(options: TrainArguments) -> TrainResult | None:
 def _train(options: TrainArguments) -> TrainResult | None:
     check_options(options)
     if not options.use_lora:
-        say(f"full fine-tune: learning rate {options.learning_rate:g}, weight decay {options.weight_decay:g}")
+        log(f"full fine-tune: learning rate {options.learning_rate:g}, weight decay {options.weight_decay:g}")
     initial = settle_initial_adapter(options)
     checkpoint = _base(options, initial)
     check_metric(options, checkpoint)
@@ -122,7 +122,7 @@ def _train(options: TrainArguments) -> TrainResult | None:
         release_memory()
         try:
             if repository is not None:  # in the main process
-                say(f"uploaded to {upload(folder, repository)}")
+                log(f"uploaded to {upload(folder, repository)}")
             if finished is None:
                 final_report(folder, options)
         except KeyboardInterrupt as error:
@@ -178,12 +178,12 @@ def _run(options: TrainArguments, checkpoint: Checkpoint, folder: Path, initial:
     record.clips = tables.split.to_json()
     resume = last_checkpoint(folder)
     for path in checkpoints_after(folder, resume):
-        say(f"{path} is not complete; it is passed over")
+        log(f"{path} is not complete; it is passed over")
     if initial is not None:
         record.init_adapter = record_of(trainer.model, initial, folder if resume else None)
     if resume is not None:
         check_same_data(folder, record)
-        say(f"continuing from {resume}")
+        log(f"continuing from {resume}")
         options.eval_on_start = False  # the log has that evaluation
         trainer.add_callback(LongerSchedule(planned_updates(resume), folder / SAMPLES))
     PartialState().wait_for_everyone()  # all have read the earlier record
@@ -220,7 +220,7 @@ def _open_repository(options: TrainArguments, checkpoint: Checkpoint) -> Reposit
         repository = open_repository(name, token=token, private=options.hub_private_repo)
         name = repository.name
         if options.use_lora and checkpoint.is_local:
-            say(f"note: the adapter will name its base {checkpoint.name}, which is a folder here and nowhere else")
+            log(f"note: the adapter will name its base {checkpoint.name}, which is a folder here and nowhere else")
     options.hub_model_id = name  # with its owner, for the card
     return repository
 
@@ -247,7 +247,7 @@ def _settle_earlier_run(
     check_same_base(earlier, checkpoint, folder)
     if not is_done(earlier, options, folder):
         return None, base_of_run(earlier, checkpoint, folder)
-    say(f"{folder} holds this run already, finished; --restart true trains it anew")
+    log(f"{folder} holds this run already, finished; --restart true trains it anew")
     metrics = {key: value for key, value in earlier.summary.items() if key.startswith("eval_")}
     return TrainResult(folder, metrics, earlier.summary), checkpoint
 
@@ -265,20 +265,20 @@ def _prepared_songs(options: TrainArguments, checkpoint: Checkpoint) -> Prepared
 
 def _announce(tables: Tables, options: TrainArguments) -> None:
     minutes = sum(tables.train["seconds"]) / 60
-    say(f"training on {plural(len(tables.train), 'clip')}, {minutes:.1f} minutes")
+    log(f"training on {plural(len(tables.train), 'clip')}, {minutes:.1f} minutes")
     for songs in tables.split.copies:
-        say(f"the same recording, held out or trained on together: {' = '.join(songs)}")
+        log(f"the same recording, held out or trained on together: {' = '.join(songs)}")
     if tables.split.left_out:
-        say(f"not trained on, as the evaluation split has the same recording: {', '.join(tables.split.left_out)}")
+        log(f"not trained on, as the evaluation split has the same recording: {', '.join(tables.split.left_out)}")
     if held := tables.held_out_songs:
         names = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
-        say(f"evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'song')} held out: {names}")
+        log(f"evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'song')} held out: {names}")
     elif options.eval_strategy != IntervalStrategy.NO and options.eval_fraction > 0:
-        say("no song is held out: there are too few; --eval_split_name or a folder of more songs allows evaluation")
+        log("no song is held out: there are too few; --eval_split_name or a folder of more songs allows evaluation")
     if not len(tables.held_out):
         for name in ("metric_for_best_model", "early_stopping_patience"):
             if getattr(options, name) is not None:
-                say(f"--{name} has no part in this training: without held-out songs, the last weights are kept")
+                log(f"--{name} has no part in this training: without held-out songs, the last weights are kept")
 
 
 def _prior(options: TrainArguments, checkpoint: Checkpoint, prepared: Path, tables: Tables) -> Tables | None:

@@ -15,10 +15,10 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, TrainerCallback
 
 from musicgen_dreamboothing.arguments import KL
-from musicgen_dreamboothing.console import UserError, plural, say
+from musicgen_dreamboothing.console import UserError, log, plural
+from musicgen_dreamboothing.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
-from musicgen_dreamboothing.model.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.signals import Stopped
 from musicgen_dreamboothing.training.collator import IS_PRIOR
@@ -172,11 +172,11 @@ class CodebookTrainer(StoppableTrainer):
             raise UserError(self._cure_of_many(size)) from error
         if size > 1:
             self._parts = -(-clips // (size // 2))
-            say(f"no memory for {plural(size, 'clip')} at once; going on with {size // 2}, the update stays the same")
+            log(f"no memory for {plural(size, 'clip')} at once; going on with {size // 2}, the update stays the same")
         elif not self._recomputes_all:
             use_full_recompute(self.model)
             self._recomputes_all = True
-            say("no memory for a single clip; going on with --recompute full, the update stays the same")
+            log("no memory for a single clip; going on with --recompute full, the update stays the same")
         else:
             raise UserError(
                 "no memory for a single clip; try --quantization nf4, shorter pieces (--crop_seconds 15), or a smaller "

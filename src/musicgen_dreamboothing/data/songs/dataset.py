@@ -39,7 +39,7 @@ from musicgen_dreamboothing.data.songs.columns import (
 from musicgen_dreamboothing.data.songs.notes import RowNotes
 from musicgen_dreamboothing.data.songs.scan import Listing, is_hidden
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns, Song
-from musicgen_dreamboothing.data.textfiles import caption_of
+from musicgen_dreamboothing.data.songs.textfiles import caption_of
 
 READERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # of `datasets`, by suffix
 SAVED, SAVED_SPLITS, INFO = "state.json", "dataset_dict.json", "dataset_info.json"

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
-from musicgen_dreamboothing.console import UserError, say
+from musicgen_dreamboothing.console import UserError, log
 from musicgen_dreamboothing.data.songs.dataset import (
     INFO,
     SAVED,
@@ -37,7 +37,7 @@ from musicgen_dreamboothing.data.songs.dataset import (
     requested_splits,
 )
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Columns
-from musicgen_dreamboothing.model.hub_access import explain_refusal, is_caused_by
+from musicgen_dreamboothing.hub import explain_refusal, is_caused_by
 
 SIDECARS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".caption", ".cue", ".yaml", ".yml", ".md", "metadata.parquet")
 PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
@@ -74,7 +74,7 @@ def _download(columns: Columns, place: Place, token: str | None) -> Download:
     files = _files_of_repository(place.name, token)
     if files is None:
         folder = _snapshot(place, [], token, only_local=True)  # what is there may be a part of the repository
-        say(f"the Hub can't be reached; reading what the cache has of {place.name}")
+        log(f"the Hub can't be reached; reading what the cache has of {place.name}")
         return Download(folder)
     audio = [file for file in files if file.lower().endswith(tuple(AUDIO_SUFFIXES))]
     if {SAVED, SAVED_SPLITS} & set(files):

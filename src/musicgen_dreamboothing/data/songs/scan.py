@@ -56,21 +56,25 @@ class Listing:
         """One line for each kind of thing that was passed over."""
         lines = []
         if self.products:
-            lines.append(f"Passed over what this program made: {some(self.products)}")
+            lines.append(f"Passed over what this program made: {first_names(self.products)}")
         if self.hidden:
-            lines.append(f"Passed over {plural(len(self.hidden), 'hidden or system folder')}: {some(self.hidden)}")
+            lines.append(
+                f"Passed over {plural(len(self.hidden), 'hidden or system folder')}: {first_names(self.hidden)}"
+            )
         if self.linked:
-            lines.append(f"Passed over {plural(len(self.linked), 'link')} to what is read anyway: {some(self.linked)}")
+            lines.append(
+                f"Passed over {plural(len(self.linked), 'link')} to what is read anyway: {first_names(self.linked)}"
+            )
         if self.locked:
-            lines.append(f"{plural(len(self.locked), 'folder')} not read: {some(self.locked)}")
+            lines.append(f"{plural(len(self.locked), 'folder')} not read: {first_names(self.locked)}")
         if self.unread:
             count = sum(map(len, self.unread.values()))
             lines.append(f"{plural(count, 'file')} not read:")
-            lines += [f"  {reason}: {some(names)}" for reason, names in sorted(self.unread.items())]
+            lines += [f"  {reason}: {first_names(names)}" for reason, names in sorted(self.unread.items())]
         return lines
 
 
-def some(names: list[str], most: int = NAMED) -> str:
+def first_names(names: list[str], most: int = NAMED) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

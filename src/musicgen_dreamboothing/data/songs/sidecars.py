@@ -12,8 +12,8 @@ from typing import Any
 
 from musicgen_dreamboothing.console import UserError, plural
 from musicgen_dreamboothing.data.songs.names import comparable, printable
-from musicgen_dreamboothing.data.songs.scan import some
-from musicgen_dreamboothing.data.textfiles import caption_of, decode_text, read_content
+from musicgen_dreamboothing.data.songs.scan import first_names
+from musicgen_dreamboothing.data.songs.textfiles import caption_of, decode_text, read_content
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 CAPTION_NAMES = ("text", "caption", "description", "prompt")  # in `song.json`, and columns of tables
@@ -83,11 +83,11 @@ class CaptionFiles:
         if faults:
             lines += [f"{plural(len(faults), 'caption file')} not used:", *(f"  {fault}" for fault in faults)]
         if lyrics:
-            lines.append(f"{plural(len(lyrics), 'text file')} with lyrics not used as captions: {some(lyrics)}")
+            lines.append(f"{plural(len(lyrics), 'text file')} with lyrics not used as captions: {first_names(lyrics)}")
         if long:
             lines.append(
                 f"note: {plural(len(long), 'caption')} of many lines; if these are lyrics, rename song.txt to "
-                f"song.lyrics.txt: {some(long)}"
+                f"song.lyrics.txt: {first_names(long)}"
             )
         return lines
 
@@ -161,7 +161,7 @@ class Sidecars:
         if unknown := sorted(self._unknown()):
             lines.append(
                 f"{plural(len(unknown), 'text file')} beside songs not used; captions are called song.txt, "
-                f"song.wav.txt, song.caption or song.caption.txt: {some(unknown)}"
+                f"song.wav.txt, song.caption or song.caption.txt: {first_names(unknown)}"
             )
         return lines
 

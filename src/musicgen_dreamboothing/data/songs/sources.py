@@ -18,7 +18,7 @@ from musicgen_dreamboothing.data.songs.dataset import (
 )
 from musicgen_dreamboothing.data.songs.folder import song_of_file, songs_of_file, songs_of_listing
 from musicgen_dreamboothing.data.songs.hub import Download, download
-from musicgen_dreamboothing.data.songs.scan import Listing, scan, some
+from musicgen_dreamboothing.data.songs.scan import Listing, first_names, scan
 from musicgen_dreamboothing.data.songs.song import TRAIN, Collection, Columns
 
 
@@ -72,4 +72,8 @@ def _not_in_tables(listing: Listing, found: Collection) -> list[str]:
 
 def _unread(noun: str, names: list[str]) -> list[str]:
     source = "tables" if noun == "audio file" else "audio files"
-    return [f"{plural(len(names), noun)} not read, for the songs come from {source}: {some(names)}"] if names else []
+    return (
+        [f"{plural(len(names), noun)} not read, for the songs come from {source}: {first_names(names)}"]
+        if names
+        else []
+    )

@@ -15,9 +15,9 @@ import pyarrow.parquet
 from musicgen_dreamboothing.console import UserError, plural
 from musicgen_dreamboothing.data.songs.columns import find_column
 from musicgen_dreamboothing.data.songs.names import NameIndex, printable
-from musicgen_dreamboothing.data.songs.scan import NAMED, Listing, some
+from musicgen_dreamboothing.data.songs.scan import NAMED, Listing, first_names
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES, METADATA_FILES
-from musicgen_dreamboothing.data.textfiles import caption_of, json_object, numbered_lines, read_text
+from musicgen_dreamboothing.data.songs.textfiles import caption_of, json_object, numbered_lines, read_text
 
 FILE_NAMES = ("file_name", "filename", "file", "file_path", "filepath", "path", "audio", "audio_file", "audio_path")
 DELIMITERS = ",;\t|"
@@ -68,7 +68,7 @@ def captions_of_tables(listing: Listing, names: Iterable[str], column: str | Non
             captions.notes += [f"  {fault}" for fault in faults[:NAMED]]
             captions.notes += [f"  and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
     if foreign:
-        captions.notes.append(f"{plural(len(foreign), 'metadata file')} not used: {some(foreign)}")
+        captions.notes.append(f"{plural(len(foreign), 'metadata file')} not used: {first_names(foreign)}")
     return captions
 
 
@@ -105,7 +105,7 @@ def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captio
         if caption is not None:
             captions.by_name[prefix + name] = caption
     if lost and not listing.is_single_song:
-        captions.notes.append(f"{len(lost)} of {plural(len(rows), 'row')} of {label} fit no song: {some(lost)}")
+        captions.notes.append(f"{len(lost)} of {plural(len(rows), 'row')} of {label} fit no song: {first_names(lost)}")
     repeated = [
         f"{name} (lines {', '.join(str(row.line) for row in own)})"
         for name, own in rows_of.items()
@@ -113,7 +113,8 @@ def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captio
     ]
     if repeated:
         captions.notes.append(
-            f"{plural(len(repeated), 'song')} with several captions in {label}, the last one is used: {some(repeated)}"
+            f"{plural(len(repeated), 'song')} with several captions in {label}, the last is used: "
+            f"{first_names(repeated)}"
         )
 
 

@@ -16,7 +16,7 @@ import mutagen
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.songs.names import NameIndex, printable
 from musicgen_dreamboothing.data.songs.scan import Listing
-from musicgen_dreamboothing.data.textfiles import read_text
+from musicgen_dreamboothing.data.songs.textfiles import read_text
 
 CUE = ".cue"
 CUE_FRAMES = 75  # to a second

@@ -1,0 +1,362 @@
+"""Tempo, beats and bars of a song.
+
+Attacks are followed in four ranges of frequency, and changes of harmony beside them. Tempi that explain the attacks
+are candidates, most often octaves of each other; beats are laid through the song at each of them, and what happens on
+and between them decides which one people would tap. Bars are found in the same way: what marks a downbeat is summed up
+for bars of three and of four beats, begun at each of their beats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musicgen_dreamboothing.analysis.spectrum import mono_at, spectra
+from musicgen_dreamboothing.audio import Wave, is_silent
+
+Array = NDArray[np.float64]
+Places = NDArray[np.intp]  # of beats, in steps
+
+RATE = 22_050  # Hz
+WINDOW, HOP = 1024, 256  # samples
+STEPS_PER_SECOND = RATE / HOP  # 86.1
+SHORTEST_SECONDS = 5.0
+
+LOWEST_HZ, HIGHEST_HZ, BANDS_PER_OCTAVE = 40.0, 10_000.0, 4
+RANGES_HZ = (0.0, 150.0, 600.0, 2500.0, HIGHEST_HZ)  # kick and bass | harmony | snare | cymbals
+RISE_STEPS = 2  # an attack is compared with what sounded this long before
+CONTRAST = 100.0  # of the logarithm
+
+HARMONY_RATE, HARMONY_WINDOW, HARMONY_HOP = 11_025, 2048, 512
+HARMONY_STEPS_PER_SECOND = HARMONY_RATE / HARMONY_HOP  # 21.5
+LOWEST_PITCH, HIGHEST_PITCH = 36, 95  # MIDI: five octaves
+BASS_PITCHES = 16  # the lowest ones
+CHANGE_SECONDS = 0.25  # a chord, whatever the tempo
+
+SLOWEST, FASTEST, TEMPI = 50.0, 215.0, 400  # beats a minute; on a grid of equal ratios, 0.4 % apart
+CANDIDATES = 6
+MULTIPLES = ((1, 1.0), (2, 0.7), (3, 0.3), (4, 0.7))  # of a beat, and how much an echo there speaks for it
+USUAL = 110.0
+TIGHTNESS = 100.0  # what a beat too early or late costs
+FAINTEST = 1e-3  # deviation of a signal, in nepers: below it is no attack
+FAINT_PULSE, CLEAR_PULSE = 0.35, 0.7  # echoes: 8 s of noise reach 0.26; of 480 pieces one stayed below 0.64
+
+LOW, LOW_MID, MID, HIGH, HARMONY, BASS, CLASSES = range(7)  # the rows of signals
+ECHOES = (2 / 3, 3 / 2, 2.0, 4.0)  # beats
+ECHOING = [LOW, HIGH]
+TELLING = [LOW, MID, HIGH, HARMONY, BASS]
+SURE = 0.8
+AUDIBLE = 0.1  # an attack, beside the strongest
+DELAY_SECONDS = -0.005  # an attack is seen when its window is half way into it
+METERS = (4, 3)  # beats in a bar
+FITTED_BARS = 12  # in a piece that `BAR_WEIGHTS` were fitted on: what they weigh is of that many
+JUMP = 2.0  # what a bar of another length costs, in the unit of their softmax
+
+# Of softmaxes over candidates and over ways to cut bars, fitted on synthesised pieces: benchmarks/listening.py --fit
+TEMPO_WEIGHTS = (
+    (2.29, 2.53, -1.09),  # the fit of the tempo, its distance from the usual one in octaves, and its square
+    (-1.14, -2.63, -0.14, 1.35, -4.75, -1.22, 4.97, -0.78),  # ECHOES in the lows and the highs
+    (0.83, 0.64, -0.14, -2.7, -2.53),  # what happens halfway between beats, of the signals in TELLING
+    (-1.0, -0.03, -0.05, -8.05, 3.03),  # and a quarter of a beat away from them
+)
+BAR_WEIGHTS = (
+    (0.72,),  # bars of four; then the four ranges, and changes of harmony from one and from two beats to as many
+    (1.94, 0.37, 0.03, -1.76, 1.03, -0.69, 1.01, 0.59, 0.95, 0.58),  # on downbeats
+    (0.41, 0.25, -0.61, -0.51, 0.03, 0.53, 0.11, -0.94, -1.35, -0.19),  # two beats later, in bars of four
+    (0.83, 1.01, 1.04, 1.09, 0.76, 0.43, 0.39, 0.3, -0.13, -0.36),  # repeating after a bar
+    (0.47, 0.17, 0.43, 1.16, 2.05, 1.0, 0.99, 4.39, 2.55, 3.24),  # on any beat
+)
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """The tempo in beats a minute, how probable it is (0..1), beats and the downbeats among them in seconds."""
+
+    tempo: float
+    confidence: float
+    beats: tuple[float, ...]
+    downbeats: tuple[float, ...]
+    beats_per_bar: int
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the tempo may be told to people."""
+        return self.confidence >= SURE
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One way to cut beats into bars of the same length; `evidence` is what `BAR_WEIGHTS` weigh."""
+
+    beats: Places
+    beats_per_bar: int
+    first: int  # downbeat
+    evidence: Array
+    signals: Array  # [10, beats], each with mean 0 and deviation 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Beats at one tempo; `evidence` is what `TEMPO_WEIGHTS` weigh."""
+
+    beats: Places
+    echo: float  # 0..about 2.8: how well the song repeats itself at the multiples of this beat
+    evidence: Array
+
+    @property
+    def period(self) -> float:
+        """Steps from beat to beat, over half the song at a time: one lost or added beat does not move it."""
+        half = len(self.beats) // 2
+        return float(np.median((self.beats[half:] - self.beats[:-half]) / half))
+
+    @property
+    def tempo(self) -> float:
+        """Beats a minute."""
+        return 60 * STEPS_PER_SECOND / self.period
+
+
+def find_rhythm(wave: Wave, rate: int) -> Rhythm | None:
+    """The rhythm of `[C, S]` at `rate` Hz; None where nothing pulses: silence, a drone, noise, less than 5 s."""
+    if is_silent(wave) or wave.shape[1] < SHORTEST_SECONDS * rate:
+        return None
+    signals, pitches = listen(wave, rate)
+    found = candidates(signals)
+    if max((candidate.echo for candidate in found), default=0.0) < FAINT_PULSE:
+        return None
+    scores = np.array([candidate.evidence for candidate in found]) @ np.concatenate(TEMPO_WEIGHTS)
+    best = found[int(scores.argmax())]
+    ways = bars(best, signals, pitches)
+    chosen = ways[int((np.array([way.evidence for way in ways]) @ np.concatenate(BAR_WEIGHTS)).argmax())]
+    times = np.round(np.maximum(chosen.beats / STEPS_PER_SECOND + DELAY_SECONDS, 0), 3)
+    heard = _heard(chosen.beats, signals)
+    return Rhythm(
+        tempo=best.tempo,
+        confidence=min(1.0, best.echo / CLEAR_PULSE) / float(np.exp(scores - scores.max()).sum()),
+        beats=tuple(times[heard].tolist()),
+        downbeats=tuple(times[heard & _downbeats(chosen)].tolist()),
+        beats_per_bar=chosen.beats_per_bar,
+    )
+
+
+def listen(wave: Wave, rate: int) -> tuple[Array, Array]:
+    """All that is listened to: attacks and changes `[7, T]`, and pitches `[60, T']`."""
+    louder = attacks(mono_at(wave, rate, RATE))
+    sounding = pitches(mono_at(wave, rate, HARMONY_RATE))
+    return np.concatenate([louder, changes(sounding, CHANGE_SECONDS, louder.shape[1])]), sounding
+
+
+def attacks(mono: NDArray[np.float32]) -> Array:
+    """How much louder each range gets `[4, T]`, at `STEPS_PER_SECOND`.
+
+    Logarithmic flux against the loudest neighbouring band, so that vibrato is no attack, after Böck & Widmer (2013),
+    "Maximum filter vibrato suppression for onset detection".
+    """
+    filters, centres = _bands()
+    loudness = np.concatenate([block @ filters for block in spectra(mono, WINDOW, HOP)]).astype(float)
+    loudness = np.log1p(CONTRAST * loudness / max(float(np.percentile(loudness, 95)), 1e-9))
+    around = np.pad(loudness, ((0, 0), (1, 1)))
+    widest = np.maximum(np.maximum(around[:, :-2], around[:, 2:]), loudness)
+    rises = np.clip(loudness[RISE_STEPS:] - widest[:-RISE_STEPS], 0, None)
+    rises = np.pad(rises, ((RISE_STEPS, 0), (0, 0)))
+    ranges = np.searchsorted(RANGES_HZ, centres, side="right") - 1
+    return np.array([rises[:, ranges == number].mean(axis=1) for number in range(4)])
+
+
+def _bands() -> tuple[NDArray[np.float32], Array]:
+    """Triangular filters `[F, B]`, each of weight 1, and their centres in Hz."""
+    count = int(np.log2(HIGHEST_HZ / LOWEST_HZ) * BANDS_PER_OCTAVE)
+    edges = LOWEST_HZ * 2 ** (np.arange(count + 2) / BANDS_PER_OCTAVE)
+    return _triangles(np.arange(WINDOW // 2 + 1) * RATE / WINDOW, edges), edges[1:-1]
+
+
+def _triangles(places: Array, edges: Array) -> NDArray[np.float32]:
+    """One triangle over three edges each `[places, edges - 2]`; a band narrower than the grid takes its nearest bin."""
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    at = places[:, None]
+    filters = np.clip(np.minimum((at - low) / (centre - low), (high - at) / (high - centre)), 0, None)
+    nearest = np.abs(at - centre).argmin(axis=0)
+    filters[nearest, np.arange(len(centre))] += 1e-6
+    return (filters / filters.sum(axis=0)).astype(np.float32)
+
+
+def pitches(mono: NDArray[np.float32]) -> Array:
+    """How loud each semitone is `[60, T']`, in nepers, at `HARMONY_STEPS_PER_SECOND`, of a wave at `HARMONY_RATE`."""
+    hertz = np.maximum(np.arange(HARMONY_WINDOW // 2 + 1) * HARMONY_RATE / HARMONY_WINDOW, 1e-3)
+    filters = _triangles(69 + 12 * np.log2(hertz / 440), np.arange(LOWEST_PITCH - 1.0, HIGHEST_PITCH + 2))
+    loudness = np.concatenate([block @ filters for block in spectra(mono, HARMONY_WINDOW, HARMONY_HOP)]).astype(float)
+    return np.log1p(CONTRAST / 3 * loudness / max(float(np.percentile(loudness, 98)), 1e-9)).T
+
+
+def changes(pitches: Array, seconds: float, steps: int) -> Array:
+    """How much what sounds in the `seconds` before differs from the `seconds` after `[3, steps]`.
+
+    In all pitches, in the bass, and in pitch classes; at `STEPS_PER_SECOND`.
+    """
+    frames = max(2, round(seconds * HARMONY_STEPS_PER_SECOND))
+    padded = np.pad(pitches, ((0, 0), (frames, frames)), mode="edge")
+    sums = np.cumsum(np.pad(padded, ((0, 0), (1, 0))), axis=1)
+    means = (sums[:, frames:] - sums[:, :-frames]) / frames
+    turns = means[:, frames:] - means[:, :-frames]
+    classes = turns.reshape(-1, 12, turns.shape[1]).sum(axis=0)
+    places = np.arange(steps) * HARMONY_STEPS_PER_SECOND / STEPS_PER_SECOND
+    curves = [np.abs(part).mean(axis=0) for part in (turns, turns[:BASS_PITCHES], classes)]
+    return np.array([_between(curve, places) for curve in curves])
+
+
+def candidates(signals: Array) -> list[Candidate]:
+    """The tempi that explain the attacks of `[7, T]` best, each with its beats."""
+    curves = np.array([_standing_out(signal) for signal in signals[:4]])
+    pulse = curves.mean(axis=0)
+    lags = int(4 * 60 * STEPS_PER_SECOND / SLOWEST) + 2
+    echoes = np.array([_autocorrelation(curve, lags) for curve in (pulse, *curves)])
+    periods = 60 * STEPS_PER_SECOND / np.geomspace(SLOWEST, FASTEST, TEMPI)
+    multiples, weights = np.array(MULTIPLES).T
+    fits = weights @ _between(echoes[0], multiples[:, None] * periods)
+    peaks = np.flatnonzero((fits[1:-1] >= fits[:-2]) & (fits[1:-1] > fits[2:])) + 1
+    found = []
+    for peak in peaks[np.argsort(-fits[peaks])][:CANDIDATES]:
+        beats = _beats(pulse / max(pulse.std(), 1e-9), float(periods[peak]))
+        if len(beats) >= 6:
+            found.append((beats, float(fits[peak])))
+    loud = _loudest_around(np.concatenate([curves, signals[4:]]))
+    return [Candidate(beats, fit, _evidence(beats, fit, echoes[1:], loud)) for beats, fit in found]
+
+
+def _standing_out(signal: Array) -> Array:
+    """A signal over its mean of the second around, with a deviation of 1; next to nothing stays so."""
+    smooth = np.convolve(signal, np.hanning(5) / 2, mode="same")
+    second = int(STEPS_PER_SECOND) | 1
+    around = np.convolve(np.pad(smooth, second // 2, mode="reflect"), np.ones(second) / second, mode="valid")
+    above = np.clip(smooth - around, 0, None)
+    return above / max(float(above.std()), FAINTEST)
+
+
+def _autocorrelation(curve: Array, lags: int) -> Array:
+    """`[lags]`, 1 at lag 0; long lags are not weaker for overlapping less, and 0 where there is no overlap."""
+    centred = curve - curve.mean()
+    steps = len(centred)
+    spectrum = np.fft.rfft(centred, 2 * steps)
+    products = np.fft.irfft(np.abs(spectrum) ** 2)[: min(lags, steps)] / np.arange(steps, max(steps - lags, 0), -1)
+    return products / max(products[0], 1e-9)
+
+
+def _between(curve: NDArray[np.floating], places: NDArray[np.floating]) -> Array:
+    """The values of a curve at fractional places; 0 beyond its end."""
+    return np.interp(places, np.arange(len(curve)), curve, right=0.0)
+
+
+def _beats(pulse: Array, period: float) -> Places:
+    """Where the pulse is strong and the steps are even, by dynamic programming.
+
+    After Ellis (2007), "Beat tracking by dynamic programming", section 3. As no beat looks back less than the shortest
+    lag, as many steps as that are decided at once.
+    """
+    lags = np.arange(round(period / 1.5), round(period * 1.5) + 1)
+    cost = TIGHTNESS * np.log(lags / period) ** 2
+    total, before = pulse.copy(), np.full(len(pulse), -1)
+    for begin in range(lags[0], len(pulse), lags[0]):
+        here = np.arange(begin, min(begin + lags[0], len(pulse)))
+        back = here[:, None] - lags
+        gain = np.where(back >= 0, total[np.maximum(back, 0)] - cost, -np.inf)
+        best = gain.argmax(axis=1)
+        most = gain[np.arange(len(here)), best]
+        total[here] += np.maximum(most, 0)
+        before[here] = np.where(most > 0, back[np.arange(len(here)), best], -1)
+    last = max(0, len(pulse) - round(period))
+    return _followed_back(before, last + int(total[last:].argmax()))
+
+
+def _followed_back(before: Places, place: int) -> Places:
+    """The places that lead to this one, the first one first."""
+    found = []
+    while place >= 0:
+        found.append(place)
+        place = int(before[place])
+    return np.array(found[::-1])
+
+
+def _loudest_around(signals: Array) -> Array:
+    """Each signal as the loudest of five steps (58 ms), divided by its mean: hands are not exact."""
+    padded = np.pad(signals, ((0, 0), (2, 2)), mode="edge")
+    loudest = np.max([padded[:, shift : shift + signals.shape[1]] for shift in range(5)], axis=0)
+    return loudest / (loudest.mean(axis=1, keepdims=True) + 1e-9)
+
+
+def _evidence(beats: Places, fit: float, echoes: Array, loud: Array) -> Array:
+    """What speaks for and against a tempo `[21]`, in the order of `TEMPO_WEIGHTS`."""
+    period = float(np.median(np.diff(beats)))
+    octaves = np.log2(60 * STEPS_PER_SECOND / period / USUAL)
+    repeats = [_between(echoes[signal], np.array(ECHOES) * period) for signal in ECHOING]
+    halfway = _between_beats(beats, loud[TELLING], (0.5,))
+    quarters = _between_beats(beats, loud[TELLING], (0.25, 0.75))
+    return np.concatenate([[fit, octaves, octaves**2], *repeats, np.log(halfway + 0.1), np.log(quarters + 0.1)])
+
+
+def _between_beats(beats: Places, signals: Array, parts: tuple[float, ...]) -> Array:
+    """The mean of signals `[N, T]` at fractions of the way from beat to beat `[N]`."""
+    order = np.arange(len(beats))
+    places = [np.interp(order[:-1] + part, order, beats).round().astype(int) for part in parts]
+    return signals[:, np.concatenate(places)].mean(axis=1)
+
+
+def bars(candidate: Candidate, signals: Array, pitches: Array) -> list[Bars]:
+    """All ways to cut a song into bars: of each meter, begun at each of the beats or halfway between two."""
+    beat_seconds = 60 / candidate.tempo
+    turns = [changes(pitches, beats * beat_seconds, signals.shape[1]) for beats in (1, 2)]
+    loud = _loudest_around(np.concatenate([signals[: HIGH + 1], *turns]))
+    offbeats = (candidate.beats[1:] + candidate.beats[:-1]) // 2
+    found = []
+    for beats in (candidate.beats, offbeats):
+        strength = np.log(loud[:, beats].mean(axis=1) + 0.1)
+        standard = _standard(loud[:, beats])
+        for meter in METERS:
+            evidence = _bar_evidence(standard, strength, meter)
+            found += [Bars(beats, meter, first, evidence[first], standard) for first in range(meter)]
+    return found
+
+
+def _standard(rows: Array) -> Array:
+    """Rows with mean 0 and deviation 1, after their few highest values were lowered."""
+    capped = np.minimum(rows, np.percentile(rows, 97, axis=1, keepdims=True))
+    centred = capped - capped.mean(axis=1, keepdims=True)
+    return centred / (centred.std(axis=1, keepdims=True) + 1e-9)
+
+
+def _bar_evidence(signals: Array, strength: Array, meter: int) -> Array:
+    """What speaks for a downbeat at each of the first beats `[meter, 41]`, of signals on beats `[10, beats]`.
+
+    The meter; then, of every signal, how it stands out on downbeats, and two beats later in bars of four; how well it
+    repeats itself after a bar; and its `strength` on beats at all.
+    """
+    echo = (signals[:, meter:] * signals[:, :-meter]).mean(axis=1)
+    by_place = np.array([signals[:, place::meter].mean(axis=1) for place in range(meter)])
+    third = np.roll(by_place, -2, axis=0) * (meter == 4)
+    rest = np.tile(np.concatenate([echo, strength]), (meter, 1))
+    return np.hstack([np.full((meter, 1), float(meter == 4)), by_place, third, rest])
+
+
+def _downbeats(way: Bars) -> NDArray[np.bool_]:
+    """Which beats begin a bar: the likeliest path (Viterbi) on which a bar may lose or gain beats, at a price."""
+    meter = way.beats_per_bar
+    third = np.pad(way.signals[:, 2:], ((0, 0), (0, 2))) * (meter == 4)
+    marks = (np.array(BAR_WEIGHTS[1]) @ way.signals + np.array(BAR_WEIGHTS[2]) @ third) / FITTED_BARS
+    total, before = np.zeros(meter), np.zeros((len(marks), meter), int)
+    for beat, mark in enumerate(marks):
+        steady, jump = np.roll(total, 1), total.max() - JUMP
+        before[beat] = np.where(steady >= jump, np.roll(np.arange(meter), 1), total.argmax())
+        total = np.maximum(steady, jump)
+        total[0] += mark
+    place, places = int(total.argmax()), []
+    for row in before[::-1]:
+        places.append(place)
+        place = int(row[place])
+    return np.array(places[::-1]) == 0
+
+
+def _heard(beats: Places, signals: Array) -> NDArray[np.bool_]:
+    """Which beats lie between the first and the last attack: none is told of in the silence around a song."""
+    strongest = signals[: HIGH + 1].max(axis=0)
+    loud = np.flatnonzero(strongest >= AUDIBLE * strongest.max())
+    return np.asarray((beats >= loud[0] - RISE_STEPS) & (beats <= loud[-1] + RISE_STEPS))

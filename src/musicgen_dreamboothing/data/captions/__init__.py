@@ -1,0 +1,1 @@
+"""Captions: own, measured or tagged; `metadata.jsonl`, which people edit."""

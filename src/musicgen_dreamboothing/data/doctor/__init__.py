@@ -1,0 +1,1 @@
+"""The doctor: examines prepared clips and reports what would hurt a training."""

@@ -1,0 +1,326 @@
+"""Songs to clips: `clips/*.flac` with `clips/metadata.jsonl`, and `songs.jsonl`, which remembers what was done.
+
+`metadata.jsonl` belongs to the person: a changed caption stays, a deleted line stays away.
+`songs.jsonl` belongs to us: one line for each song that is done, so that a killed run goes on behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any
+
+from accelerate import PartialState
+
+from musicgen_dreamboothing.console import UserError, plural
+from musicgen_dreamboothing.data.captions.captions import with_instance_prompt
+from musicgen_dreamboothing.data.captions.describe import Description
+from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
+from musicgen_dreamboothing.data.songs.cutting import Cutting, SongRecord, cut_named
+from musicgen_dreamboothing.data.songs.names import comparable, without_suffix
+from musicgen_dreamboothing.data.songs.scan import first_names
+from musicgen_dreamboothing.data.songs.song import EVAL, Song
+from musicgen_dreamboothing.data.songs.song_audio import INVALID
+from musicgen_dreamboothing.data.songs.textfiles import caption_of, numbered_json_lines
+from musicgen_dreamboothing.files import write_json_lines, write_text
+from musicgen_dreamboothing.workers import in_processes, in_threads
+
+JOURNALS = "songs-*.jsonl"  # of the other processes, while they cut
+WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
+DESCRIBED = ("tempo", "key", "tags", "variants")  # columns of ours that stand only where clips are described
+AUDIBLY_SOFT = 0.5  # LU
+STEM_BYTES = 120  # file systems take names of 255 bytes, encrypted ones of 143
+# The audiofolder loader takes these words in file names for splits, and would leave out all other files.
+SPLIT_WORD = re.compile(r"(?<![^-._ \d])(train(ing)?|validation|valid|val|dev|test(ing)?|eval(uation)?)(?=[-._ \d]|$)")
+DATASET_CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: "*"
+---
+Clips of songs with captions. Edit the `text` in `metadata.jsonl`, or delete a line to leave a clip out,
+then run the same command again: only what changed is done again.
+"""
+
+
+def cut_songs(
+    folder: Path, songs: list[Song], cutting: Cutting, workers: int, *, keep_others: bool = False
+) -> tuple[list[SongRecord], int]:
+    """Cuts the songs that are new or changed; returns the records of all, in order, and how many had to be cut.
+
+    Songs on record that are not among `songs` are dropped with their clips, or stay, in their old places, with
+    `keep_others`: `songs` then are a part of a dataset.
+
+    Each song is on record as soon as its clips are written, so that a killed run loses few. Under `accelerate launch`
+    the processes share the songs, and each keeps its own journal until the end.
+    """
+    state, clips = PartialState(), folder / CLIPS
+    before = read_records(folder)
+    done = {record.source: record for record in before}
+    names = {song.name for song in songs}
+    others = [record for record in before if keep_others and record.source not in names]
+    stems = _stems(songs, done, others)
+    todo = [song for song in songs if song.name not in done or not done[song.name].is_done(song, cutting)]
+    state.wait_for_everyone()  # all have looked before one of them writes
+    clips.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        _close_journals(folder, before)
+    state.wait_for_everyone()
+    _cut_share(folder, todo[state.process_index :: state.num_processes], stems, cutting, workers)
+    state.wait_for_everyone()
+    done = {record.source: record for record in read_records(folder)}
+    splits = {record.source: record.split for record in before if keep_others}
+    splits |= {song.name: song.split for song in songs}
+    records = [replace(done[name], split=split) for name, split in splits.items()]
+    state.wait_for_everyone()
+    if state.is_main_process:
+        write_text(clips / "README.md", DATASET_CARD)
+        _close_journals(folder, records)
+        _delete_strays(clips, before, set(stems.values()), records)
+    return records, len(todo)
+
+
+def _close_journals(folder: Path, records: list[SongRecord]) -> None:
+    """Puts everything into one, so that no old line of another one is read as the newest."""
+    write_json_lines(folder / SONGS, map(asdict, records))
+    for journal in folder.glob(JOURNALS):
+        journal.unlink()
+
+
+def _cut_share(folder: Path, songs: list[Song], stems: dict[str, str], cutting: Cutting, workers: int) -> None:
+    """Cuts the songs of this process, listening in processes of their own; plain decoding needs but threads."""
+    state = PartialState()
+    work = partial(cut_named, folder=(folder / CLIPS).absolute(), cutting=cutting)
+    pairs = [(song, stems[song.name]) for song in songs]
+    how = in_processes if cutting.listens else in_threads
+    path = folder / (SONGS if state.is_main_process else JOURNALS.replace("*", str(state.process_index)))
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as journal:  # what JSON writes for such letters
+        for record in how(work, pairs, workers, unit="song", doing="cutting", show=state.is_main_process):
+            journal.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            journal.flush()
+
+
+def read_records(folder: Path) -> list[SongRecord]:
+    """The journals; the last line of each may be torn by a kill and is then left out."""
+    paths = [path for path in (folder / SONGS, *sorted(folder.glob(JOURNALS))) if path.exists()]
+    lines = [line for path in paths for line in path.read_text(encoding="utf-8").split("\n")]
+    records = {}
+    for line in lines:
+        try:
+            record = SongRecord(**json.loads(line))
+        except (json.JSONDecodeError, TypeError):
+            continue
+        records[record.source] = record
+    return list(records.values())
+
+
+def _stems(songs: list[Song], done: dict[str, SongRecord], others: list[SongRecord]) -> dict[str, str]:
+    """A flat, legal and unique file stem for every song; a song that has clips keeps the stem of theirs."""
+    known = {song.name: done[song.name].stem for song in songs if song.name in done and done[song.name].clips}
+    used = [*known.values(), *(record.stem for record in others if record.clips)]
+    stems, taken = dict(known), set(map(comparable, used))  # some file systems know no capitals
+    for song in songs:
+        if song.name not in known:
+            stem = _free_stem(song.name, taken)
+            stems[song.name] = stem
+            taken.add(comparable(stem))
+    return stems
+
+
+def _free_stem(name: str, taken: set[str]) -> str:
+    stem = _legal(without_suffix(name).replace("/", "__"))
+    if comparable(stem) in taken:
+        stem = _legal(name.replace("/", "__"))
+    while comparable(stem) in taken:
+        stem += "_"
+    return stem
+
+
+def _legal(name: str) -> str:
+    """Without what some system forbids in names, not hidden, not too long, and no word that names a split."""
+    legal = re.sub(r'[<>:"|?*\\/#\s\0-\x1f]+', "_", unicodedata.normalize("NFC", name)).lstrip(".-")
+    legal = SPLIT_WORD.sub(lambda word: word[0].capitalize(), legal)
+    return legal.encode()[:STEM_BYTES].decode(errors="ignore") or "song"
+
+
+def _delete_strays(clips: Path, before: list[SongRecord], stems: set[str], records: list[SongRecord]) -> None:
+    """Removes our clips of songs that are gone or were cut anew, and what a killed run left.
+
+    Ours is what the records list; a killed run leaves numbered clips that neither records nor metadata list. Whatever
+    else is there belongs to a person and stays.
+    """
+    kept = {clip["file_name"] for record in records for clip in record.clips}
+    ours = {clip["file_name"] for record in before for clip in record.clips}
+    metadata = clips / METADATA
+    listed = {row.get("file_name") for row in listed_clips(clips.parent)} if metadata.exists() else set()
+    for path in clips.glob("*.flac"):
+        stem, _, number = path.stem.rpartition("-")
+        left_over = stem in stems and re.fullmatch(r"\d{3,}", number) and path.name not in listed
+        if path.name not in kept and (path.name in ours or left_over):
+            path.unlink()
+
+
+def listed_clips(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metadata.jsonl`, which people edit, with the names that their files have on this disk.
+
+    A line without a file name comes back without `file_name`.
+
+    Raises:
+        UserError: a line is no JSON object, has a caption that is no text, or names a file outside the folder of clips.
+            Nobody who gets the folder would have such a clip, and a dataset on the Hub would lack it.
+    """
+    clips, rows = folder / CLIPS, _listed_rows(folder / CLIPS / METADATA)
+    missing = [row for row in rows if "file_name" in row and not os.path.isfile(clips / row["file_name"])]
+    if missing:  # file names in a zip file from a Mac have another Unicode form than those in the metadata
+        files = {comparable(path.relative_to(clips).as_posix()): path for path in clips.rglob("*") if path.is_file()}
+        for row in missing:
+            if path := files.get(comparable(row["file_name"].replace("\\", "/"))):
+                row["file_name"] = path.relative_to(clips).as_posix()
+    return rows
+
+
+def _listed_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, row in numbered_json_lines(path):
+        name = row.get("file_name")
+        if not isinstance(name, str) or not name.strip():
+            row.pop("file_name", None)
+        elif PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise UserError(
+                f"{path} line {number}: {name!r} is outside of {path.parent}; copy it there and name the copy"
+            )
+        try:
+            if not isinstance(row.get("text"), str):
+                row |= {"text": caption_of(row["text"])} if "text" in row else {}
+            if "variants" in row and not isinstance(row["variants"], list | None):
+                raise ValueError("variants must be a list of texts")
+        except ValueError as error:
+            raise UserError(f"{path} line {number}: {error}; correct the line and run again") from error
+        rows.append(row)
+    return rows
+
+
+def update_metadata(
+    folder: Path,
+    songs: list[Song],
+    records: list[SongRecord],
+    instance_prompt: str | None,
+    descriptions: Mapping[str, Description],
+    class_prompt: str | None = None,
+) -> int:
+    """Brings `metadata.jsonl` up to date without touching what a person changed there.
+
+    A caption that differs from the one we wrote is the person's and stays. A clip that we listed
+    before and that is missing now was deleted by the person and stays away; a clip that the person
+    added stays. Without the file all begins anew. Rows of songs that are only on record stay as they are.
+
+    Returns:
+        How many clips stay away.
+    """
+    path = folder / CLIPS / METADATA
+    listed = _listed_rows(path) if path.exists() else []
+    present = {row["file_name"]: row for row in listed if "file_name" in row}
+    written = _written_captions(folder) if path.exists() else {}
+    by_name = {song.name: song for song in songs}
+    rows, fresh = list[dict[str, Any]](), dict[str, str]()
+    for record in records:
+        song = by_name.get(record.source)
+        if song is None:
+            names = [clip["file_name"] for clip in record.clips]
+            rows += [present[name] for name in names if name in present]
+            fresh |= {name: written[name] for name in names if name in written}
+            continue
+        plain = with_instance_prompt(instance_prompt, song.caption, class_prompt)
+        for clip in record.clips:
+            name = clip["file_name"]
+            description = descriptions.get(name)
+            fresh[name] = description.captions[0] if description else plain
+            if name in written and name not in present:
+                continue
+            row = _row(clip, record, fresh[name], description, instance_prompt)
+            rows.append(_with_edits(row, present.get(name, {}), written.get(name)))
+    ours = {clip["file_name"] for record in records for clip in record.clips}
+    added = [row for name, row in present.items() if name not in written and name not in ours]
+    write_json_lines(path, [*rows, *(row for row in added if os.path.isfile(folder / CLIPS / row["file_name"]))])
+    write_text(folder / WRITTEN, json.dumps(fresh, ensure_ascii=False))
+    return len(ours) - len(rows)
+
+
+def _written_captions(folder: Path) -> dict[str, str]:
+    path = folder / WRITTEN
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _row(
+    clip: dict[str, Any], record: SongRecord, caption: str, description: Description | None, instance_prompt: str | None
+) -> dict[str, Any]:
+    """One line of the metadata as we would write it."""
+    return {
+        "file_name": clip["file_name"],
+        "text": caption,
+        "instance_prompt": instance_prompt,
+        "source": record.source,
+        "split": record.split,
+        "start": clip["start"],
+        "seconds": clip["seconds"],
+    } | (description.columns() if description else {})
+
+
+def _with_edits(ours: dict[str, Any], present: dict[str, Any], written: str | None) -> dict[str, Any]:
+    """Our line with the caption that a person wrote, which stands alone, and with the columns that a person added."""
+    own = present.get("text")
+    added = {key: value for key, value in present.items() if key not in ours and key not in DESCRIBED}
+    if own is None or own == written:
+        return ours | added
+    return {key: value for key, value in ours.items() if key != "variants"} | {"text": str(own)} | added
+
+
+def summary_lines(records: list[SongRecord]) -> list[str]:
+    """What happened to the songs, in lines: nothing is left out without being named and counted."""
+    clips = [clip for record in records for clip in record.clips]
+    minutes = sum(clip["seconds"] for clip in clips) / 60
+    used = sum(bool(record.clips) for record in records)
+    lines = [f"{plural(len(clips), 'clip')} from {plural(used, 'song')}, {minutes:.1f} minutes"]
+    if held := sum(record.split == EVAL for record in records):
+        lines.append(f"{plural(held, 'song')} of them for evaluation")
+    skipped = [record.skipped for record in records if record.skipped]
+    if skipped:
+        lines.append(f"{plural(len(skipped), 'song')} skipped:")
+        lines += [f"  {reason}" for reason in skipped]
+    if silent := sum(record.silent for record in records):
+        lines.append(f"{plural(silent, 'clip')} left out: mostly silent")
+    lines += _levels_account(records)
+    lines += [record.note for record in records if record.note and record.clips]
+    damaged = [record.damage for record in records if record.damage and not record.skipped]
+    if damaged:
+        lines.append(f"{plural(len(damaged), 'song')} damaged, the rest of each is used:")
+        lines += [f"  {reason}" for reason in damaged]
+    return lines
+
+
+def _levels_account(records: list[SongRecord]) -> list[str]:
+    """One line each on samples that are no sound, on DC offsets and on songs whose peaks forbid more gain."""
+    lines = []
+    broken = [record for record in records if record.invalid and record.clips]
+    if clips := sum(record.invalid for record in broken):
+        lines.append(f"{plural(clips, 'clip')} left out: {INVALID} ({first_names(_sources(broken))})")
+    if moved := [record for record in records if record.offset and record.clips]:
+        lines.append(f"DC offset removed from {plural(len(moved), 'song')}: {first_names(_sources(moved))}")
+    soft = [record for record in records if record.soft_by > AUDIBLY_SOFT and record.loudness is not None]
+    if soft := sorted(soft, key=lambda record: -record.soft_by):
+        target = (soft[0].loudness or 0.0) + soft[0].soft_by
+        stay, whose = ("stays", "its") if len(soft) == 1 else ("stay", "their")
+        songs = plural(len(soft), "song")
+        lines.append(f"{songs} {stay} below {target:g} LUFS because of {whose} peaks: {first_names(_sources(soft))}")
+    return lines
+
+
+def _sources(records: list[SongRecord]) -> list[str]:
+    return [record.source for record in records]

@@ -1,0 +1,197 @@
+"""Songs without some of their stems, such as the vocals: separated once, and kept in `stems/` for every later run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from accelerate import PartialState
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.audio import Wave
+from musicgen_dreamboothing.console import plural, progress_bar
+from musicgen_dreamboothing.data.songs.products import STEM_FILE
+from musicgen_dreamboothing.data.songs.song import Song
+from musicgen_dreamboothing.data.songs.song_audio import INVALID, SongAudio
+from musicgen_dreamboothing.files import write_text
+from musicgen_dreamboothing.pretrained.separator import Separator, parse_stems, signature
+
+STEMS = "stems"
+SOUND, DAMAGE, OFFSET, UNFINISHED = ".flac", ".txt", ".offset", ".part"  # files of one song
+PROBE_RATE = 44_100  # Hz; any would do
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} songs [{elapsed}<{remaining}]"
+
+
+def keep_stems(
+    folder: Path,
+    songs: list[Song],
+    stems: Sequence[str],
+    *,
+    model: str,
+    batch_size: int = 0,
+    cache_dir: str | None = None,
+    keep_others: bool = False,
+) -> list[Song]:
+    """The same songs, of which only some stems are heard.
+
+    The model is loaded only where a song has to be separated, and no song is in memory as a whole. Under `accelerate
+    launch` the processes share the songs. A song that can't be decoded stays as it is: cutting will say why.
+
+    Args:
+        folder: the prepared folder.
+        songs: what to separate.
+        stems: what to keep, as the separator names them.
+        model: of demucs: a published name, or a folder.
+        batch_size: segments at once; 0 chooses by the device.
+        cache_dir: where downloads from the Hub are kept.
+        keep_others: keeps the stems of other songs too: `songs` are a part of a dataset.
+
+    Raises:
+        UserError: demucs or the model can't be had, or it has no such stem.
+    """
+    state, made_by = PartialState(), signature(model, cache_dir=cache_dir)
+    paths = [folder / STEMS / f"{_key(song, made_by, stems)}{SOUND}" for song in songs]
+    (folder / STEMS).mkdir(parents=True, exist_ok=True)
+    missing = [(song, path) for song, path in zip(songs, paths, strict=True) if not path.exists()]
+    state.wait_for_everyone()  # all have looked before one of them writes
+    share = [(song, path) for song, path in missing[state.process_index :: state.num_processes] if _is_readable(song)]
+    if share:
+        _separate_all(share, stems, Separator(model, device=state.device, batch_size=batch_size, cache_dir=cache_dir))
+    state.wait_for_everyone()
+    if state.is_main_process and not keep_others:
+        _delete_strays(folder / STEMS, {path.stem for path in paths})
+    return [_kept_song(song, path) if path.exists() else song for song, path in zip(songs, paths, strict=True)]
+
+
+def _is_readable(song: Song) -> bool:
+    """Whether decoding begins well: a broken song, which is missing at every run, is no reason to load the model."""
+    try:
+        waves = audio.stream(
+            song.read(), PROBE_RATE, start=song.start, end=song.end, block_seconds=1.0, on_invalid=lambda *span: None
+        )
+        next(waves)
+    except audio.AudioError:
+        return False
+    return True
+
+
+def _separate_all(share: list[tuple[Song, Path]], stems: Sequence[str], separator: Separator) -> None:
+    kept = parse_stems(stems, separator.stems)
+    if kept == separator.stems:  # all: songs stay what they are
+        return
+    quiet = not PartialState().is_main_process
+    with progress_bar(total=len(share), desc="separating", bar_format=BAR, disable=quiet) as bar:
+        for song, path in share:
+            _separate(song, path, separator, kept, bar)
+
+
+def _separate(song: Song, path: Path, separator: Separator, stems: Sequence[str], bar: Any) -> None:
+    """Writes the kept stems of one song; the bar moves by what is done of it."""
+    before = bar.n
+
+    def tell(share: float) -> None:
+        bar.update(before + share - bar.n)
+
+    temporary = path.with_suffix(UNFINISHED)
+    try:
+        sound = SongAudio(song, separator.rate)
+        _write(temporary, separator.keep(partial(_within_full_scale, sound), stems, tell), separator.rate)
+        if damage := _damage(sound, song):
+            write_text(path.with_suffix(DAMAGE), damage)
+        if offset := sound.levels.offset_share:  # stems are made without it
+            write_text(path.with_suffix(OFFSET), str(offset))
+        temporary.replace(path)
+    except audio.AudioError as error:
+        if isinstance(error, audio.AudioWriteError):  # a full disk; what is wrong with the song, cutting will say
+            raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    bar.update(before + 1 - bar.n)
+
+
+def _within_full_scale(sound: SongAudio) -> Iterator[Wave]:
+    """The mix; of a float file on another scale, which the file of stems could not hold, with a peak of 1."""
+    return (wave / np.float32(sound.levels.full_scale) for wave in sound.waves())
+
+
+def _damage(sound: SongAudio, song: Song) -> str:
+    """What of a song is not in its stems, in one line; empty where all is."""
+    lines = [sound.damage] if sound.damage else []
+    if sound.invalid:
+        lines.append(f"{song.name}: silence at {plural(len(sound.invalid), 'place')} with {INVALID}")
+    return "; ".join(lines)
+
+
+def _write(path: Path, blocks: Iterator[Wave], rate: int) -> None:
+    """What `audio.write` makes of a whole wave, as it comes; errors are the same."""
+    first = next(blocks)  # before there is a file: here decoding begins
+    try:
+        with path.open("wb", buffering=0) as file:  # else a seek could fail of what was written before
+            place = _Place(file)
+            with soundfile.SoundFile(place, "w", rate, len(first), "PCM_16", format="FLAC") as flac:
+                for block in chain([first], blocks):
+                    flac.write(np.clip(block, -1, 1).T)
+                    place.check()
+            place.check()
+    except OSError as error:
+        raise audio.AudioWriteError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+class _Place:
+    """A file to write to. What the system says is kept until somebody asks, for libsndfile would hide it."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file, self._error = file, list[OSError]()
+        self.seek, self.tell = file.seek, file.tell
+
+    def write(self, content: bytes) -> int:
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self._error.append(error)
+        return len(content)
+
+    def check(self) -> None:
+        if self._error:
+            raise self._error[0]
+
+
+def _delete_strays(folder: Path, kept: set[str]) -> None:
+    """Files of songs that are gone or were separated again, and what a killed run left.
+
+    All other files in the folder belong to the user and stay.
+    """
+    for path in folder.iterdir():
+        is_ours = path.suffix in (SOUND, DAMAGE, OFFSET, UNFINISHED) and STEM_FILE.fullmatch(f"{path.stem}{SOUND}")
+        if is_ours and (path.suffix == UNFINISHED or path.stem not in kept):
+            path.unlink()
+
+
+def _key(song: Song, made_by: str, stems: Sequence[str]) -> str:
+    """A file name that changes whenever the sound would; the fingerprint of a track changes with its start and end."""
+    said = "\0".join([song.name, song.fingerprint, made_by, *sorted(set(stems))])
+    return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
+
+
+def _kept_song(song: Song, path: Path) -> Song:
+    place, damage, offset = path.absolute(), path.with_suffix(DAMAGE), path.with_suffix(OFFSET)
+    return replace(
+        song,
+        read=lambda: place,
+        fingerprint=path.stem,
+        start=0.0,
+        end=None,
+        original=song.read,
+        damage=damage.read_text(encoding="utf-8") if damage.exists() else None,
+        offset=float(offset.read_text(encoding="utf-8")) if offset.exists() else 0.0,
+    )

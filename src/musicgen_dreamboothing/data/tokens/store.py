@@ -1,0 +1,342 @@
+"""Clips to tokens: EnCodec runs once for each clip, T5 once for each distinct caption.
+
+`tokens/codes-<hash>` has codes without the delay pattern, keyed by the bytes of the clip; the hash is of the codec.
+`text_states.py` keeps text states beside it. Neither knows a clip's caption or a run's key-word: what reads them, reads
+the metadata too, and puts its own key-word in front. So runs with other key-words or bases share a folder, and as
+nothing that is stored is changed or deleted, each of them finds what it began with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.analysis.copies import joined_fingerprint, same_recordings
+from musicgen_dreamboothing.analysis.duplicates import Fingerprint, fingerprint
+from musicgen_dreamboothing.console import UserError, log, plural, progress_bar
+from musicgen_dreamboothing.data.captions.caption_check import caption_notes
+from musicgen_dreamboothing.data.captions.captions import key_phrase, with_instance_prompt, word_dropout_variants
+from musicgen_dreamboothing.data.layout import CLIPS, METADATA, TOKENS
+from musicgen_dreamboothing.data.songs.clips import listed_clips
+from musicgen_dreamboothing.data.songs.song import TRAIN
+from musicgen_dreamboothing.data.tokens.arrow_tables import append_rows, delete_unfinished, read_rows
+from musicgen_dreamboothing.data.tokens.text_states import add_states
+from musicgen_dreamboothing.device import release_memory
+from musicgen_dreamboothing.files import digest, write_json
+from musicgen_dreamboothing.model import codec
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load_tokenizer
+from musicgen_dreamboothing.model.keyword import texts_of
+
+INFO = "info.json"  # names the base that clips were last encoded for
+PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
+READ_AHEAD = 8  # clips, at least
+ENCODE_BATCH = 8  # clips at once on a CPU, whose LSTM products of 4 rows are slow; on a GPU its free memory decides
+MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
+# What an earlier version wrote: tables, the same ones when it was killed, and files beside and in them.
+OLD_TABLES = tuple(table + end for table in ("clips", "captions", "words", "parts/*") for end in ("", ".new", ".old"))
+OLD_FILES = ("key_word.json", "clips.arrow", "captions.arrow", "words.arrow", "parts/*.arrow")
+OLD_TABLE_FILES = ("data-*.arrow", "dataset_info.json", "state.json")
+
+ReadClip = tuple[dict[str, Any], np.ndarray, Fingerprint]  # a row, its wave [C, S], its fingerprint [T]
+
+CODE_FEATURES = datasets.Features(
+    {
+        "digest": datasets.Value("string"),
+        "codes": datasets.List(datasets.List(datasets.Value("uint16"))),  # [K, T]
+        "frames": datasets.Value("int32"),  # T
+        "fingerprint": datasets.List(datasets.Value("uint32")),  # of the sound, see `listening.duplicates`
+    }
+)
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """What a run reads of a prepared folder, and what had to be done for it.
+
+    Attributes:
+        rows: the clips as the metadata lists them, with the captions of this run.
+        clips_encoded: how many clips had to be encoded.
+        captions_encoded: how many captions.
+    """
+
+    rows: list[dict[str, Any]]
+    clips_encoded: int
+    captions_encoded: int
+
+
+def tokenize_clips(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    batch_size: int = 0,
+    workers: int = 1,
+    instance_prompt: str | None = None,
+    class_prompt: str | None = None,
+    word_dropout: float = 0.0,
+    text_states: bool = True,
+) -> Tokenized:
+    """Adds to `tokens/` what a run needs; under `accelerate launch` the processes share the clips.
+
+    Args:
+        folder: the prepared folder.
+        checkpoint: the base whose codec and text encoder are used.
+        batch_size: clips encoded at once; 0 chooses by the device.
+        workers: threads that read clips while the codec computes.
+        instance_prompt: put in front of captions that do not begin with it, and
+        class_prompt: the noun behind it.
+        word_dropout: above 0 a few copies of each caption lack this share of the words behind these two.
+        text_states: False where the text encoder is trained, and no state of it stays true.
+
+    Raises:
+        UserError: no clip is left.
+    """
+    state = PartialState()
+    rows = clip_rows(folder, instance_prompt, class_prompt)
+    if state.is_main_process:
+        _begin(folder / TOKENS, checkpoint)
+        for note in caption_notes(rows, load_tokenizer(checkpoint)):
+            log(note)
+    state.wait_for_everyone()
+    encoded = _add_codes(folder, rows, checkpoint, batch_size, workers)
+    captioned = 0
+    if state.is_main_process:
+        recordings_of(folder, rows, *read_codes(folder, codes_name(checkpoint)))
+        if text_states:
+            captions = captions_of(rows, key_phrase(instance_prompt, class_prompt), word_dropout)
+            words = texts_of(instance_prompt) if instance_prompt else []
+            captioned = len(add_states(folder, captions + words, checkpoint).intersection(captions))
+    state.wait_for_everyone()
+    return Tokenized(rows, encoded, captioned)
+
+
+def codes_name(checkpoint: Checkpoint) -> str:
+    """The folder in `tokens/` that has the codes of this checkpoint's codec."""
+    return f"codes-{checkpoint.codec_hash}"
+
+
+def _begin(tokens: Path, checkpoint: Checkpoint) -> None:
+    """Notes the base, and deletes what cannot be used: unfinished files and tables of an earlier version."""
+    for table in (*tokens.glob("codes-*"), *tokens.glob("text-*")):
+        delete_unfinished(table)
+    noted = read_info(tokens)
+    if "identity" in noted:
+        _delete_old_tables(tokens)
+    if noted != {"model": checkpoint.name}:
+        write_json(tokens / INFO, {"model": checkpoint.name})
+
+
+def read_info(tokens: Path) -> dict[str, Any]:
+    """The contents of `info.json`; none where it is missing or damaged."""
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads((tokens / INFO).read_text(encoding="utf-8")))
+    return {}
+
+
+def _delete_old_tables(tokens: Path) -> None:
+    """Deletes the files that an earlier version wrote; what a person has put beside them stays."""
+    tables = [path for table in OLD_TABLES for path in tokens.glob(table) if path.is_dir()]
+    for folder, patterns in ((tokens, OLD_FILES), *((table, OLD_TABLE_FILES) for table in tables)):
+        for path in (path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
+            path.unlink()
+    for folder in (*tables, tokens / "parts"):
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def clip_rows(
+    folder: Path, instance_prompt: str | None = None, class_prompt: str | None = None
+) -> list[dict[str, Any]]:
+    """The clips listed in the metadata whose file exists, with the digest of each file.
+
+    The key phrase is put in front of captions that do not begin with it.
+
+    Raises:
+        UserError: there is none.
+    """
+    clips = folder / CLIPS
+    listed = listed_clips(folder)
+    rows = [row for row in listed if (clips / str(row.get("file_name"))).is_file()]
+    if not rows:
+        raise UserError(f"{clips / METADATA} lists no clip whose file is there")
+    if len(rows) < len(listed):
+        log(f"left out: {plural(len(listed) - len(rows), 'line')} of {clips / METADATA} whose file is missing")
+    return [_clip_row(row, clips, instance_prompt, class_prompt) for row in rows]
+
+
+def _clip_row(
+    row: dict[str, Any], clips: Path, instance_prompt: str | None, class_prompt: str | None
+) -> dict[str, Any]:
+    """Fills in what a person who wrote the metadata by hand may have left out."""
+    name = row["file_name"]
+    return {
+        **{key: str(row.get(key) or usual) for key, usual in (("source", name), ("split", TRAIN))},
+        **{key: _number(row.get(key)) for key in ("start", "seconds")},
+        "file_name": name,
+        "text": with_instance_prompt(instance_prompt, str(row.get("text") or ""), class_prompt),
+        "variants": [
+            with_instance_prompt(instance_prompt, str(text), class_prompt)
+            for text in row.get("variants") or []
+            if text is not None
+        ],
+        "digest": digest(clips / name),
+    }
+
+
+def _number(value: Any) -> float:
+    """Seconds that a person may have written; 0 for what is none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+
+
+def captions_of(rows: Iterable[Mapping[str, Any]], phrase: str, word_dropout: float) -> list[str]:
+    """All texts that a run may draw for these clips: captions, other captions, and copies without some words."""
+    captions = list(dict.fromkeys(text for row in rows for text in (row["text"], *row["variants"])))
+    if not word_dropout:
+        return captions
+    return captions + [copy for text in captions for copy in word_dropout_variants(text, phrase, word_dropout)]
+
+
+def read_codes(folder: Path, name: str) -> tuple[datasets.Dataset, dict[str, int]]:
+    """The codes in one of the folders in `tokens/`, and the row of each digest."""
+    table = read_rows(folder / TOKENS / name, CODE_FEATURES)
+    return table, {one: row for row, one in enumerate(table["digest"])}
+
+
+def _add_codes(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int) -> int:
+    """Encodes what is missing, each process its share."""
+    state = PartialState()
+    _, known = read_codes(folder, codes_name(checkpoint))
+    missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
+    state.wait_for_everyone()  # all have looked before one of them writes
+    if share := missing[state.process_index :: state.num_processes]:
+        _encode_missing(folder, share, checkpoint, batch_size, workers)
+    state.wait_for_everyone()
+    return len(missing)
+
+
+def recordings_of(
+    folder: Path, rows: Sequence[Mapping[str, Any]], table: datasets.Dataset, row_of: Mapping[str, int]
+) -> dict[str, str]:
+    """For each song the first one, by name, that is the same recording: its own name where there is no other.
+
+    What is found is kept in `tokens/`: of thousands of songs it takes a while.
+
+    Args:
+        folder: the prepared folder.
+        rows: the clips, with `source`, `digest` and `start` in seconds.
+        table: codes with fingerprints.
+        row_of: the row of each digest in it.
+    """
+    clips = sorted((row["source"], row["start"], row["digest"]) for row in rows)
+    key = hashlib.blake2b(json.dumps(clips).encode(), digest_size=8).hexdigest()
+    path = folder / TOKENS / f"recordings-{key}.json"
+    names = sorted({source for source, _, _ in clips})
+    with suppress(OSError, ValueError, TypeError):
+        copies = json.loads(path.read_text(encoding="utf-8"))
+        return {name: copies.get(name, name) for name in names}
+    prints = table.select_columns(["fingerprint"]).with_format("numpy")
+    parts: dict[str, list[tuple[float, np.ndarray]]] = {}
+    for source, start, one in clips:
+        parts.setdefault(source, []).append((start, np.asarray(prints[row_of[one]]["fingerprint"], np.uint32)))
+    first = same_recordings([joined_fingerprint(parts[name]) for name in names])
+    found = {name: names[number] for name, number in zip(names, first, strict=True)}
+    if PartialState().is_main_process:
+        write_json(path, {name: other for name, other in found.items() if name != other})
+    return found
+
+
+def _encode_missing(
+    folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
+) -> None:
+    """Runs EnCodec over the clips; the codec leaves memory at the end."""
+    state, table = PartialState(), folder / TOKENS / codes_name(checkpoint)
+    device = state.device  # of this process, and the CPU where `--use_cpu` says so
+    batch_size = batch_size or batch_size_of(device)
+    model = load_codec(checkpoint, device)
+    pending: list[dict[str, Any]] = []
+    with progress_bar(total=len(rows), unit="clip", desc="encoding", disable=not state.is_main_process) as bar:
+        for batch in _equal_length_batches(folder / CLIPS, rows, checkpoint, batch_size, workers):
+            waves = torch.from_numpy(np.stack([wave for _, wave, _ in batch]))
+            codes = codec.encode(model, waves, checkpoint).cpu().numpy().astype(np.uint16)
+            pending += [
+                {"digest": row["digest"], "codes": code, "frames": code.shape[1], "fingerprint": words}
+                for (row, _, words), code in zip(batch, codes, strict=True)
+            ]
+            bar.update(len(batch))
+            if len(pending) >= PART_CLIPS:
+                append_rows(table, pending, CODE_FEATURES, state.process_index)
+                pending = []
+    if pending:
+        append_rows(table, pending, CODE_FEATURES, state.process_index)
+    del model
+    release_memory()
+
+
+def batch_size_of(device: torch.device) -> int:
+    """Clips of 30 s that EnCodec takes at once on a device."""
+    if device.type != "cuda":
+        return ENCODE_BATCH
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(MAX_ENCODE_BATCH, int(free / ENCODE_BYTES)))
+
+
+def _equal_length_batches(
+    clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
+) -> Iterator[list[ReadClip]]:
+    """Clips of equal length: padding would change the codes of the shorter ones."""
+    ordered = sorted(rows, key=lambda row: (-row["seconds"], row["file_name"]))
+    clips_read = _read(clips, ordered, checkpoint, workers, max(READ_AHEAD, batch_size))
+    for _, group in groupby(clips_read, key=lambda clip: clip[1].shape[-1]):
+        batch: list[ReadClip] = []
+        for clip in group:
+            batch.append(clip)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _read(
+    clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, workers: int, read_ahead: int
+) -> Iterator[ReadClip]:
+    """Clips in order; a few are read ahead, so that memory doesn't grow with their number.
+
+    They are a batch of the codec's at least, which is read while it encodes the one before.
+
+    Decoding and resampling are done by C, which lets others work meanwhile: two processes took as long as two threads
+    for 27 minutes of FLAC (4.0 s), and 0.7 s more to start.
+    """
+    ahead: deque[Future[ReadClip]] = deque()
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        for row in rows:
+            ahead.append(pool.submit(_read_clip, clips, row, checkpoint))
+            if len(ahead) > read_ahead:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_clip(clips: Path, row: dict[str, Any], checkpoint: Checkpoint) -> ReadClip:
+    """A clip as the codec takes it: its rate, the model's channels, whole frames."""
+    decoded = audio.decode(clips / row["file_name"], checkpoint.sampling_rate)
+    wave = audio.to_channels(decoded, checkpoint.audio_channels)
+    wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % checkpoint.hop_length)))
+    return row, wave, fingerprint(decoded, checkpoint.sampling_rate)

@@ -1,0 +1,142 @@
+"""The token tables of a run: its clips with their codes, and the text states of its captions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+
+from musicgen_dreamboothing.console import UserError, log, plural
+from musicgen_dreamboothing.data.songs.scan import first_names
+from musicgen_dreamboothing.data.tokens.arrow_tables import join_rows
+from musicgen_dreamboothing.data.tokens.split import Row, Split, split_songs
+from musicgen_dreamboothing.data.tokens.store import captions_of, codes_name, read_codes, recordings_of
+from musicgen_dreamboothing.data.tokens.text_states import read_states
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
+
+ROW_FEATURES = datasets.Features(
+    {
+        **dict.fromkeys(("file_name", "source", "text"), datasets.Value("string")),
+        **dict.fromkeys(("start", "seconds"), datasets.Value("float64")),
+        "variants": datasets.List(datasets.Value("string")),  # other captions of the clip
+    }
+)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The token tables.
+
+    Attributes:
+        train: clips to train on.
+        held_out: clips held out.
+        captions: text states of all captions, if they are cached.
+        split: the same clips as plain values; empty for generated clips of the class.
+    """
+
+    train: datasets.Dataset
+    held_out: datasets.Dataset
+    captions: datasets.Dataset | None = None
+    split: Split = field(default_factory=Split)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with every clip and every caption."""
+        found = hashlib.sha256()
+        for table in (self.train, self.held_out):
+            for digest, caption, others in zip(table["digest"], table["text"], table["variants"], strict=True):
+                found.update("\n".join([f"{digest} {caption}", *others, ""]).encode())
+        return found.hexdigest()[:16]
+
+    @property
+    def longest_caption(self) -> int | None:
+        """In tokens of the text encoder, which need not be loaded for it; None where no states are cached."""
+        return max(self.captions["length"], default=None) if self.captions is not None else None
+
+    @property
+    def held_out_songs(self) -> list[str]:
+        return sorted(set(self.held_out["source"]))
+
+
+def load_tables(
+    folder: Path,
+    rows: Sequence[Row],
+    checkpoint: Checkpoint,
+    *,
+    eval_fraction: float,
+    seed: int,
+    limits: tuple[int | None, int | None] = (None, None),
+    text_states: bool = True,
+    key_phrase: str = "",
+    word_dropout: float = 0.0,
+) -> Tables:
+    """Splits the clips of a prepared folder, as `split_songs` does, and reads their tokens.
+
+    Args:
+        folder: the prepared folder.
+        rows: its clips, from `tokens.clip_rows`.
+        checkpoint: the base whose codec and text encoder are used.
+        eval_fraction: share of the songs that is held out.
+        seed: of the split.
+        limits: clips to train on and clips to hold out, at most.
+        text_states: whether text states are read, of all texts that `captions_of` the rows gives with
+        key_phrase: of the run, and
+        word_dropout: of the run.
+
+    Raises:
+        UserError: nothing is left to train on.
+    """
+    name = codes_name(checkpoint)
+    table, row_of = read_codes(folder, name)
+    if any(row["digest"] not in row_of for row in rows):
+        raise UserError(f"clips of {folder} are not encoded; run the same command again")
+    frames = table["frames"][:]
+    rows = [row | {"seconds": frames[row_of[row["digest"]]] / checkpoint.frame_rate} for row in rows]
+    recordings = recordings_of(folder, rows, table, row_of)
+    split = split_songs(rows, recordings, name, eval_fraction=eval_fraction, seed=seed)
+    if not split.train:
+        raise UserError(f"{folder} has no clip to train on: all {len(rows)} are for evaluation")
+    split = split.limited(*limits)
+    texts = captions_of([*split.train, *split.held_out], key_phrase, word_dropout)
+    captions = read_states(folder, texts, checkpoint) if text_states else None
+    return Tables(*_clips_of(split, table, row_of), captions, split)
+
+
+def tables_of_split(folder: Path, split: Split) -> Tables:
+    """The clips of an earlier run, without text states; those whose codes are gone are named, counted and left out.
+
+    Raises:
+        UserError: no clip that was trained on is left.
+    """
+    table, row_of = read_codes(folder, split.codes)
+    for rows, what in ((split.train, "trained on"), (split.held_out, "held out")):
+        if gone := [row for row in rows if row["digest"] not in row_of]:
+            songs = list(dict.fromkeys(row["source"] for row in gone))
+            log(
+                f"left out: {plural(len(gone), 'clip')} of {len(rows)} {what}, "
+                f"as {folder} has no codes of them any more: {first_names(songs)}"
+            )
+    train, held_out = _clips_of(split, table, row_of)
+    if not len(train):
+        raise UserError(
+            f"{folder} has no codes of the clips that this run was trained on; prepare the same songs there again, "
+            "or name another folder with --data DIR"
+        )
+    return Tables(train, held_out, split=split)
+
+
+def _clips_of(
+    split: Split, table: datasets.Dataset, row_of: dict[str, int]
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Clips with their codes, to train on and held out."""
+    codes = table.remove_columns("fingerprint")
+
+    def joined(rows: Sequence[Row]) -> datasets.Dataset:
+        rows = [row for row in rows if row["digest"] in row_of]
+        values = [{name: row[name] for name in ROW_FEATURES} for row in rows]
+        return join_rows(codes, [row_of[row["digest"]] for row in rows], values, ROW_FEATURES)
+
+    return joined(split.train), joined(split.held_out)

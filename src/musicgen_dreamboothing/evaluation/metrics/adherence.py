@@ -1,0 +1,194 @@
+"""Whether a clip has the tempo, the key and the notes that its prompt asks for.
+
+Pure functions of words and waves; a wave is float32 `[C, S]` at `rate` Hz.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from musicgen_dreamboothing.analysis.key import TONICS, find_key
+from musicgen_dreamboothing.analysis.rhythm import find_rhythm
+from musicgen_dreamboothing.audio import Wave
+
+TEMPO_TOLERANCE = 0.04  # of Gouyon et al. (2006), "An experimental comparison of audio tempo induction algorithms"
+TEMPO_MULTIPLES = (1.0, 0.5, 2.0)
+FIFTH, RELATIVE, PARALLEL = 0.5, 0.3, 0.2  # of a right key; MIREX, audio key detection
+SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}  # semitones above the tonic
+ANY_NOTES = 7 / 12  # of what sounds where all notes sound alike
+SCORES = TEMPO, KEY, CHROMA = "tempo_adherence", "key_adherence", "chroma_adherence"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caption asks for: beats a minute, and a key such as `C# minor`, with sharps; None where it doesn't say."""
+
+    bpm: float | None
+    key: str | None
+
+
+_NUMBER = r"(\d{2,3}(?:[.,]\d+)?)"
+_TEMPO = re.compile(
+    rf"(?<![\d.,–-]){_NUMBER}[\s-]*(?:bpm|beats (?:per|a) minute)\b"
+    rf"|\b(?:bpm|tempo)(?:\s*[:=]\s*|\s+(?:(?:of|is|at|around|about)\s+)*){_NUMBER}\b",
+    re.IGNORECASE,
+)
+_KEY = re.compile(
+    r"(?P<before>\b(?:in|key(?:\s+(?:of|is))?)\b[\s:]*)?(?<![\w#♯♭'])(?P<letter>[A-G])"
+    r"(?P<sharp>\s*[#♯]|[\s-]sharp)?(?P<flat>[b♭]|[\s-]flat)?[\s-]*\b(?P<mode>maj|min)(?:or)?\b",
+    re.IGNORECASE,
+)
+_NOUN = re.compile(r"\s+(?!(?:and|at|by|for|from|in|on|or|then|to|with)\b)[a-z]", re.IGNORECASE)
+
+
+def asked_of(prompt: str) -> Asked:
+    """The tempo and the key that a caption asks for; one that names two different ones asks for neither.
+
+    A key needs its mode as a word: "Am" and "in F" are not read.
+
+    >>> asked_of("punk at 188 bpm in e minor"), asked_of("genre: rock. bpm: 118. key: Bb major")
+    (Asked(bpm=188.0, key='E minor'), Asked(bpm=118.0, key='A# major'))
+    >>> asked_of("a minor hit of 99 bands, in a minor key")
+    Asked(bpm=None, key=None)
+    """
+    tempi = {float((one or other).replace(",", ".")) for one, other in _TEMPO.findall(prompt)}
+    keys = {_key_name(match) for match in _KEY.finditer(prompt) if not _is_article(match)}
+    return Asked(tempi.pop() if len(tempi) == 1 else None, keys.pop() if len(keys) == 1 else None)
+
+
+def _is_article(match: re.Match[str]) -> bool:
+    """Whether an "a" is a word of its own: in "a minor hit" and "in a minor key", not "in a minor" or "in A minor"."""
+    letter, before = match["letter"], (match["before"] or "").lower()
+    if letter not in "aA" or match["sharp"] or match["flat"] or before.startswith("key") or (letter == "A" and before):
+        return False
+    return bool(_NOUN.match(match.string, match.end()))
+
+
+def _key_name(match: re.Match[str]) -> str:
+    step = bool(match["sharp"]) - bool(match["flat"])
+    return f"{TONICS[(TONICS.index(match['letter'].upper()) + step) % 12]} {match['mode'].lower()}or"
+
+
+@dataclass(frozen=True)
+class TempoAdherence:
+    """Tempi in beats a minute, `heard` None where nothing pulses or the clip is shorter than 5 s.
+
+    `multiple` is 1, 0.5 or 2 where the asked tempo, its half or its double was heard, within 4 %; else None.
+    """
+
+    asked: float
+    heard: float | None
+    multiple: float | None
+
+    @property
+    def is_right(self) -> bool:
+        """Accuracy 1 of Gouyon et al. (2006): the tempo itself."""
+        return self.multiple == 1
+
+    @property
+    def is_right_but_for_octave(self) -> bool:
+        """The tempo, its half or its double, for people differ in what beat they feel: Accuracy 2 without thirds."""
+        return self.multiple is not None
+
+
+def tempo_adherence(asked: float, wave: Wave, rate: int) -> TempoAdherence:
+    """Whether a clip `[C, S]` has the tempo that was asked for, in beats a minute, as `find_rhythm` hears it."""
+    rhythm = find_rhythm(wave, rate)
+    if rhythm is None:
+        return TempoAdherence(asked, None, None)
+    return TempoAdherence(asked, rhythm.tempo, tempo_multiple(rhythm.tempo, asked))
+
+
+def tempo_multiple(heard: float, asked: float) -> float | None:
+    """1, 0.5 or 2 where the heard tempo is that much of the asked one, within 4 %; else None."""
+    near = (multiple for multiple in TEMPO_MULTIPLES if abs(heard / (asked * multiple) - 1) <= TEMPO_TOLERANCE)
+    return next(near, None)
+
+
+@dataclass(frozen=True)
+class KeyAdherence:
+    """Keys such as `C# minor`; `heard` is None where nothing is tonal or the clip is shorter than 3 s.
+
+    `score` is MIREX's: 1 for the key, 0.5 for one a fifth away, 0.3 for the relative and 0.2 for the parallel one.
+    `in_scale` is the share of what sounds (of the chroma) that is notes of the asked key: 7/12 where all notes sound
+    alike, and where nothing is tonal.
+    """
+
+    asked: str
+    heard: str | None
+    score: float
+    in_scale: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the key itself was heard."""
+        return self.score == 1
+
+
+def key_adherence(asked: str, wave: Wave, rate: int) -> KeyAdherence:
+    """Whether a clip `[C, S]` is in the key that was asked for, such as `C# minor`, as `find_key` hears it."""
+    key = find_key(wave, rate)
+    if key is None:
+        return KeyAdherence(asked, None, 0.0, ANY_NOTES)
+    return KeyAdherence(asked, key.name, key_score(key.name, asked), scale_share(key.classes, asked))
+
+
+def key_score(heard: str, asked: str) -> float:
+    """How near one key is to another, 0 to 1, in MIREX's weights; a fifth may be up or down, as in its evaluation."""
+    (tonic, mode), (wanted, wanted_mode) = heard.split(), asked.split()
+    steps = (TONICS.index(tonic) - TONICS.index(wanted)) % 12
+    if mode == wanted_mode:
+        return {0: 1.0, 5: FIFTH, 7: FIFTH}.get(steps, 0.0)
+    return {0: PARALLEL, 9 if wanted_mode == "major" else 3: RELATIVE}.get(steps, 0.0)
+
+
+def scale_share(classes: Sequence[float], key: str) -> float:
+    """How much of twelve pitch classes, from C up, are notes of a key: of its major or natural minor scale.
+
+    >>> scale_share([1.0] * 12, "C# minor") == ANY_NOTES
+    True
+    """
+    tonic, mode = key.split()
+    inside = sum(classes[(TONICS.index(tonic) + step) % 12] for step in SCALES[mode])
+    return inside / sum(classes)
+
+
+@dataclass(frozen=True)
+class Adherence:
+    """What a clip's prompt asks for, and whether the clip has it; None where the prompt asks for none."""
+
+    tempo: TempoAdherence | None
+    key: KeyAdherence | None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Those of `SCORES` that the prompt asks for, each 0 to 1."""
+        found = {}
+        if self.tempo is not None:
+            found[TEMPO] = float(self.tempo.is_right)
+        if self.key is not None:
+            found |= {KEY: self.key.score, CHROMA: self.key.in_scale}
+        return found
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """In words, for a page."""
+        said = {}
+        if self.tempo is not None:
+            heard = "none" if self.tempo.heard is None else f"{self.tempo.heard:.0f}"
+            said["tempo"] = f"asked {self.tempo.asked:g}, heard {heard}"
+        if self.key is not None:
+            share = f"{100 * self.key.in_scale:.0f} % of its notes"
+            said["key"] = f"asked {self.key.asked}, heard {self.key.heard or 'none'}; {share}"
+        return said
+
+
+def adherence(prompt: str, wave: Wave, rate: int) -> Adherence:
+    """Tempo and key of a clip `[C, S]`, as far as its prompt asks for them."""
+    asked = asked_of(prompt)
+    return Adherence(
+        None if asked.bpm is None else tempo_adherence(asked.bpm, wave, rate),
+        None if asked.key is None else key_adherence(asked.key, wave, rate),
+    )

@@ -1,0 +1,103 @@
+"""Files written as a whole (under a temporary name, then renamed), their hashes, and locks on folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from musicgen_dreamboothing.console import UserError, log
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        # Names of files may hold bytes that are no UTF-8: this is how JSON writes what Python makes of them.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Writes an array as .npy in one move."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, values)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside the file that no other process writes to."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as readable JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes one JSON object a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def digest(path: Path) -> str:
+    """A short hash of a file's bytes; several stages ask for it in one run, and a file is read once while it stays."""
+    status = path.stat()
+    return _digest(path.absolute(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _digest(path: Path, size: int, changed: int) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+@contextmanager
+def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds a folder for this run. The operating system releases the lock when the process ends. Of several processes
+    under `accelerate launch` the main one holds it.
+
+    Args:
+        folder: an existing folder.
+        wait: for another run that holds it, instead of ending with an error.
+
+    Raises:
+        UserError: another run holds it, or its name is no UTF-8, which Arrow files can't be in.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in str(folder.absolute())):
+        raise UserError(f"the name {str(folder)!a} is not UTF-8; choose another --output_dir")
+    from accelerate import PartialState  # takes long to import, and few who write files need it
+
+    if not PartialState().is_main_process:
+        yield
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        if not wait:
+            raise UserError(f"{folder} is in use by another run; wait for it or choose another --output_dir") from error
+        log(f"waiting for another run that is preparing {folder}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,44 @@
+"""A run to the Hub: the folder that works here works there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from musicgen_dreamboothing.sharing import repository
+from musicgen_dreamboothing.sharing.repository import CARD, Repository
+
+# What a reader needs; songs, tokens, checkpoints, logs and `run.json` with its paths stay at home.
+SHARED = (
+    "adapter_config.json",
+    "adapter_model*.safetensors",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "spiece.model",
+    CARD,
+)
+
+
+def open_repository(name: str, *, token: str | None, private: bool | None) -> Repository:
+    """Makes sure that a model repository exists, may be written to and is ours or empty.
+
+    Raises:
+        UserError: it is not, or nobody is logged in; called before hours of training.
+    """
+    options = ("--hub_model_id", "--hub_private_repo")
+    return repository.open_repository(Repository(name, "model", private, token, *options))
+
+
+def upload(folder: Path, target: Repository) -> str:
+    """Uploads a run and returns its address.
+
+    Raises:
+        UserError: the upload failed, or would change what others wrote.
+    """
+    paths = [path for pattern in SHARED for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return repository.upload(target, {path.name: path for path in paths}, "Fine-tuned MusicGen")
