@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import torch
 from conftest import Ran, prepare_words
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
+from transformers import Seq2SeqTrainingArguments
 
 import musicgen_dreamboothing
 from musicgen_dreamboothing import __version__, arguments, cli
+from musicgen_dreamboothing.arguments.trainer_options import SUPPORTED
 from musicgen_dreamboothing.audio import AudioError
 from musicgen_dreamboothing.cli import FUNCTIONS
 from musicgen_dreamboothing.console import UserError
@@ -68,16 +71,26 @@ def run(cli: Cli) -> Cli:  # the module has this name here
 
 @pytest.mark.parametrize("verb", arguments.VERBS)
 def test_help_of_a_verb_names_every_option(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main([verb, "--help"])
-    out, err = capfd.readouterr()
-    assert (ended.value.code, err) == (0, "")
-    assert out.startswith(f"usage: musicgen-dreamboothing {verb} [-h]")
-    assert cli.ABOUT[verb] in " ".join(out.split())
+    """`train --help` leaves out transformers' options that have no effect here; `--help_all` lists them too."""
+
+    def help_text(word: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([verb, word])
+        out, err = capfd.readouterr()
+        assert (ended.value.code, err) == (0, "")
+        assert out.startswith(f"usage: musicgen-dreamboothing {verb} ")
+        assert cli.ABOUT[verb] in " ".join(out.split())
+        return out
+
+    shown, everything = help_text("--help"), help_text("--help_all" if verb == "train" else "--help")
+    inherited = {entry.name for entry in dataclasses.fields(Seq2SeqTrainingArguments)}
     for entry in dataclasses.fields(arguments.VERBS[verb]):
         if entry.init:
-            assert (entry.name if entry.metadata.get("positional") else f"--{entry.name}") in out
+            flag = entry.name if entry.metadata.get("positional") else f"--{entry.name} "
+            assert flag in everything
             assert entry.metadata["help"]
+            has_effect = verb != "train" or entry.name in SUPPORTED or entry.name not in inherited
+            assert (flag in shown) == has_effect, entry.name
 
 
 def test_the_version(run: Cli) -> None:
@@ -206,17 +219,44 @@ def test_every_verb_runs_its_function(run: Cli, monkeypatch: pytest.MonkeyPatch)
 
     seen: list[object] = []
     monkeypatch.setattr(chain, "demo", seen.append)
-    assert run("demo", "--seed", 3, "--proof", "true") == Ran(0, "", "")
-    assert seen == [arguments.DemoArguments(seed=3, proof=True)]
+    assert run("demo", "--seed", 3) == Ran(0, "", "")
+    assert seen == [arguments.DemoArguments(seed=3)]
 
 
-def test_the_public_names_are_there() -> None:
-    assert sorted(musicgen_dreamboothing.__all__) == musicgen_dreamboothing.__all__
+def test_the_public_functions_take_options_as_keywords(tmp_path: Path) -> None:
+    assert musicgen_dreamboothing.__all__ == sorted(musicgen_dreamboothing.__all__)
     for name in musicgen_dreamboothing.__all__:
         assert callable(getattr(musicgen_dreamboothing, name))
         assert name in dir(musicgen_dreamboothing)
-    with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it offers DemoArguments, DoctorArguments, "):
+    with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it offers Generator, UserError, doctor, eval"):
         musicgen_dreamboothing.trian  # noqa: B018
+    parameters = inspect.signature(musicgen_dreamboothing.prepare).parameters
+    assert next(iter(parameters)) == "songs"
+    assert {name for name, one in parameters.items() if one.kind is not one.KEYWORD_ONLY} == {"songs"}
+    with pytest.raises(UserError, match="--bars 0 must be at least 1"):
+        musicgen_dreamboothing.prepare("songs", output_dir=str(tmp_path), bars=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bras'"):
+        musicgen_dreamboothing.prepare("songs", output_dir=str(tmp_path), bras=1)
+
+
+LIBRARY = """
+import contextlib, logging, sys
+import musicgen_dreamboothing
+from musicgen_dreamboothing.console import log, progress_bar
+def work():
+    log("a line")
+    list(progress_bar(range(3), desc="a bar"))
+work()
+print("asked")
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s %(message)s")
+work()
+"""
+
+
+def test_a_library_call_is_silent_unless_logging_is_configured() -> None:
+    done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=True)
+    assert done.stdout == "asked\nmusicgen_dreamboothing a line\n"
+    assert done.stderr.count("a bar: 100%") == 1
 
 
 def test_torch_is_told_of_huge_pages_before_it_makes_a_tensor(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Teach Meta's MusicGen your own music: from a folder of songs to a LoRA adapter and new music.
 
-The public functions are loaded on first use, so that importing the package costs nothing:
-`prepare`, `train`, `generate`, `doctor` and `evaluate`, each with its arguments, and `Generator`.
+    from musicgen_dreamboothing import Generator, evaluate, prepare, train
+
+The public functions take the options of the command line as keywords (`train(dataset_name="songs", ...)`), return
+dataclasses, and raise `UserError` where the user can correct something. They are loaded on first use, so that
+importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -9,61 +12,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from musicgen_dreamboothing.console import quiet_loggers
+from musicgen_dreamboothing.console import UserError, quiet_loggers
 
 if TYPE_CHECKING:
-    from musicgen_dreamboothing.arguments import (
-        DemoArguments,
-        DoctorArguments,
-        EvaluateArguments,
-        GenerateArguments,
-        PrepareArguments,
-        TrainArguments,
-    )
-    from musicgen_dreamboothing.data.doctor.checkup import doctor
-    from musicgen_dreamboothing.data.prepare import prepare
-    from musicgen_dreamboothing.evaluation.evaluate import evaluate
-    from musicgen_dreamboothing.generation.generate import generate
+    from musicgen_dreamboothing.api import doctor, evaluate, generate, prepare, train
     from musicgen_dreamboothing.generation.generator import Generator
-    from musicgen_dreamboothing.training.train import train
 
 __version__ = "0.1.0"
-__all__ = [
-    "DemoArguments",
-    "DoctorArguments",
-    "EvaluateArguments",
-    "GenerateArguments",
-    "Generator",
-    "PrepareArguments",
-    "TrainArguments",
-    "doctor",
-    "evaluate",
-    "generate",
-    "prepare",
-    "train",
-]
-
-_HOMES = {
-    "DemoArguments": "arguments",
-    "DoctorArguments": "arguments",
-    "EvaluateArguments": "arguments",
-    "GenerateArguments": "arguments",
-    "PrepareArguments": "arguments",
-    "TrainArguments": "arguments",
-    "Generator": "generation.generator",
-    "doctor": "data.doctor.checkup",
-    "evaluate": "evaluation.evaluate",
-    "generate": "generation.generate",
-    "prepare": "data.prepare",
-    "train": "training.train",
-}
+__all__ = ["Generator", "UserError", "doctor", "evaluate", "generate", "prepare", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    with quiet_loggers("bitsandbytes"):  # peft imports it, and it says which kernels it lacks
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    module = "generation.generator" if name == "Generator" else "api"
+    with quiet_loggers("bitsandbytes"):  # peft imports it, and it logs which kernels it lacks
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

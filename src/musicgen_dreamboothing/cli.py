@@ -139,7 +139,7 @@ def _run(verb: str, words: list[str]) -> None:
         raise UserError(f"unknown command {verb!r}; did you mean {near}? Commands: {', '.join(ABOUT)}")
     from musicgen_dreamboothing import arguments
 
-    with printed(), quiet_libraries():
+    with quiet_libraries():
         options: object = arguments.parse(arguments.VERBS[verb], verb, ABOUT[verb], words)
         module = importlib.import_module(f"{__package__}.{FUNCTIONS[verb]}")
         getattr(module, verb)(options)
@@ -148,7 +148,7 @@ def _run(verb: str, words: list[str]) -> None:
 def _guarded(words: list[str]) -> int:
     """Turns what a person can mend into one line; anything else keeps its traceback, for it is our fault."""
     try:
-        with sigterm_interrupts():
+        with printed(), sigterm_interrupts():
             _run(words[0], words[1:])
     except UserError as error:
         return _fail(str(error))

@@ -68,5 +68,5 @@ def option(default: Any, text: str, *, positional: bool = False, **rule: Any) ->
     """
     metadata = {"help": text, "positional": positional, RULE: Rule(**rule)}
     if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=default.copy, metadata=metadata, kw_only=not positional)
+    return field(default=default, metadata=metadata, kw_only=not positional)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import re
@@ -13,12 +14,13 @@ import yaml
 from transformers import HfArgumentParser
 
 from musicgen_dreamboothing.arguments.checking import rule_of
-from musicgen_dreamboothing.arguments.data import DoctorArguments, PrepareArguments
+from musicgen_dreamboothing.arguments.data import DataArguments, DoctorArguments, ModelArguments, PrepareArguments
 from musicgen_dreamboothing.arguments.demo import DemoArguments
 from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
 from musicgen_dreamboothing.arguments.old_names import modernise
-from musicgen_dreamboothing.arguments.train import TrainArguments
+from musicgen_dreamboothing.arguments.train import LoraArguments, RunArguments, TrainArguments
+from musicgen_dreamboothing.arguments.trainer_options import GROUPS
 from musicgen_dreamboothing.arguments.unknown import explain_unknown
 from musicgen_dreamboothing.console import UserError, one_line
 
@@ -33,6 +35,10 @@ VERBS: dict[str, type[Any]] = {
     "evaluate": EvaluateArguments,
     "demo": DemoArguments,
 }
+
+# Titles of the groups of `train --help`: ours, and what is left of transformers'.
+OURS = {"training": RunArguments, "base": ModelArguments, "adapter": LoraArguments, "songs and captions": DataArguments}
+OTHERS = "other options of transformers (without effect here, or refused)"
 
 
 class _Parser(HfArgumentParser):
@@ -51,14 +57,30 @@ class _Parser(HfArgumentParser):
         return target(**{name: value for name, value in vars(known).items() if name in names})
 
 
-def parser(target: type[Any], verb: str, about: str) -> _Parser:
-    """The parser of one verb; fields marked as positional are taken by place."""
+def parser(target: type[Any], verb: str, about: str, *, show_all: bool = False) -> _Parser:
+    """The parser of one verb; fields marked as positional are taken by place.
+
+    Args:
+        target: dataclass of the options.
+        verb: name of the command.
+        about: its description.
+        show_all: whether `--help` lists transformers' options that have no effect here or are refused.
+    """
+    groups = _groups(target)
+    positional = " ".join(entry.name for entry in dataclasses.fields(target) if entry.metadata.get("positional"))
     made = _Parser(
-        _for_argparse(target),
+        [_for_argparse(target, title, names) for title, names in groups.items() if show_all or title != OTHERS],
         prog=f"musicgen-dreamboothing {verb}",
+        usage=f"musicgen-dreamboothing {verb} {'[FILE]' if _takes_file(target) else positional} [--option value ...]",
         description=about,
         allow_abbrev=False,
     )
+    if OTHERS in groups and not show_all:
+        made.add_argument("--help_all", action="store_true", help="List transformers' other options too, and exit.")
+        hidden = _Parser([_for_argparse(target, OTHERS, groups[OTHERS])], add_help=False)
+        for action in hidden._actions:
+            action.help = argparse.SUPPRESS
+            made._add_action(action)
     for entry in dataclasses.fields(target):
         if entry.metadata.get("positional"):
             many = "list" in str(entry.type)
@@ -67,15 +89,23 @@ def parser(target: type[Any], verb: str, about: str) -> _Parser:
     return made
 
 
-def _for_argparse(target: type[Any]) -> type[Any]:
-    """A look-alike of the dataclass for HfArgumentParser: it knows only `--options`, and argparse no rules."""
-    types = get_type_hints(target)
-    options = [
-        (entry.name, types[entry.name], _with_range(entry))
-        for entry in dataclasses.fields(target)
-        if entry.init and not entry.metadata.get("positional")
-    ]
-    return dataclasses.make_dataclass(target.__name__, options)
+def _groups(target: type[Any]) -> dict[str, list[str]]:
+    """The options of a verb by the titles under which `--help` lists them; those of most verbs need no title."""
+    names = [entry.name for entry in dataclasses.fields(target) if entry.init and not entry.metadata.get("positional")]
+    if target is not TrainArguments:
+        return {"": names}
+    ours = {title: [entry.name for entry in dataclasses.fields(kind)] for title, kind in OURS.items()}
+    inherited = {title: [name for name in group if name in names] for title, group in GROUPS.items()}
+    listed = {name for group in [*ours.values(), *inherited.values()] for name in group}
+    return ours | inherited | {OTHERS: [name for name in names if name not in listed]}
+
+
+def _for_argparse(target: type[Any], title: str, names: Sequence[str]) -> type[Any]:
+    """A copy of some fields of a dataclass for HfArgumentParser, which knows neither ranges nor positional fields."""
+    types, entries = get_type_hints(target), {entry.name: entry for entry in dataclasses.fields(target)}
+    options = [(name, types[name], _with_range(entries[name])) for name in names]
+    group = {"_argument_group_name": title} if title else {}  # read by HfArgumentParser
+    return dataclasses.make_dataclass(target.__name__, options, namespace=group)
 
 
 def _with_range(entry: dataclasses.Field[Any]) -> Any:
@@ -90,8 +120,10 @@ def _with_range(entry: dataclasses.Field[Any]) -> Any:
 
 def parse(target: type[Arguments], verb: str, about: str, words: Sequence[str]) -> Arguments:
     """Reads the words of a command line: `[FILE] [--option value ...]`, options winning over the file."""
-    made = parser(target, verb, about)
     words = list(words)
+    if show_all := target is TrainArguments and "--help_all" in words:
+        words = ["--help"]
+    made = parser(target, verb, about, show_all=show_all)
     if _takes_file(target) and words and not words[0].startswith("-"):
         words = [*words_of_file(Path(words[0])), *words[1:]]
     return made.parse(modernise(words, {entry.name for entry in dataclasses.fields(target)}))  # type: ignore[arg-type]

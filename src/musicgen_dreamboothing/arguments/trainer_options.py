@@ -19,29 +19,41 @@ with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, a
     from transformers import Seq2SeqTrainingArguments
     from transformers.trainer_pt_utils import AcceleratorConfig
 
-SUPPORTED = frozenset(
-    (
+# Options of transformers that work here, by the group in which `--help` lists them.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "optimisation": (
         *("output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps", "gradient_accumulation_steps"),
         *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
         *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    ),
+    "precision, memory and compilation": (
         *("bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
         *("activation_checkpointing", "activation_checkpointing_kwargs", "torch_empty_cache_steps"),
+    ),
+    "evaluation and best checkpoint": (
+        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps"),
+        *("per_device_eval_batch_size", "do_train", "do_eval"),
+        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    ),
+    "checkpoints": ("save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint"),
+    "logging and trackers": (
         *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_level"),
         *("log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "debug"),
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics"),
-        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps"),
-        *("per_device_eval_batch_size", "do_train", "do_eval"),
-        *("save_strategy", "save_steps", "save_total_limit"),
-        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"),
-        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-        *("seed", "data_seed", "full_determinism", "use_cpu", "local_rank"),
+    ),
+    "Hub": ("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"),
+    "seeds and devices": ("seed", "data_seed", "full_determinism", "use_cpu", "local_rank"),
+    "data loading": (
         *("dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    ),
+    "several processes": (
         *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_backend", "ddp_timeout"),
-        *("accelerator_config", "resume_from_checkpoint"),  # these in part, see below
-    )
-)
+        "accelerator_config",
+    ),
+}
+SUPPORTED = frozenset(name for names in GROUPS.values() for name in names)
 # What its Trainer reads for other models, leaves to scripts, or what is done here anyway.
 IDLE = frozenset(
     (

@@ -1,0 +1,50 @@
+"""The Python API: each verb of the command line as a function with typed keyword options.
+
+Nothing is printed: lines of progress go to the logger `musicgen_dreamboothing` at level INFO, and progress bars are
+shown where that level is enabled.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from musicgen_dreamboothing.arguments import (
+    DoctorArguments,
+    EvaluateArguments,
+    GenerateArguments,
+    PrepareArguments,
+    TrainArguments,
+)
+from musicgen_dreamboothing.data.doctor import checkup
+from musicgen_dreamboothing.data.prepare import prepare as run_prepare
+from musicgen_dreamboothing.evaluation.evaluate import evaluate as run_evaluate
+from musicgen_dreamboothing.generation.generate import generate as run_generate
+from musicgen_dreamboothing.training.train import train as run_train
+
+Options = ParamSpec("Options")
+Arguments = TypeVar("Arguments")
+Result = TypeVar("Result")
+
+
+def _with_keywords(
+    arguments: Callable[Options, Arguments], run: Callable[[Arguments], Result]
+) -> Callable[Options, Result]:
+    """A function that takes the fields of a dataclass of options as arguments, with its docstring and signature."""
+
+    @functools.wraps(run)
+    def call(*args: Options.args, **kwargs: Options.kwargs) -> Result:
+        return run(arguments(*args, **kwargs))
+
+    parameters = inspect.signature(arguments).parameters.values()
+    call.__signature__ = inspect.Signature(list(parameters))  # type: ignore[attr-defined]  # read by help() and editors
+    return call
+
+
+prepare = _with_keywords(PrepareArguments, run_prepare)
+doctor = _with_keywords(DoctorArguments, checkup.doctor)
+train = _with_keywords(TrainArguments, run_train)
+generate = _with_keywords(GenerateArguments, run_generate)
+evaluate = _with_keywords(EvaluateArguments, run_evaluate)
