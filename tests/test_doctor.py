@@ -21,11 +21,12 @@ from musicgen_dreamboothing.analysis.similarity import mel_distance, si_sdr
 from musicgen_dreamboothing.analysis.sound import Sound
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.captions.metadata import update_metadata
 from musicgen_dreamboothing.data.doctor import report
 from musicgen_dreamboothing.data.doctor.examination import CACHE, Clip, Coded, Examination, examine
 from musicgen_dreamboothing.data.doctor.findings import Finding, advice, findings
 from musicgen_dreamboothing.data.doctor.report import lines, write_report
-from musicgen_dreamboothing.data.songs.clips import listed_clips, update_metadata
+from musicgen_dreamboothing.data.songs.clips import listed_clips
 from musicgen_dreamboothing.data.songs.cutting import SongRecord
 
 RATE = 16_000

@@ -25,10 +25,10 @@ from musicgen_dreamboothing.arguments import (
 )
 from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
 from musicgen_dreamboothing.data.captions.describe import HEARD, Describing, describe_clips
+from musicgen_dreamboothing.data.captions.metadata import WRITTEN, update_metadata
 from musicgen_dreamboothing.data.doctor.checkup import REPORT, check_up
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
-from musicgen_dreamboothing.data.songs import clips as clipping
-from musicgen_dreamboothing.data.songs.clips import cut_songs, listed_clips, summary_lines, update_metadata
+from musicgen_dreamboothing.data.songs.clips import cut_songs, listed_clips, summary_lines
 from musicgen_dreamboothing.data.songs.cutting import Cutting
 from musicgen_dreamboothing.data.songs.scan import scan
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
@@ -41,7 +41,7 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
 from musicgen_dreamboothing.sharing.clips import open_dataset, push_clips
 from musicgen_dreamboothing.sharing.repository import Repository
 
-OURS = (CLIPS, TOKENS, SONGS, HEARD, REPORT, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
+OURS = (CLIPS, TOKENS, SONGS, HEARD, REPORT, WRITTEN)  # what `overwrite_cache` removes, and nothing else
 
 
 @dataclass(frozen=True)

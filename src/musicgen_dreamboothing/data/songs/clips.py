@@ -10,7 +10,6 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -19,8 +18,6 @@ from typing import Any
 from accelerate import PartialState
 
 from musicgen_dreamboothing.console import UserError, plural
-from musicgen_dreamboothing.data.captions.captions import with_instance_prompt
-from musicgen_dreamboothing.data.captions.describe import Description
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
 from musicgen_dreamboothing.data.songs.cutting import Cutting, SongRecord, cut_named
 from musicgen_dreamboothing.data.songs.names import comparable, without_suffix
@@ -32,8 +29,6 @@ from musicgen_dreamboothing.files import write_json_lines, write_text
 from musicgen_dreamboothing.workers import in_processes, in_threads
 
 JOURNALS = "songs-*.jsonl"  # of the other processes, while they cut
-WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
-DESCRIBED = ("tempo", "key", "tags", "variants")  # columns of ours that stand only where clips are described
 AUDIBLY_SOFT = 0.5  # LU
 STEM_BYTES = 120  # file systems take names of 255 bytes, encrypted ones of 143
 # The audiofolder loader takes these words in file names for splits, and would leave out all other files.
@@ -176,7 +171,7 @@ def listed_clips(folder: Path) -> list[dict[str, Any]]:
         UserError: a line is no JSON object, has a caption that is no text, or names a file outside the folder of clips.
             Nobody who gets the folder would have such a clip, and a dataset on the Hub would lack it.
     """
-    clips, rows = folder / CLIPS, _listed_rows(folder / CLIPS / METADATA)
+    clips, rows = folder / CLIPS, metadata_rows(folder / CLIPS / METADATA)
     missing = [row for row in rows if "file_name" in row and not os.path.isfile(clips / row["file_name"])]
     if missing:  # file names in a zip file from a Mac have another Unicode form than those in the metadata
         files = {comparable(path.relative_to(clips).as_posix()): path for path in clips.rglob("*") if path.is_file()}
@@ -186,7 +181,8 @@ def listed_clips(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _listed_rows(path: Path) -> list[dict[str, Any]]:
+def metadata_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metadata.jsonl`, without file names that are empty or no text."""
     rows = []
     for number, row in numbered_json_lines(path):
         name = row.get("file_name")
@@ -205,81 +201,6 @@ def _listed_rows(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path} line {number}: {error}; correct the line and run again") from error
         rows.append(row)
     return rows
-
-
-def update_metadata(
-    folder: Path,
-    songs: list[Song],
-    records: list[SongRecord],
-    instance_prompt: str | None,
-    descriptions: Mapping[str, Description],
-    class_prompt: str | None = None,
-) -> int:
-    """Brings `metadata.jsonl` up to date without touching what a person changed there.
-
-    A caption that differs from the one we wrote is the person's and stays. A clip that we listed
-    before and that is missing now was deleted by the person and stays away; a clip that the person
-    added stays. Without the file all begins anew. Rows of songs that are only on record stay as they are.
-
-    Returns:
-        How many clips stay away.
-    """
-    path = folder / CLIPS / METADATA
-    listed = _listed_rows(path) if path.exists() else []
-    present = {row["file_name"]: row for row in listed if "file_name" in row}
-    written = _written_captions(folder) if path.exists() else {}
-    by_name = {song.name: song for song in songs}
-    rows, fresh = list[dict[str, Any]](), dict[str, str]()
-    for record in records:
-        song = by_name.get(record.source)
-        if song is None:
-            names = [clip["file_name"] for clip in record.clips]
-            rows += [present[name] for name in names if name in present]
-            fresh |= {name: written[name] for name in names if name in written}
-            continue
-        plain = with_instance_prompt(instance_prompt, song.caption, class_prompt)
-        for clip in record.clips:
-            name = clip["file_name"]
-            description = descriptions.get(name)
-            fresh[name] = description.captions[0] if description else plain
-            if name in written and name not in present:
-                continue
-            row = _row(clip, record, fresh[name], description, instance_prompt)
-            rows.append(_with_edits(row, present.get(name, {}), written.get(name)))
-    ours = {clip["file_name"] for record in records for clip in record.clips}
-    added = [row for name, row in present.items() if name not in written and name not in ours]
-    write_json_lines(path, [*rows, *(row for row in added if os.path.isfile(folder / CLIPS / row["file_name"]))])
-    write_text(folder / WRITTEN, json.dumps(fresh, ensure_ascii=False))
-    return len(ours) - len(rows)
-
-
-def _written_captions(folder: Path) -> dict[str, str]:
-    path = folder / WRITTEN
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _row(
-    clip: dict[str, Any], record: SongRecord, caption: str, description: Description | None, instance_prompt: str | None
-) -> dict[str, Any]:
-    """One line of the metadata as we would write it."""
-    return {
-        "file_name": clip["file_name"],
-        "text": caption,
-        "instance_prompt": instance_prompt,
-        "source": record.source,
-        "split": record.split,
-        "start": clip["start"],
-        "seconds": clip["seconds"],
-    } | (description.columns() if description else {})
-
-
-def _with_edits(ours: dict[str, Any], present: dict[str, Any], written: str | None) -> dict[str, Any]:
-    """Our line with the caption that a person wrote, which stands alone, and with the columns that a person added."""
-    own = present.get("text")
-    added = {key: value for key, value in present.items() if key not in ours and key not in DESCRIBED}
-    if own is None or own == written:
-        return ours | added
-    return {key: value for key, value in ours.items() if key != "variants"} | {"text": str(own)} | added
 
 
 def summary_lines(records: list[SongRecord]) -> list[str]:
