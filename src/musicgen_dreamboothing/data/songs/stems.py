@@ -18,7 +18,7 @@ from accelerate import PartialState
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import plural, progress_bar
-from musicgen_dreamboothing.data.songs.products import STEM_FILE
+from musicgen_dreamboothing.data.songs.kinds import STEM_FILE
 from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.data.songs.song_audio import INVALID, SongAudio
 from musicgen_dreamboothing.files import write_text
