@@ -143,7 +143,7 @@ def test_without_a_beat_the_clock_cuts_and_a_person_is_told(tmp_path: Path) -> N
     noise = 0.1 * np.random.default_rng(0).standard_normal((1, 12 * RATE)).astype(np.float32)
     record, waves = cut(noise, tmp_path, bars=2)
     assert [len(wave[0]) / RATE for wave in waves] == [2.0] * 6
-    assert record.note == "song.flac: has no bars that can be told apart, so it is cut by the clock"
+    assert record.note == "song.flac: no clear bars, so it is cut by the clock"
 
 
 @pytest.mark.parametrize(("confidence", "tempo", "key"), [(0.9, 120.0, "A minor"), (0.5, None, None)])
@@ -160,15 +160,15 @@ def test_what_is_unsure_is_not_said(
 # One gain for a song
 
 
-@pytest.mark.parametrize("kept_bytes", [0, song_audio.KEPT_BYTES])
+@pytest.mark.parametrize("cache_bytes", [0, song_audio.CACHE_BYTES])
 @pytest.mark.parametrize("listen", [False, True])
 def test_a_long_song_is_cut_as_a_short_one(
-    kept_bytes: int, listen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache_bytes: int, listen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its loud part, its soft part and its fade-out get one gain, whatever is decoded or analysed at once."""
     song = music(16.0, RATE, channels=2).copy()
     song[:, 8 * RATE :] *= np.linspace(0.3, 0.02, 8 * RATE, dtype=np.float32)
-    monkeypatch.setattr(song_audio, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(song_audio, "CACHE_BYTES", cache_bytes)
     monkeypatch.setattr(cuttings, "SECTION_SECONDS", 5.0)
     monkeypatch.setattr(cuttings, "find_rhythm", lambda wave, rate: Rhythm(60.0, 0.9, (0.5, 1.5), (0.5,), 4))
     record, waves = cut(song, tmp_path, loudness=-30.0, listen=listen)
@@ -412,7 +412,7 @@ def test_rates_and_odd_lengths(rate: int, channels: int, samples: int, tmp_path:
 
 
 def test_memory_does_not_grow_with_the_song(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(song_audio, "KEPT_BYTES", 2**20)
+    monkeypatch.setattr(song_audio, "CACHE_BYTES", 2**20)
     peaks = []
     for seconds in (60.0, 240.0):
         song = song_of(tone_song(seconds, 1), tmp_path)

@@ -229,7 +229,7 @@ def test_rows_without_a_sound_are_named(tmp_path: Path) -> None:
     found = songs(tmp_path / "data")
     assert [song.name for song in found.songs] == ["train/000001"]  # its place in the dataset, whatever the others hold
     assert found.notes == [
-        "4 rows without audio: train/000000, train/000002, train/000003, ...",
+        "4 rows without audio: train/000000, train/000002, train/000003, train/000005",
         "1 row whose audio file is missing: train/000004 (gone/song.flac)",
     ]
 
@@ -243,8 +243,8 @@ def test_rows_without_a_sound_are_named(tmp_path: Path) -> None:
         ({"array": [[[0.1] * 3, [0.2] * 5]] * 2, "sampling_rate": 8000}, r"1 row whose audio array is not \[S\], "),
         ({"array": [[0.1] * 3, [0.2] * 5], "sampling_rate": 8000}, r"1 row whose audio array is not \[S\], \[C, S\]"),
         ({"array": ["0.1", "0.2"], "sampling_rate": 8000}, r"1 row whose audio array is not \[S\], \[C, S\]"),
-        ({"array": [0.1, 0.2], "sampling_rate": 2e12}, r"1 row whose sampling rate is none of sound: train/000000 \(2"),
-        ({"array": [0.1, 0.2], "sampling_rate": float("inf")}, "1 row whose sampling rate is none of sound: train/000"),
+        ({"array": [0.1, 0.2], "sampling_rate": 2e12}, r"1 row whose sampling rate is impossible: train/000000 \(2"),
+        ({"array": [0.1, 0.2], "sampling_rate": float("inf")}, "1 row whose sampling rate is impossible: train/000"),
         ({"array": [0.1, 0.2], "sampling_rate": "8000"}, "1 row whose audio array has no sampling rate: train/000000"),
         ("a" * 300, r"1 row whose audio file is missing: train/000000 \(aaa"),
         ({"array": [], "sampling_rate": 8000}, "1 row without audio: train/000000"),

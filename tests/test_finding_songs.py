@@ -18,7 +18,7 @@ from mutagen.flac import FLAC
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.songs import products, scan
+from musicgen_dreamboothing.data.songs import kinds, scan
 from musicgen_dreamboothing.data.songs.kinds import UNREAD
 from musicgen_dreamboothing.data.songs.names import NameIndex, printable
 from musicgen_dreamboothing.data.songs.song import Collection, Columns
@@ -79,7 +79,7 @@ def test_hidden_and_system_folders_are_no_songs(fill: Fill) -> None:
     collection = found(root)
     assert [song.name for song in collection.songs] == ["...Like Clockwork/a.wav", "a.wav"]
     assert collection.notes == [
-        "Passed over 9 hidden or system folders: #recycle, $RECYCLE.BIN, .Trash-1000, .ipynb_checkpoints and 5 more",
+        "Skipped 9 hidden or system folders: #recycle, $RECYCLE.BIN, .Trash-1000, .ipynb_checkpoints and 5 more",
         "1 file not read:",
         "  hidden file: .hidden.wav",
     ]
@@ -109,7 +109,7 @@ def test_links_are_followed_and_every_file_is_read_once(fill: Fill) -> None:
     collection = found(root)
     assert [song.name for song in collection.songs] == ["album/b.wav", "album/deep/c.wav", "real/a.wav"]
     assert collection.notes == [
-        "Passed over 5 links to what is read anyway: link.wav, once more, out.wav, real/back and 1 more",
+        "Skipped 5 links to what is read anyway: link.wav, once more, out.wav, real/back and 1 more",
         "1 folder not read: up (a link to a folder around this one)",
     ]
 
@@ -186,7 +186,7 @@ def test_reasons_exclude_each_other() -> None:
 
 
 def test_records_have_the_names_that_others_give_them() -> None:
-    assert {NOTE, LISTING, "run.json", "report.json"} == set(products.RECORDS)
+    assert {NOTE, LISTING, "run.json", "report.json"} == set(kinds.RECORDS)
 
 
 RUN_RECORD = json.dumps({"options": {}, "base_model": "x", "base_revision": None, "data": ""})
@@ -211,7 +211,7 @@ def test_outputs_are_no_songs(fill: Fill, record: str, content: str, songs: list
     collection = found(root)
     assert [song.name for song in collection.songs] == ["a.wav"]
     assert len(collection.notes) == 1
-    assert collection.notes[0].startswith("Passed over what this program made: ")
+    assert collection.notes[0].startswith("Skipped output of this program: ")
     assert names(root / Path(songs[0]).parent)[0] == Path(songs[0]).name  # whoever asks for them gets them
 
 
@@ -239,7 +239,7 @@ def test_folders_of_songs_keep_their_names_beside_prepared_ones(fill: Fill) -> N
     fill("stems/0123456789abcdef01234567.flac")
     collection = found(root)
     assert [song.name for song in collection.songs] == ["a.wav", *sorted(own)]
-    assert collection.notes == ["Passed over what this program made: 1 generated clip in stems"]
+    assert collection.notes == ["Skipped output of this program: 1 generated clip in stems"]
 
 
 def test_a_second_run_among_the_songs_has_the_same_songs(cli: Cli, songs: Path, tiny: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_second_run_among_the_songs_has_the_same_songs(cli: Cli, songs: Path, 
         ran = cli(*train_words(songs, songs / "runs" / name, tiny), *samples)
         assert ran.code == 0, ran.err
         assert "14 clips from 4 songs" in ran.out
-    assert ran.out.startswith("Passed over what this program made: runs/punk\n")
+    assert ran.out.startswith("Skipped output of this program: runs/punk\n")
     ran = cli(*train_words(songs, songs / "runs" / "punk", tiny), *samples)
     assert "holds this run already, finished" in ran.out
     generated = songs / "album 0"

@@ -15,12 +15,17 @@ from pathlib import Path, PurePosixPath
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES, AudioError
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.data.songs.cells import NO_AUDIO, fingerprint_of_bytes
-from musicgen_dreamboothing.data.songs.columns import existing_column, find_column
+from musicgen_dreamboothing.data.songs.columns import (
+    NO_AUDIO,
+    RowNotes,
+    existing_column,
+    find_column,
+    fingerprint_of_bytes,
+)
 from musicgen_dreamboothing.data.songs.names import comparable, printable, unused
-from musicgen_dreamboothing.data.songs.notes import RowNotes
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES, JSON_ENDING, TEXT_ENDINGS, CaptionFiles
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
+from musicgen_dreamboothing.data.songs.textfiles import decode_text
 
 CAPTION_ENDINGS = (*TEXT_ENDINGS, ".text", JSON_ENDING)  # in order of precedence
 MOST_TEXT_BYTES = 1 << 20  # a longer text or JSON file is no caption
@@ -28,10 +33,7 @@ MOST_TEXT_BYTES = 1 << 20  # a longer text or JSON file is no caption
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar file: its name there, where its bytes begin and how many there are.
-
-    Reading raises `AudioError` where the tar file is gone.
-    """
+    """A file in a tar file: its name, and where its bytes begin and how many there are."""
 
     archive: Path
     name: str
@@ -39,12 +41,17 @@ class Member:
     size: int
 
     def read(self) -> bytes:
+        """Raises `AudioError` where the tar file is gone."""
         try:
             with self.archive.open("rb") as file:
                 file.seek(self.offset)
                 return file.read(self.size)
         except OSError as error:
             raise AudioError(f"{self.label} can't be read ({error.strerror})") from error
+
+    def text(self) -> str:
+        """Raises UserError where it is no text."""
+        return decode_text(self.read(), self.label)
 
     @property
     def label(self) -> str:
@@ -66,13 +73,13 @@ def count_samples(archive: Path) -> int:
 def songs_of_archives(
     archives: Iterable[Path], split: str, role: str, columns: Columns, root: Path, name: str
 ) -> Collection:
-    """The songs in the tar files of one split, named by the path of each below the folder of the dataset, `root`.
+    """The songs in the tar files of one split, named by their paths below the folder of the dataset, `root`.
 
     Raises:
-        UserError: samples hold several sounds and none was chosen, or not the chosen one.
+        UserError: samples hold several audio files and none was chosen, or not the chosen one.
     """
     notes, captions, taken = RowNotes(), CaptionFiles(), set[str]()
-    samples: list[tuple[str, Sample]] = []
+    samples = list[tuple[str, Sample]]()
     for archive in archives:
         try:
             of_archive = _samples(archive, columns.audio)
@@ -90,11 +97,9 @@ def songs_of_archives(
         if field is None:
             notes.add(NO_AUDIO, printable(key))
             continue
+        song_name, read = unused(printable(f"{key}.{field}"), taken), sample[field].read
         caption = _caption(sample, field, columns.text, captions)
-        read = sample[field].read
-        songs.append(
-            Song(unused(printable(f"{key}.{field}"), taken), read, caption, role, fingerprint_of_bytes(read()))
-        )
+        songs.append(Song(song_name, read, caption, role, fingerprint_of_bytes(read())))
     return Collection(songs, [*notes.lines(), *captions.notes()])
 
 
@@ -156,8 +161,10 @@ def _audio_field(sample: Sample, chosen: str | None, name: str) -> str | None:
         return chosen if chosen in sample else None
     fields = _audio_fields(sample)
     if len(fields) > 1:
-        shown = printable(", ".join(fields))
-        raise UserError(f"samples of {name} hold several sounds; choose one with --target_audio_column_name: {shown}")
+        raise UserError(
+            f"samples of {name} hold several sounds; choose one with --target_audio_column_name: "
+            f"{printable(', '.join(fields))}"
+        )
     return fields[0] if fields else None
 
 
@@ -167,15 +174,15 @@ def _caption(sample: Sample, audio: str, chosen: str | None, captions: CaptionFi
         member = sample[field]
         if member.size > MOST_TEXT_BYTES:
             captions.faults.append(f"{member.label} is too long for a caption")
-        elif caption := captions.caption(member.read(), member.label, (chosen,) if chosen else CAPTION_NAMES):
+        elif caption := captions.caption(member.text, member.label, (chosen,) if chosen else CAPTION_NAMES):
             return caption
     return None
 
 
 def _caption_fields(sample: Sample, audio: str, chosen: str | None) -> list[str]:
     """Those that may hold the caption, as files beside a song may: of `vocals.wav`, `vocals.txt` before `txt`."""
-    if chosen and (found := find_column(sample, [chosen])) is not None:
-        return [found]
+    if chosen and (field := find_column(sample, [chosen])) is not None:
+        return [field]
     present = {comparable(field): field for field in reversed(list(sample))}
     title = audio.rpartition(".")[0]
     stems = dict.fromkeys((f".{audio}", f".{title}" if title else "", ""))

@@ -1,7 +1,6 @@
-"""Songs to clips: `clips/*.flac` with `clips/metadata.jsonl`, and `songs.jsonl`, which remembers what was done.
+"""Songs to clips: `clips/*.flac`, and `songs.jsonl`, with one line for each song that is done.
 
-`metadata.jsonl` belongs to the person: a changed caption stays, a deleted line stays away.
-`songs.jsonl` belongs to us: one line for each song that is done, so that a killed run goes on behind it.
+A killed run continues behind the last line of `songs.jsonl`. Users edit `clips/metadata.jsonl`, which lists the clips.
 """
 
 from __future__ import annotations
@@ -50,11 +49,9 @@ def cut_songs(
 ) -> tuple[list[SongRecord], int]:
     """Cuts the songs that are new or changed; returns the records of all, in order, and how many had to be cut.
 
-    Songs on record that are not among `songs` are dropped with their clips, or stay, in their old places, with
-    `keep_others`: `songs` then are a part of a dataset.
-
-    Each song is on record as soon as its clips are written, so that a killed run loses few. Under `accelerate launch`
-    the processes share the songs, and each keeps its own journal until the end.
+    Recorded songs that are not among `songs` are dropped with their clips, or stay, in their old places, with
+    `keep_others`: `songs` then are a part of a dataset. Each song is recorded as soon as its clips are written. Under
+    `accelerate launch` the processes share the songs, and each has its own journal until the end.
     """
     state, clips = PartialState(), folder / CLIPS
     before = read_records(folder)
@@ -63,7 +60,7 @@ def cut_songs(
     others = [record for record in before if keep_others and record.source not in names]
     stems = _stems(songs, done, others)
     todo = [song for song in songs if song.name not in done or not done[song.name].is_done(song, cutting)]
-    state.wait_for_everyone()  # all have looked before one of them writes
+    state.wait_for_everyone()  # all have read before one of them writes
     clips.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
         _close_journals(folder, before)
@@ -83,21 +80,21 @@ def cut_songs(
 
 
 def _close_journals(folder: Path, records: list[SongRecord]) -> None:
-    """Puts everything into one, so that no old line of another one is read as the newest."""
+    """Writes all records into one file, and deletes the journals of the other processes."""
     write_json_lines(folder / SONGS, map(asdict, records))
     for journal in folder.glob(JOURNALS):
         journal.unlink()
 
 
 def _cut_share(folder: Path, songs: list[Song], stems: dict[str, str], cutting: Cutting, workers: int) -> None:
-    """Cuts the songs of this process, listening in processes of their own; plain decoding needs but threads."""
+    """Cuts the songs of this process: in worker processes where they are analysed, in threads where only decoded."""
     state = PartialState()
     work = partial(cut_named, folder=(folder / CLIPS).absolute(), cutting=cutting)
     pairs = [(song, stems[song.name]) for song in songs]
-    how = in_processes if cutting.listens else in_threads
+    run = in_processes if cutting.listens else in_threads
     path = folder / (SONGS if state.is_main_process else JOURNALS.replace("*", str(state.process_index)))
     with path.open("a", encoding="utf-8", errors="backslashreplace") as journal:  # what JSON writes for such letters
-        for record in how(work, pairs, workers, unit="song", doing="cutting", show=state.is_main_process):
+        for record in run(work, pairs, workers, unit="song", doing="cutting", show=state.is_main_process):
             journal.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
             journal.flush()
 
@@ -118,11 +115,11 @@ def read_records(folder: Path) -> list[SongRecord]:
 
 def _stems(songs: list[Song], done: dict[str, SongRecord], others: list[SongRecord]) -> dict[str, str]:
     """A flat, legal and unique file stem for every song; a song that has clips keeps the stem of theirs."""
-    known = {song.name: done[song.name].stem for song in songs if song.name in done and done[song.name].clips}
-    used = [*known.values(), *(record.stem for record in others if record.clips)]
-    stems, taken = dict(known), set(map(comparable, used))  # some file systems know no capitals
+    stems = {song.name: done[song.name].stem for song in songs if song.name in done and done[song.name].clips}
+    used = [*stems.values(), *(record.stem for record in others if record.clips)]
+    taken = set(map(comparable, used))  # some file systems ignore case
     for song in songs:
-        if song.name not in known:
+        if song.name not in stems:
             stem = _free_stem(song.name, taken)
             stems[song.name] = stem
             taken.add(comparable(stem))
@@ -139,37 +136,37 @@ def _free_stem(name: str, taken: set[str]) -> str:
 
 
 def _legal(name: str) -> str:
-    """Without what some system forbids in names, not hidden, not too long, and no word that names a split."""
+    """Without what some system forbids in names, not hidden, not too long, and without the name of a split."""
     legal = re.sub(r'[<>:"|?*\\/#\s\0-\x1f]+', "_", unicodedata.normalize("NFC", name)).lstrip(".-")
     legal = SPLIT_WORD.sub(lambda word: word[0].capitalize(), legal)
     return legal.encode()[:STEM_BYTES].decode(errors="ignore") or "song"
 
 
 def _delete_strays(clips: Path, before: list[SongRecord], stems: set[str], records: list[SongRecord]) -> None:
-    """Removes our clips of songs that are gone or were cut anew, and what a killed run left.
+    """Removes our clips of songs that are gone or were cut again, and what a killed run left.
 
-    Ours is what the records list; a killed run leaves numbered clips that neither records nor metadata list. Whatever
-    else is there belongs to a person and stays.
+    Ours are those in the records; a killed run leaves numbered clips that neither records nor metadata list. All other
+    files belong to the user and stay.
     """
-    kept = {clip["file_name"] for record in records for clip in record.clips}
+    current = {clip["file_name"] for record in records for clip in record.clips}
     ours = {clip["file_name"] for record in before for clip in record.clips}
     metadata = clips / METADATA
     listed = {row.get("file_name") for row in listed_clips(clips.parent)} if metadata.exists() else set()
     for path in clips.glob("*.flac"):
         stem, _, number = path.stem.rpartition("-")
         left_over = stem in stems and re.fullmatch(r"\d{3,}", number) and path.name not in listed
-        if path.name not in kept and (path.name in ours or left_over):
+        if path.name not in current and (path.name in ours or left_over):
             path.unlink()
 
 
 def listed_clips(folder: Path) -> list[dict[str, Any]]:
     """The lines of `metadata.jsonl`, which people edit, with the names that their files have on this disk.
 
-    A line without a file name comes back without `file_name`.
+    A line without a file name has no `file_name`.
 
     Raises:
-        UserError: a line is no JSON object, has a caption that is no text, or names a file outside the folder of clips.
-            Nobody who gets the folder would have such a clip, and a dataset on the Hub would lack it.
+        UserError: a line is not a JSON object, has a caption that is not text, or names a file outside the folder of
+            clips, which a copy of the folder, or a dataset on the Hub, would lack.
     """
     clips, rows = folder / CLIPS, metadata_rows(folder / CLIPS / METADATA)
     missing = [row for row in rows if "file_name" in row and not os.path.isfile(clips / row["file_name"])]
@@ -204,20 +201,20 @@ def metadata_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def summary_lines(records: list[SongRecord]) -> list[str]:
-    """What happened to the songs, in lines: nothing is left out without being named and counted."""
+    """What happened to the songs, in lines: all that is left out is named and counted."""
     clips = [clip for record in records for clip in record.clips]
     minutes = sum(clip["seconds"] for clip in clips) / 60
     used = sum(bool(record.clips) for record in records)
     lines = [f"{plural(len(clips), 'clip')} from {plural(used, 'song')}, {minutes:.1f} minutes"]
-    if held := sum(record.split == EVAL for record in records):
-        lines.append(f"{plural(held, 'song')} of them for evaluation")
+    if count := sum(record.split == EVAL for record in records):
+        lines.append(f"{plural(count, 'song')} of them for evaluation")
     skipped = [record.skipped for record in records if record.skipped]
     if skipped:
         lines.append(f"{plural(len(skipped), 'song')} skipped:")
         lines += [f"  {reason}" for reason in skipped]
     if silent := sum(record.silent for record in records):
         lines.append(f"{plural(silent, 'clip')} left out: mostly silent")
-    lines += _levels_account(records)
+    lines += _level_lines(records)
     lines += [record.note for record in records if record.note and record.clips]
     damaged = [record.damage for record in records if record.damage and not record.skipped]
     if damaged:
@@ -226,22 +223,23 @@ def summary_lines(records: list[SongRecord]) -> list[str]:
     return lines
 
 
-def _levels_account(records: list[SongRecord]) -> list[str]:
-    """One line each on samples that are no sound, on DC offsets and on songs whose peaks forbid more gain."""
+def _level_lines(records: list[SongRecord]) -> list[str]:
+    """One line each on invalid samples, on DC offsets and on songs whose peaks forbid more gain."""
+
+    def named(some: list[SongRecord]) -> str:
+        return first_names([record.source for record in some])
+
     lines = []
     broken = [record for record in records if record.invalid and record.clips]
     if clips := sum(record.invalid for record in broken):
-        lines.append(f"{plural(clips, 'clip')} left out: {INVALID} ({first_names(_sources(broken))})")
-    if moved := [record for record in records if record.offset and record.clips]:
-        lines.append(f"DC offset removed from {plural(len(moved), 'song')}: {first_names(_sources(moved))}")
+        lines.append(f"{plural(clips, 'clip')} left out: {INVALID} ({named(broken)})")
+    if offset := [record for record in records if record.offset and record.clips]:
+        lines.append(f"DC offset removed from {plural(len(offset), 'song')}: {named(offset)}")
     soft = [record for record in records if record.soft_by > AUDIBLY_SOFT and record.loudness is not None]
     if soft := sorted(soft, key=lambda record: -record.soft_by):
         target = (soft[0].loudness or 0.0) + soft[0].soft_by
         stay, whose = ("stays", "its") if len(soft) == 1 else ("stay", "their")
-        songs = plural(len(soft), "song")
-        lines.append(f"{songs} {stay} below {target:g} LUFS because of {whose} peaks: {first_names(_sources(soft))}")
+        lines.append(
+            f"{plural(len(soft), 'song')} {stay} below {target:g} LUFS because of {whose} peaks: {named(soft)}"
+        )
     return lines
-
-
-def _sources(records: list[SongRecord]) -> list[str]:
-    return [record.source for record in records]

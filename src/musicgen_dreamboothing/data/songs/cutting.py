@@ -1,4 +1,4 @@
-"""One song to its clips: silence off both ends, cut by the clock or on bars, one gain for all of it, written.
+"""Cuts one song into clips: without the silence at its ends, by the clock or on bars, with one gain for all clips.
 
 Memory does not grow with the length of a song: it is measured block by block, analysed in sections of minutes, and cut
 clip by clip.
@@ -30,38 +30,28 @@ NEARLY = 0.02  # of a bar that may be missing at the end of a song
 
 @dataclass(frozen=True)
 class Cutting:
-    """How songs are cut.
+    """How songs are cut."""
 
-    Attributes:
-        rate: of the clips, in Hz: that of the codec.
-        hop_length: clips last whole codec frames.
-        max_seconds: length of a clip, with bars the most that one may have.
-        min_seconds: a shorter rest is left out.
-        bars: bars of a clip; 0 cuts by the clock.
-        loudness: in LUFS, to which songs are brought; None leaves them as they are, within full scale.
-        listen: whether tempo and key are measured.
-    """
-
-    rate: int
-    hop_length: int
-    max_seconds: float
-    min_seconds: float
-    bars: int = 0
-    loudness: float | None = None
-    listen: bool = False
+    rate: int  # Hz, of the clips and the codec
+    hop_length: int  # samples of a codec frame; clips last whole frames
+    max_seconds: float  # length of a clip, with bars the maximum
+    min_seconds: float  # a shorter rest is left out
+    bars: int = 0  # of a clip; 0 cuts by the clock
+    loudness: float | None = None  # target for each song, in LUFS; None keeps songs as they are, within full scale
+    listen: bool = False  # whether tempo and key are measured
 
     @property
     def samples(self) -> int:
-        """Length of a whole clip, a multiple of the hop length."""
-        return self.whole_frames(int(self.max_seconds * self.rate))
+        """Length of a full clip, a multiple of the hop length."""
+        return self.full_frames(int(self.max_seconds * self.rate))
 
-    def whole_frames(self, samples: int) -> int:
-        """So many samples without those of a frame that is not whole; at least one frame."""
+    def full_frames(self, samples: int) -> int:
+        """`samples` rounded down to full codec frames; at least one."""
         return max(1, samples // self.hop_length) * self.hop_length
 
     @property
     def listens(self) -> bool:
-        """Whether songs are listened to, which Python does, rather than just decoded, which C does."""
+        """Whether songs are analysed, which is slow in Python, and not only decoded, which C does."""
         return bool(self.bars) or self.listen
 
     @property
@@ -115,28 +105,22 @@ class _Section:
 
 
 def cut_song(song: Song, stem: str, folder: Path, cutting: Cutting) -> SongRecord:
-    """Decodes one song and writes its clips; what is wrong with the song is put on record, not raised."""
+    """Decodes one song and writes its clips; errors of the song are recorded, not raised."""
     record = SongRecord(song.name, song.fingerprint, cutting.signature, song.split)
     try:
         _write_clips(song, stem, folder, cutting, record)
     except audio.AudioWriteError:
         raise  # a full disk is no fault of the song
     except audio.AudioError as error:
-        unlink(folder, record)
-        record.skipped = str(error)
+        for clip in record.clips:
+            (folder / clip["file_name"]).unlink(missing_ok=True)
+        record.clips, record.skipped = [], str(error)
     return record
 
 
 def cut_named(named: tuple[Song, str], folder: Path, cutting: Cutting) -> SongRecord:
-    """The same for a song with the stem of its file names, as processes are given them."""
+    """As `cut_song`, for a pair of a song and the stem of its file names."""
     return cut_song(*named, folder, cutting)
-
-
-def unlink(folder: Path, record: SongRecord) -> None:
-    """Removes the clips of a song."""
-    for clip in record.clips:
-        (folder / clip["file_name"]).unlink(missing_ok=True)
-    record.clips = []
 
 
 def _write_clips(song: Song, stem: str, folder: Path, cutting: Cutting, record: SongRecord) -> None:
@@ -164,7 +148,7 @@ def _write_clips(song: Song, stem: str, folder: Path, cutting: Cutting, record: 
 def _written(
     wave: Wave, span: Span, facts: dict[str, Any], stem: str, folder: Path, cutting: Cutting
 ) -> dict[str, Any]:
-    """Writes one clip, filled up to whole codec frames, and returns what goes on record."""
+    """Writes one clip, padded to full codec frames, and returns its entry for the record."""
     wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % cutting.hop_length)))
     audio.write(folder / f"{stem}.flac", wave, cutting.rate)
     start, seconds = (round(samples / cutting.rate, 3) for samples in (span[0], wave.shape[1]))
@@ -182,7 +166,7 @@ def _why_nothing(record: SongRecord, cutting: Cutting, is_invalid: bool) -> str:
 
 
 def _gain(levels: Levels, cutting: Cutting, record: SongRecord) -> np.float32:
-    """The factor for all clips of a song; what the song lacks in loudness afterwards goes on record."""
+    """The factor for all clips of a song; records the loudness that it then has, and what it lacks."""
     loudness = levels.loudness
     if cutting.loudness is None or not math.isfinite(loudness):
         return np.float32(1 / levels.full_scale)
@@ -193,9 +177,9 @@ def _gain(levels: Levels, cutting: Cutting, record: SongRecord) -> np.float32:
 
 
 def _sections(levels: Levels, cutting: Cutting) -> list[_Section]:
-    """A song without the silence at its ends, in sections of equally many whole clips; none of a silent song.
+    """A song without the silence at its ends, in sections of equally many full clips; none of a silent song.
 
-    There is one section where nothing is analysed, or where the song is short enough to be analysed at once.
+    It is one section where nothing is analysed, or where the song is short.
     """
     samples = levels.end - levels.begin
     size = max(1, samples)
@@ -208,7 +192,7 @@ def _sections(levels: Levels, cutting: Cutting) -> list[_Section]:
 
 
 def _analysed(sound: SongAudio, sections: list[_Section], cutting: Cutting, record: SongRecord) -> list[_Section]:
-    """The sections with their rhythm, tempo and key, of which those that are sure are returned; beats go on record."""
+    """The sections with rhythm, and tempo and key where these are sure; records the beats."""
     mono = slices((audio.to_channels(wave, 1) for wave in sound.waves()), [(part.start, part.end) for part in sections])
     analysed = []
     for section, wave in zip(sections, mono, strict=True):
@@ -226,10 +210,10 @@ def _analysed(sound: SongAudio, sections: list[_Section], cutting: Cutting, reco
 
 
 def _spans(section: _Section, cutting: Cutting, record: SongRecord) -> list[Span]:
-    """The clips of a section, in samples of the song; the time that no clip has is counted."""
+    """The clips of a section, in samples of the song; records the time that is left out."""
     spans = _by_bars(section, cutting) if cutting.bars else None
     if cutting.bars and spans is None:
-        record.note = f"{record.source}: has no bars that can be told apart, so it is cut by the clock"
+        record.note = f"{record.source}: no clear bars, so it is cut by the clock"
     if spans is None:
         spans = _by_clock(section, cutting)
     record.rest += (section.end - section.start - sum(end - start for start, end in spans)) / cutting.rate
@@ -258,6 +242,6 @@ def _by_bars(section: _Section, cutting: Cutting) -> list[Span] | None:
         left = int((section.end - start) / (bar * cutting.rate) + NEARLY)
         seconds = min(bars, left) * bar
         if left >= bars or seconds >= cutting.min_seconds:
-            end = start + cutting.whole_frames(round(seconds * cutting.rate))
+            end = start + cutting.full_frames(round(seconds * cutting.rate))
             spans.append((start, min(end, section.end)))
     return spans or None

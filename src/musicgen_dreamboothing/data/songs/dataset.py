@@ -1,7 +1,6 @@
 """Songs of a dataset on disk: saved by `datasets`, or Parquet, Arrow or tar files in a folder.
 
-Only the columns with songs and captions are read, and from Arrow: whatever types the other columns have, nothing is
-decoded, and nothing that decodes has to be installed.
+Only the columns with songs and captions are read, from Arrow: nothing is decoded, whatever types the others have.
 """
 
 from __future__ import annotations
@@ -23,20 +22,18 @@ import soundfile
 from musicgen_dreamboothing.audio import AudioError
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.songs.archives import count_samples, songs_of_archives
-from musicgen_dreamboothing.data.songs.cells import (
-    UnusableCellError,
-    audio_of_cell,
-    fingerprint_of_cell,
-    values_of_text,
-)
 from musicgen_dreamboothing.data.songs.columns import (
+    RowNotes,
+    UnusableCellError,
     audio_column,
+    audio_of_cell,
     declared_features,
+    fingerprint_of_cell,
     label_names,
     may_hold_songs,
     text_column,
+    values_of_text,
 )
-from musicgen_dreamboothing.data.songs.notes import RowNotes
 from musicgen_dreamboothing.data.songs.scan import Listing, is_hidden
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.textfiles import caption_of
@@ -49,32 +46,21 @@ Splits = Mapping[str, Sequence[Path]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a dataset is.
+    """Where a dataset is."""
 
-    Attributes:
-        name: in messages.
-        folders: against which relative paths in its cells are resolved.
-        cache_dir: for what `datasets` converts; None is its own.
-    """
-
-    name: str
-    folders: tuple[Path, ...]
-    cache_dir: str | None = None
+    name: str  # in messages
+    folders: tuple[Path, ...]  # against which relative paths in its cells are resolved
+    cache_dir: str | None = None  # for what `datasets` converts; None is its own
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The columns of one split; `labels` names the classes of a text column of ClassLabels."""
+    """The columns of one split."""
 
     schema: pa.Schema
     audio: str
     text: str | None
-    labels: list[str] | None
-
-    @property
-    def columns(self) -> list[str]:
-        """The requested ones."""
-        return list(dict.fromkeys(filter(None, (self.audio, self.text))))
+    labels: list[str] | None  # names of the classes, where the text column holds ClassLabels
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -103,11 +89,7 @@ def hold_songs(tables: Iterable[Path], columns: Columns) -> bool:
 
 
 def songs_of_saved_dataset(folder: Path, columns: Columns, name: str | None = None) -> Collection:
-    """The songs of a dataset that was saved with `save_to_disk`.
-
-    Raises:
-        UserError: it is incomplete, or has no such split or column.
-    """
+    """The songs of a dataset that was saved with `save_to_disk`."""
     if (folder / SAVED_SPLITS).exists():
         splits = {split: _saved_files(folder / split) for split in _entry(folder / SAVED_SPLITS, "splits")}
     else:
@@ -131,11 +113,7 @@ def _entry(path: Path, key: str) -> Any:
 
 
 def songs_of_table_file(file: Path, columns: Columns, cache_dir: str | None) -> Collection:
-    """The songs of one Parquet, Arrow or tar file.
-
-    Raises:
-        UserError: there is no such column, or the file cannot be read.
-    """
+    """The songs of one Parquet, Arrow or tar file."""
     place = Place(str(file), (file.parent, Path()), cache_dir)
     return songs_of_splits({columns.train_split: [file]}, columns, place)
 
@@ -143,11 +121,7 @@ def songs_of_table_file(file: Path, columns: Columns, cache_dir: str | None) -> 
 def songs_of_tables(
     folder: Path, tables: Sequence[Path], columns: Columns, cache_dir: str | None, name: str
 ) -> Collection:
-    """The songs of a folder with Parquet, Arrow or tar files, such as the clone of a dataset repository.
-
-    Raises:
-        UserError: there is no such configuration, split or column, or a file cannot be read.
-    """
+    """The songs of a folder with Parquet, Arrow or tar files, such as the clone of a dataset repository."""
     place = Place(name, (folder, Path()), cache_dir)
     try:
         splits = _splits_of_folder(folder, tables, columns, place)
@@ -160,9 +134,11 @@ def _splits_of_folder(folder: Path, tables: Sequence[Path], columns: Columns, pl
     if (folder / INFO).exists() and (cached := _cached_splits(folder)):
         return cached
     splits = files_by_split(str(folder), columns.config, [table.name for table in tables], place)
-    listed = set(map(os.path.abspath, tables))
-    kept = {split: [Path(file) for file in files if os.path.abspath(file) in listed] for split, files in splits.items()}
-    return {split: files for split, files in kept.items() if files}
+    allowed = set(map(os.path.abspath, tables))
+    listed = {
+        split: [Path(file) for file in files if os.path.abspath(file) in allowed] for split, files in splits.items()
+    }
+    return {split: files for split, files in listed.items() if files}
 
 
 def _cached_splits(folder: Path) -> dict[str, list[Path]]:
@@ -182,12 +158,9 @@ def files_by_split(
     Args:
         source: a folder or a Hub id.
         config: the configuration; one that is not declared may be a sub-folder.
-        present: the names of the tables that are there.
+        present: the names of the existing tables.
         place: of the dataset.
         token: for the Hub.
-
-    Raises:
-        UserError: there is no such configuration, or none was chosen of several.
     """
     hub: dict[str, Any] = {"token": token, "cache_dir": place.cache_dir}
     try:
@@ -228,11 +201,7 @@ def _builder_by_names(source: str, present: Iterable[str], hub: Mapping[str, Any
 
 
 def requested_splits(columns: Columns, present: Iterable[str], name: str) -> list[tuple[str, str]]:
-    """The splits to read, each with its role, `train` or `eval`; `train+validation` stands for both.
-
-    Raises:
-        UserError: one is not there, or is for training and for evaluation.
-    """
+    """The splits to read, each with its role, `train` or `eval`; `train+validation` stands for both."""
     present = list(present)
     requested: list[tuple[str, str]] = []
     for choice, role in ((columns.train_split, TRAIN), (columns.eval_split or "", EVAL)):
@@ -256,9 +225,9 @@ def songs_of_splits(splits: Splits, columns: Columns, place: Place) -> Collectio
     """
     songs, notes = [], []
     for split, role in requested_splits(columns, splits, place.name):
-        found = _songs_of_files(splits[split], split, role, columns, place)
-        songs += found.songs
-        notes += found.notes
+        collection = _songs_of_files(splits[split], split, role, columns, place)
+        songs += collection.songs
+        notes += collection.notes
     if not songs:
         raise UserError(f"no row of {place.name} has audio that can be read" + "".join(f"; {note}" for note in notes))
     return Collection(songs, notes)
@@ -271,7 +240,10 @@ def _songs_of_files(files: Sequence[Path], split: str, role: str, columns: Colum
     schemas = _schemas(files, notes)
     if not schemas:
         return Collection([], notes.lines())
-    table = _table(_joined(schemas.values()), columns, place.name)
+    schema = _joined(schemas.values())
+    text = text_column(schema.names, columns.text, place.name)
+    labels = label_names(declared_features(schema).get(text or ""))
+    table = _Table(schema, audio_column(schema, columns.audio, place.name), text, labels)
     arrow_files = list(_arrow_files(schemas, table, notes, place))
     return Collection(list(_songs_of_table(arrow_files, table, split, role, place, notes)), notes.lines())
 
@@ -296,29 +268,30 @@ def _joined(schemas: Iterable[pa.Schema]) -> pa.Schema:
     return pa.schema([fields[name] for name in order], metadata=schemas[0].metadata)
 
 
-def _table(schema: pa.Schema, columns: Columns, name: str) -> _Table:
-    text = text_column(schema.names, columns.text, name)
-    labels = label_names(declared_features(schema).get(text or ""))
-    return _Table(schema, audio_column(schema, columns.audio, name), text, labels)
-
-
 def _arrow_files(schemas: Mapping[Path, pa.Schema], table: _Table, notes: RowNotes, place: Place) -> Iterator[Path]:
     """Files from which single rows can be drawn. Of Parquet the requested columns go to the cache of `datasets`."""
-    for file in [file for file, schema in schemas.items() if table.audio not in schema.names]:
-        notes.add(f"without a column {table.audio!r}", file.name, noun="file")
-    usable = [file for file, schema in schemas.items() if table.audio in schema.names]
-    for requested, group in groupby(usable, key=lambda file: [n for n in table.columns if n in schemas[file].names]):
+    usable = []
+    for file, schema in schemas.items():
+        if table.audio in schema.names:
+            usable.append(file)
+        else:
+            notes.add(f"without a column {table.audio!r}", file.name, noun="file")
+    columns = [name for name in dict.fromkeys((table.audio, table.text)) if name is not None]
+    for requested, group in groupby(usable, key=lambda file: [n for n in columns if n in schemas[file].names]):
         files = list(group)
         yield from _converted(files, requested, table, place) if files[0].suffix == ".parquet" else files
 
 
 def _converted(files: Sequence[Path], requested: list[str], table: _Table, place: Place) -> Iterator[Path]:
+    # What is stored, without what `datasets` would make of it: Audio is a struct of bytes and a path.
+    kinds = [(name, table.schema.field(name).type) for name in requested]
+    stored = pa.schema([(name, kind.value_type if pa.types.is_dictionary(kind) else kind) for name, kind in kinds])
     try:
         rows = datasets.load_dataset(
             "parquet",
             data_files=[str(file) for file in files],
             columns=requested,
-            features=_storage_features(table.schema, requested),
+            features=datasets.Features.from_arrow_schema(stored),
             split="train",
             cache_dir=place.cache_dir,
         )
@@ -326,13 +299,6 @@ def _converted(files: Sequence[Path], requested: list[str], table: _Table, place
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"the Parquet files of {place.name} can't be read: {reason}; download them again") from error
     return (Path(file["filename"]) for file in rows.cache_files)
-
-
-def _storage_features(schema: pa.Schema, names: Sequence[str]) -> Any:
-    """What is stored, without what `datasets` would make of it: Audio is a struct of bytes and a path."""
-    kinds = {name: schema.field(name).type for name in names}
-    plain = {name: kind.value_type if pa.types.is_dictionary(kind) else kind for name, kind in kinds.items()}
-    return datasets.Features.from_arrow_schema(pa.schema(list(plain.items())))
 
 
 @lru_cache(maxsize=256)  # mapped, not read: the files stay on disk
@@ -349,8 +315,11 @@ def _songs_of_table(
 ) -> Iterator[Song]:
     number = 0
     for file in files:
-        sounds = _arrow_table(file).column(table.audio)
-        for row, caption in enumerate(_captions(file, table)):
+        content = _arrow_table(file)
+        sounds, texts = content.column(table.audio), [None] * len(content)
+        if table.text in content.column_names:
+            texts = values_of_text(content.column(table.text))
+        for row, text in enumerate(texts):
             name = f"{split}/{number:06d}"
             number += 1
             try:
@@ -358,32 +327,22 @@ def _songs_of_table(
             except UnusableCellError as error:
                 notes.add(error.reason, f"{name} ({error.detail})" if error.detail else name)
                 continue
-            read = partial(_read, file, table.audio, row, place.folders, name)
-            yield Song(name, read, _as_text(caption, table.labels, name, notes), role, fingerprint)
+            try:
+                caption = caption_of(text, table.labels)
+            except ValueError:  # a number, say
+                notes.add("whose caption is no text and is left out", name)
+                caption = None
+            yield Song(name, partial(_read, file, table.audio, row, place.folders, name), caption, role, fingerprint)
 
 
 def _read(file: Path, column: str, row: int, folders: tuple[Path, ...], name: str) -> Path | bytes:
-    """What `audio_of_cell` gives; whatever became of the files since they were listed is a fault of this song only."""
+    """As `audio_of_cell`; a file that has changed since it was listed is an error of this song only."""
     try:
         return audio_of_cell(_arrow_table(file).column(column)[row], folders)
     except UnusableCellError as error:
-        raise AudioError(f"{name} is a row {error.reason}" + (f" ({error.detail})" if error.detail else "")) from error
+        raise AudioError(f"{name} is a row {error}") from error
     except (OSError, OverflowError, pa.ArrowException, soundfile.SoundFileError) as error:
         raise AudioError(f"{name} can't be read ({' '.join(str(error).split())})") from error
-
-
-def _captions(file: Path, table: _Table) -> list[Any]:
-    content = _arrow_table(file)
-    is_there = table.text in content.column_names
-    return values_of_text(content.column(table.text)) if is_there else [None] * len(content)
-
-
-def _as_text(value: Any, labels: list[str] | None, name: str, notes: RowNotes) -> str | None:
-    try:
-        return caption_of(value, labels)
-    except ValueError:
-        notes.add_no_text(name)
-        return None
 
 
 def count_rows(file: Path) -> int:

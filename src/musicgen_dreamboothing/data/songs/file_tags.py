@@ -1,4 +1,4 @@
-"""What a song's file says of itself: genre, tempo, key and comment. Title, artist and album are never handed out.
+"""Tags of a song's file: genre, tempo, key and comment. Title, artist and album are never returned.
 
 Read by mutagen from ID3 (mp3, wav, aiff), Vorbis comments (FLAC, Ogg, Opus), MP4, APE and ASF (wma).
 """
@@ -40,19 +40,12 @@ NOTES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 
 @dataclass(frozen=True)
 class FileTags:
-    """What a file's own tags say; None where they don't, or where it can't be meant.
+    """A file's own tags; None where there is none, or an implausible one."""
 
-    Attributes:
-        genre: one or several, with commas.
-        bpm: beats per minute.
-        key: with its mode, such as `F# minor`.
-        comment: on one line.
-    """
-
-    genre: str | None = None
+    genre: str | None = None  # one or several, with commas
     bpm: float | None = None
-    key: str | None = None
-    comment: str | None = None
+    key: str | None = None  # with its mode, such as `F# minor`
+    comment: str | None = None  # on one line
 
 
 def file_tags(source: Path | bytes) -> FileTags:
@@ -71,10 +64,10 @@ def file_tags(source: Path | bytes) -> FileTags:
 def _raw_tags(source: Path | bytes) -> Iterator[tuple[str, Any]]:
     """Names as the format has them, in small letters, with whatever mutagen makes of their values."""
     try:
-        found = mutagen.File(io.BytesIO(source) if isinstance(source, bytes) else source)
+        file = mutagen.File(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Exception:  # its own MutagenError, but malformed headers also bring KeyError, struct.error and others
         return
-    for name, value in dict(found.tags or {}).items() if found is not None else ():
+    for name, value in dict(file.tags or {}).items() if file is not None else ():
         name = str(name).lower()
         if name.startswith("comm:"):  # comm:what it is for:language
             name = name.rpartition(":")[0].rstrip(":")
@@ -96,8 +89,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _all(fields: dict[str, list[str]], names: tuple[str, ...]) -> list[str]:
     """The values under the first names that have some, on one line each."""
-    found = (" ".join(text.split()) for name in names for text in fields.get(name, []))
-    return list(filter(None, found))
+    return list(filter(None, (" ".join(text.split()) for name in names for text in fields.get(name, []))))
 
 
 def parse_genre(texts: list[str]) -> str | None:
@@ -106,10 +98,10 @@ def parse_genre(texts: list[str]) -> str | None:
     'Punk, Garage Rock'
     """
     parts = [part.strip(" .()") for text in texts for part in re.split(r"[,;|]| / ", text)]
-    kept: dict[str, str] = {}
+    genres: dict[str, str] = {}
     for part in filter(_is_genre, parts):
-        kept.setdefault(part.lower(), part)
-    return ", ".join(kept.values()) or None
+        genres.setdefault(part.lower(), part)
+    return ", ".join(genres.values()) or None
 
 
 def _is_genre(text: str) -> bool:

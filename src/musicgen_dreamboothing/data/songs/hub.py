@@ -45,17 +45,11 @@ PACKED = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z")
 
 @dataclass(frozen=True)
 class Download:
-    """What was downloaded of a dataset repository.
+    """What was downloaded of a dataset repository."""
 
-    Attributes:
-        folder: of the repository in the cache.
-        splits: the files of each split, where its tables are read; None where the folder tells what to read.
-        archives: names of tar files that are not downloaded, for there are audio files.
-    """
-
-    folder: Path
-    splits: Splits | None = None
-    archives: tuple[str, ...] = ()
+    folder: Path  # of the repository in the cache
+    splits: Splits | None = None  # the files of each split, where its tables are read
+    archives: tuple[str, ...] = ()  # names of tar files that are not downloaded, as there are audio files
 
 
 def download(name: str, columns: Columns, token: str | None, cache_dir: str | None) -> Download:
@@ -67,7 +61,15 @@ def download(name: str, columns: Columns, token: str | None, cache_dir: str | No
     try:
         return _download(columns, Place(name, (), cache_dir), token)
     except (HTTPError, HFValidationError, OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise UserError(_explanation(name, error)) from error
+        if refusal := explain_refusal(name, error, "dataset"):
+            raise UserError(refusal) from error
+        if "Dataset scripts are no longer supported" in str(error):
+            raise UserError(_nothing_to_read(name, [f"{name.rpartition('/')[2]}.py"])) from error
+        if is_caused_by(error, LocalEntryNotFoundError):
+            reason = "the Hub can't be reached, and the cache does not hold it; connect once, or give a folder of songs"
+        else:
+            reason = " ".join((str(error).strip().splitlines() or [type(error).__name__])[:2])
+        raise UserError(f"no folder {name!r} here, and as a Hub dataset it can't be loaded: {reason}") from error
 
 
 def _download(columns: Columns, place: Place, token: str | None) -> Download:
@@ -89,7 +91,7 @@ def _download(columns: Columns, place: Place, token: str | None) -> Download:
 
 
 def _hold_songs(tables: Iterable[str], columns: Columns, place: Place, token: str | None) -> bool:
-    """The same for tables of the repository, which are downloaded one by one until one holds songs."""
+    """As `hold_songs`, of tables in the repository, which are downloaded one by one until one holds songs."""
     requested = (table for table in tables if not table.endswith(".tar"))
     return hold_songs((_snapshot(place, [table], token) / table for table in requested), columns)
 
@@ -167,18 +169,3 @@ def _nothing_to_read(name: str, files: list[str]) -> str:
     if any(file.endswith(PACKED) for file in files):
         text += f"; unpack it: hf download {name} --repo-type dataset --local-dir SONGS, unpack there, then give SONGS"
     return text
-
-
-def _explanation(name: str, error: BaseException) -> str:
-    """One line that says what to do."""
-    if (refusal := explain_refusal(name, error, "dataset")) is not None:
-        return refusal
-    if "Dataset scripts are no longer supported" in str(error):
-        return _nothing_to_read(name, [f"{name.rpartition('/')[2]}.py"])
-    return f"no folder {name!r} here, and as a Hub dataset it can't be loaded: {_reason(error)}"
-
-
-def _reason(error: BaseException) -> str:
-    if is_caused_by(error, LocalEntryNotFoundError):
-        return "the Hub can't be reached, and the cache does not hold it; connect once, or give a folder of songs"
-    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[:2])

@@ -31,11 +31,8 @@ def _escaped(letter: str) -> str:
 
 def unique_names(paths: Iterable[Path], root: Path) -> dict[Path, str]:
     """A printable name for each path, relative to the root, with `/`; no two are equal."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for path in paths:
-        names[path] = unused(printable(path.relative_to(root).as_posix()), taken)
-    return names
+    taken = set[str]()
+    return {path: unused(printable(path.relative_to(root).as_posix()), taken) for path in paths}
 
 
 def unused(name: str, taken: set[str]) -> str:
@@ -60,41 +57,37 @@ def without_suffix(name: str) -> str:
 
 
 class NameIndex:
-    """Finds the file that a table means by a path, which often was written on another system.
+    """Finds the file for a path in a table, which often was written on another system.
 
-    The exact path wins. Otherwise case, Unicode form, back-slashes, leading folders that only one side has and, last,
-    the suffix are disregarded, and the file must be the only one that fits.
+    The exact path is preferred. Otherwise case, Unicode form, back-slashes, leading folders that only one side has and,
+    last, the suffix are ignored, and the file must be the only match.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = set(names)
-        self._whole: list[defaultdict[str, set[str]]] = [defaultdict(set), defaultdict(set)]
-        self._tails: list[defaultdict[str, set[str]]] = [defaultdict(set), defaultdict(set)]
+        self._paths = [defaultdict[str, set[str]](set) for _ in range(2)]  # names by their forms: with suffix, without
+        self._tails = [defaultdict[str, set[str]](set) for _ in range(2)]
         for name in self.names:
             for level, form in enumerate(_forms(name)):
-                self._whole[level][form].add(name)
+                self._paths[level][form].add(name)
                 for tail in _tails(form):
                     self._tails[level][tail].add(name)
 
     def find(self, name: str) -> tuple[str, int] | None:
-        """The one name that is meant and how far it was looked for (0: it stands there as it is); None without one."""
-        path = _normal_path(name)
+        """The one name that matches, and its distance (0: it is the same text); None without one."""
+        path = os.path.normpath(name.strip().replace("\\", "/")).lstrip("/")
         for exact in (name, path):
             if exact in self.names:
                 return exact, 0
         if ".." in path.split("/"):
             return None
         for level, form in enumerate(_forms(path)):
-            candidates = [self._whole[level].get(tail, set()) for tail in _tails(form)]
+            candidates = [self._paths[level].get(tail, set()) for tail in _tails(form)]
             candidates.append(self._tails[level].get(form, set()))
             for distance, names in enumerate(candidates, start=1):
                 if len(names) == 1:
                     return next(iter(names)), distance + 1000 * level
         return None
-
-
-def _normal_path(name: str) -> str:
-    return os.path.normpath(name.strip().replace("\\", "/")).lstrip("/")
 
 
 def _forms(name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Walks a folder of songs: which files are songs, and what was passed over and why."""
+"""Walks a folder: which files are songs, and what is not read and why."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from musicgen_dreamboothing.console import plural
-from musicgen_dreamboothing.data.songs.kinds import PLAYLISTS, is_song, may_be_music, why_not_read
+from musicgen_dreamboothing.data.songs.kinds import (
+    PLAYLISTS,
+    generated_files,
+    is_product,
+    is_product_of_parent,
+    is_song,
+    may_be_music,
+    stem_files,
+    why_not_read,
+)
 from musicgen_dreamboothing.data.songs.names import printable
-from musicgen_dreamboothing.data.songs.products import generated_files, is_product, is_product_of_parent, stem_files
 
 SYSTEM_FOLDERS = frozenset(  # of Windows, network drives, macOS and recovery tools; hidden ones begin with a dot
     {"$recycle.bin", "recycler", "recycled", "system volume information", "msocache", "found.000", "lost.dir"}
@@ -24,53 +32,34 @@ NAMED = 4  # files of one kind that a line names; the others are counted
 
 @dataclass
 class Listing:
-    """What is in a folder of songs and below it.
-
-    Attributes:
-        root: the folder.
-        songs: audio files, in the order of their names.
-        files: the names of all files of each folder that was read.
-        products: folders and files that this program made.
-        hidden: hidden folders and those that systems make.
-        linked: links to what is read anyway.
-        locked: folders that are not read, each with the reason.
-        unread: files that may be music, by the reason why they are not read.
-        is_single_song: whether one file was asked for; what cue sheets and tables say of others is of no interest.
-    """
+    """What is in a folder of songs and below it."""
 
     root: Path
-    songs: list[Path] = field(default_factory=list)
-    files: dict[Path, set[str]] = field(default_factory=dict)
-    products: list[str] = field(default_factory=list)
-    hidden: list[str] = field(default_factory=list)
-    linked: list[str] = field(default_factory=list)
-    locked: list[str] = field(default_factory=list)
-    unread: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    is_single_song: bool = False
+    songs: list[Path] = field(default_factory=list)  # audio files, in the order of their names
+    files: dict[Path, set[str]] = field(default_factory=dict)  # the names of all files of each folder
+    is_single_song: bool = False  # one file was asked for: what cue sheets and tables list besides is not noted
+    products: list[str] = field(default_factory=list)  # folders and files that this program made
+    hidden: list[str] = field(default_factory=list)  # hidden folders and those of the system
+    linked: list[str] = field(default_factory=list)  # links to what is read anyway
+    locked: list[str] = field(default_factory=list)  # folders that are not read, each with the reason
+    unread: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # files, by the reason
 
     def name(self, path: Path) -> str:
-        """How a line names a file or folder."""
+        """A file or folder in messages."""
         return printable(path.relative_to(self.root).as_posix())
 
     def notes(self) -> list[str]:
-        """One line for each kind of thing that was passed over."""
-        lines = []
-        if self.products:
-            lines.append(f"Passed over what this program made: {first_names(self.products)}")
-        if self.hidden:
-            lines.append(
-                f"Passed over {plural(len(self.hidden), 'hidden or system folder')}: {first_names(self.hidden)}"
-            )
-        if self.linked:
-            lines.append(
-                f"Passed over {plural(len(self.linked), 'link')} to what is read anyway: {first_names(self.linked)}"
-            )
-        if self.locked:
-            lines.append(f"{plural(len(self.locked), 'folder')} not read: {first_names(self.locked)}")
+        """One line for each kind of thing that is not read."""
+        counted = (
+            (self.products, "Skipped output of this program"),
+            (self.hidden, f"Skipped {plural(len(self.hidden), 'hidden or system folder')}"),
+            (self.linked, f"Skipped {plural(len(self.linked), 'link')} to what is read anyway"),
+            (self.locked, f"{plural(len(self.locked), 'folder')} not read"),
+        )
+        lines = [f"{text}: {first_names(sorted(names))}" for names, text in counted if names]
         if self.unread:
-            count = sum(map(len, self.unread.values()))
-            lines.append(f"{plural(count, 'file')} not read:")
-            lines += [f"  {reason}: {first_names(names)}" for reason, names in sorted(self.unread.items())]
+            lines.append(f"{plural(sum(map(len, self.unread.values())), 'file')} not read:")
+            lines += [f"  {reason}: {first_names(sorted(names))}" for reason, names in sorted(self.unread.items())]
         return lines
 
 
@@ -91,83 +80,73 @@ class _Scan:
     def __init__(self, root: Path) -> None:
         self.listing = Listing(root)
         self.folders, self.links = [root], list[Path]()
-        self.seen = set[tuple[int, int]]()
-        self.linked_songs = list[tuple[Path, tuple[int, int]]]()
+        self.seen = set[tuple[int, int]]()  # device and inode of folders
         self.song_files = set[tuple[int, int]]()
+        self.linked_songs = list[tuple[Path, tuple[int, int]]]()
         self.playlists = list[Path]()
 
     def run(self) -> Listing:
+        listing = self.listing
         while self.folders or self.links:
-            self._read(self.folders.pop() if self.folders else self.links.pop(0))
+            folder = self.folders.pop() if self.folders else self.links.pop(0)
+            try:
+                self._read(folder)
+            except OSError as error:
+                listing.locked.append(f"{listing.name(folder)} ({error.strerror})")
         for path, identity in sorted(self.linked_songs):
             if identity in self.song_files:
-                self.listing.linked.append(self.listing.name(path))
+                listing.linked.append(listing.name(path))
             else:
                 self.song_files.add(identity)
-                self.listing.songs.append(path)
-        self.listing.songs.sort()
-        beside = {song.parent for song in self.listing.songs}
+                listing.songs.append(path)
+        listing.songs.sort()
+        folders = {song.parent for song in listing.songs}
         for path in self.playlists:
-            if path.parent not in beside:
-                self.listing.unread["playlist without its songs"].append(self.listing.name(path))
-        for names in (self.listing.products, self.listing.hidden, self.listing.linked, self.listing.locked):
-            names.sort()
-        for names in self.listing.unread.values():
-            names.sort()
-        return self.listing
+            if path.parent not in folders:
+                listing.unread["playlist without its songs"].append(listing.name(path))
+        return listing
 
     def _read(self, folder: Path) -> None:
-        try:
-            status = folder.stat()
-            identity = status.st_dev, status.st_ino
-            if identity in self.seen:
-                self.listing.linked.append(self.listing.name(folder))
-                return
-            if self._leads_back(folder):
-                self.listing.locked.append(f"{self.listing.name(folder)} (a link to a folder around this one)")
-                return
-            self.seen.add(identity)
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError as error:
-            self.listing.locked.append(f"{self.listing.name(folder)} ({error.strerror})")
+        root, name = self.listing.root, self.listing.name(folder)
+        identity = _identity(folder.stat())
+        if identity in self.seen:
+            self.listing.linked.append(name)
             return
+        if folder != root and folder.is_symlink() and root.resolve().is_relative_to(folder.resolve()):
+            self.listing.locked.append(f"{name} (a link to a folder around this one)")
+            return
+        self.seen.add(identity)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         names = {entry.name for entry in entries}
-        is_root = folder == self.listing.root
-        if not is_root and is_product(folder, names):
-            self.listing.products.append(self.listing.name(folder))
-            return
-        self._take(folder, entries, names)
+        if folder != root and is_product(folder, names):
+            self.listing.products.append(name)
+        else:
+            self._add_entries(folder, entries, names)
 
-    def _leads_back(self, folder: Path) -> bool:
-        """Whether a link leads to a folder that the root is in."""
-        return (
-            folder.is_symlink()
-            and folder != self.listing.root
-            and self.listing.root.resolve().is_relative_to(folder.resolve())
-        )
-
-    def _take(self, folder: Path, entries: list[os.DirEntry[str]], names: set[str]) -> None:
+    def _add_entries(self, folder: Path, entries: list[os.DirEntry[str]], names: set[str]) -> None:
         self.listing.files[folder] = names
         generated, count = generated_files(folder) & names, 0
         generated |= stem_files(folder, names) if folder != self.listing.root else set()
         for entry in entries:
             path = folder / entry.name
             try:
-                mode = entry.stat().st_mode
-            except OSError as error:
-                self._take_broken(entry, error)
+                status = entry.stat()
+            except OSError as error:  # a link to nothing, or a folder that may be listed but not entered
+                if not is_hidden(entry.name) and may_be_music(entry.name):
+                    reason = "links to nothing" if entry.is_symlink() else f"can't be opened ({error.strerror})"
+                    self.listing.unread[reason].append(self.listing.name(path))
                 continue
-            if stat.S_ISDIR(mode):
-                self._take_folder(path, entry, names)
+            if stat.S_ISDIR(status.st_mode):
+                self._add_folder(path, entry, names)
             elif entry.name in generated:
                 count += 1
             else:
-                self._take_file(path, entry, mode)
+                self._add_file(path, status, is_link=entry.is_symlink())
         if count:
             place = "" if folder == self.listing.root else f" in {self.listing.name(folder)}"
             self.listing.products.append(f"{plural(count, 'generated clip')}{place}")
 
-    def _take_folder(self, path: Path, entry: os.DirEntry[str], siblings: set[str]) -> None:
+    def _add_folder(self, path: Path, entry: os.DirEntry[str], siblings: set[str]) -> None:
         if is_hidden(entry.name) or entry.name.lower() in SYSTEM_FOLDERS:
             self.listing.hidden.append(self.listing.name(path))
         elif is_product_of_parent(path, siblings):
@@ -177,31 +156,22 @@ class _Scan:
         else:
             (self.links if entry.is_symlink() else self.folders).append(path)
 
-    def _take_file(self, path: Path, entry: os.DirEntry[str], mode: int) -> None:
-        name = self.listing.name(path)
-        reason = why_not_read(path, mode, is_hidden=is_hidden(entry.name))
-        if reason:
-            self.listing.unread[reason].append(name)
+    def _add_file(self, path: Path, status: os.stat_result, *, is_link: bool) -> None:
+        hidden = is_hidden(path.name)
+        if reason := why_not_read(path, status.st_mode, is_hidden=hidden):
+            self.listing.unread[reason].append(self.listing.name(path))
         elif path.suffix.lower() in PLAYLISTS:
             self.playlists.append(path)
-        elif stat.S_ISREG(mode) and not is_hidden(entry.name) and is_song(path):
-            status = entry.stat()
-            identity = status.st_dev, status.st_ino
-            if entry.is_symlink():
-                self.linked_songs.append((path, identity))
+        elif stat.S_ISREG(status.st_mode) and not hidden and is_song(path):
+            if is_link:
+                self.linked_songs.append((path, _identity(status)))
             else:
-                self.song_files.add(identity)
+                self.song_files.add(_identity(status))
                 self.listing.songs.append(path)
 
-    def _take_broken(self, entry: os.DirEntry[str], error: OSError) -> None:
-        """A link to nothing, or a file in a folder whose entries may be listed but not opened."""
-        name = self.listing.name(Path(entry.path))
-        if is_hidden(entry.name) or not may_be_music(entry.name):
-            return
-        if entry.is_symlink():
-            self.listing.unread["links to nothing"].append(name)
-        else:
-            self.listing.unread[f"can't be opened ({error.strerror})"].append(name)
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def is_hidden(name: str) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
 from musicgen_dreamboothing.console import UserError, plural
 from musicgen_dreamboothing.data.songs.names import comparable, printable
 from musicgen_dreamboothing.data.songs.scan import first_names
-from musicgen_dreamboothing.data.songs.textfiles import caption_of, decode_text, read_content
+from musicgen_dreamboothing.data.songs.textfiles import caption_of, read_text
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 CAPTION_NAMES = ("text", "caption", "description", "prompt")  # in `song.json`, and columns of tables
@@ -36,33 +37,24 @@ MANY_LINES, MANY_WORDS = 8, 60  # of a text that may be lyrics
 
 @dataclass
 class CaptionFiles:
-    """Reads captions from the bytes of text and JSON files, and keeps account of files that are not used.
+    """Reads captions from text and JSON files, and lists the files that are not used."""
 
-    Attributes:
-        faults: one line for each file that can't be read.
-        lyrics: files with lyrics, which are not used.
-        long: files that are used, but may hold lyrics.
-    """
+    faults: list[str] = field(default_factory=list)  # one line for each file that can't be read
+    lyrics: list[str] = field(default_factory=list)  # files with lyrics, which are not used
+    long: list[str] = field(default_factory=list)  # files that are used, but may hold lyrics
 
-    faults: list[str] = field(default_factory=list)
-    lyrics: list[str] = field(default_factory=list)
-    long: list[str] = field(default_factory=list)
-
-    def caption(self, content: bytes, path: str, keys: Sequence[str] = CAPTION_NAMES) -> str | None:
+    def caption(self, read: Callable[[], str], path: str, keys: Sequence[str] = CAPTION_NAMES) -> str | None:
         """The caption in a file.
 
         Args:
-            content: of the file.
+            read: gives the text of the file.
             path: its suffix tells JSON from text, and messages name it.
             keys: under which a JSON file may have it, in any case; the first that has one counts.
         """
         try:
-            text = decode_text(content, path)
-            return (
-                _caption_in_json(text, path, keys)
-                if path.lower().endswith(JSON_ENDING)
-                else self._caption_in_text(text, printable(PurePath(path).name))
-            )
+            if path.lower().endswith(JSON_ENDING):
+                return _caption_in_json(read(), path, keys)
+            return self._caption_in_text(read(), printable(PurePath(path).name))
         except (UserError, ValueError) as error:
             self.faults.append(str(error))
             return None
@@ -93,7 +85,7 @@ class CaptionFiles:
 
 
 def _caption_in_json(text: str, path: str, keys: Sequence[str]) -> str | None:
-    """The caption among what other trainers and players keep beside a song; a file without one says nothing."""
+    """The caption among what other trainers and players write beside a song; None without one."""
     try:
         values = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -112,13 +104,9 @@ def _caption_in_json(text: str, path: str, keys: Sequence[str]) -> str | None:
 
 @dataclass
 class Sidecars:
-    """Finds captions beside songs, and keeps account of files that are not used.
+    """Finds captions beside songs, and lists the files that are not used."""
 
-    Attributes:
-        files: names of all files by folder.
-    """
-
-    files: dict[Path, set[str]]
+    files: dict[Path, set[str]]  # names of all files by folder
     _captions: CaptionFiles = field(default_factory=CaptionFiles)
     _comparable: dict[Path, dict[str, str]] = field(default_factory=dict)
     _read: set[Path] = field(default_factory=set)
@@ -126,34 +114,22 @@ class Sidecars:
 
     def caption(self, song: Path) -> str | None:
         """The caption beside a song, on one line; the first file that has one counts."""
-        for path in self._candidates(song):
-            try:
-                content = read_content(path)
-            except UserError as error:
-                self._captions.faults.append(str(error))
-                continue
-            if caption := self._captions.caption(content, str(path)):
-                return caption
-        return None
+        captions = (self._captions.caption(partial(read_text, path), str(path)) for path in self._candidates(song))
+        return next(filter(None, captions), None)
 
     def _candidates(self, song: Path) -> list[Path]:
         """Files beside a song, by exact name first, else by one that differs in case or Unicode form."""
-        found = []
-        for ending in (*TEXT_ENDINGS, JSON_ENDING):
-            for stem in (song.name, song.stem):
-                if (name := self._there(song.parent, stem + ending)) is not None:
-                    found.append(song.parent / name)
-        self._read.update(found)
-        self._stems[song.parent].update({comparable(song.stem), comparable(song.name)})
-        return found
-
-    def _there(self, folder: Path, name: str) -> str | None:
+        folder = song.parent
         names = self.files.get(folder, set())
-        if name in names:
-            return name
         if folder not in self._comparable:
-            self._comparable[folder] = {comparable(one): one for one in sorted(names, reverse=True)}
-        return self._comparable[folder].get(comparable(name))
+            self._comparable[folder] = {comparable(name): name for name in sorted(names, reverse=True)}
+        alike = self._comparable[folder]
+        requested = [stem + ending for ending in (*TEXT_ENDINGS, JSON_ENDING) for stem in (song.name, song.stem)]
+        existing = [name if name in names else alike.get(comparable(name)) for name in requested]
+        candidates = [folder / name for name in existing if name is not None]
+        self._read.update(candidates)
+        self._stems[folder].update({comparable(song.stem), comparable(song.name)})
+        return candidates
 
     def notes(self) -> list[str]:
         """What was not used, in lines."""
@@ -166,7 +142,7 @@ class Sidecars:
         return lines
 
     def _unknown(self) -> Iterator[str]:
-        """Texts that seem to belong to a song, or to be a caption, but have another name."""
+        """Texts that seem to belong to a song, or to be captions, but have another name."""
         for folder, stems in self._stems.items():
             for name in self.files.get(folder, set()):
                 lower = comparable(name)

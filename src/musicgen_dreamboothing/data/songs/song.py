@@ -1,4 +1,4 @@
-"""One song, as every stage knows it. Light enough for processes that only listen."""
+"""One song, as every stage knows it. Imports little, for worker processes."""
 
 from __future__ import annotations
 
@@ -11,31 +11,18 @@ TRAIN, EVAL = "train", "eval"
 
 @dataclass(frozen=True)
 class Song:
-    """One song, not decoded yet.
+    """One song, not decoded yet."""
 
-    Attributes:
-        name: its path in the folder or its place in the dataset; unique, and what is held out together.
-        read: gives its path, or the bytes of the file.
-        caption: its own description, if it has one.
-        split: `train` or `eval`.
-        fingerprint: changes whenever the sound does.
-        original: gives the file as it came, with its tags, where `read` gives but stems of it.
-        damage: what could not be decoded of that file.
-        offset: the largest DC offset that was removed from that file, as a share of its peak.
-        start: where it begins in the file, in seconds: tracks of a cue sheet share one file.
-        end: where it ends there; None is the end of the file.
-    """
-
-    name: str
-    read: Callable[[], Path | bytes]
+    name: str  # its path in the folder or its place in the dataset; unique
+    read: Callable[[], Path | bytes]  # its path, or the bytes of the file
     caption: str | None
-    split: str
-    fingerprint: str
-    original: Callable[[], Path | bytes] | None = None
-    damage: str | None = None
-    offset: float = 0.0
-    start: float = 0.0
-    end: float | None = None
+    split: str  # `TRAIN` or `EVAL`
+    fingerprint: str  # changes whenever the audio does
+    original: Callable[[], Path | bytes] | None = None  # the file with its tags, where `read` gives stems of it
+    damage: str | None = None  # what could not be decoded of the original
+    offset: float = 0.0  # the largest DC offset that was removed from the original, as a share of its peak
+    start: float = 0.0  # seconds in the file: tracks of a cue sheet share one file
+    end: float | None = None  # seconds; None is the end of the file
 
 
 @dataclass(frozen=True)
@@ -56,7 +43,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Collection:
-    """Songs in a fixed order, and one line for each kind of thing that was passed over or could not be used."""
+    """Songs in a fixed order, and one line for each kind of thing that is not used."""
 
     songs: list[Song]
     notes: list[str] = field(default_factory=list)

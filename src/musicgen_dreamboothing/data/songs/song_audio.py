@@ -1,7 +1,7 @@
-"""The samples of one song, as often as they are needed: to measure it, to analyse it and to cut it.
+"""The samples of one song, for several passes: to measure it, to analyse it and to cut it.
 
-A song of a few minutes is decoded once and kept; a longer one is decoded again for every pass, so that memory does not
-grow with its length.
+A song of a few minutes is decoded once and stays in memory; a longer one is decoded for every pass, so that memory does
+not grow with its length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.data.songs.song import Song
 
 INVALID = "samples that are NaN, infinite or far beyond the rest of the song"
-KEPT_BYTES = 62 * 2**20  # 4 minutes of stereo at 32 kHz
+CACHE_BYTES = 62 * 2**20  # 4 minutes of stereo at 32 kHz
 
 Span = tuple[int, int]  # first sample, and the one behind the last
 
@@ -28,16 +28,15 @@ class SongAudio:
 
     Attributes:
         levels: loudness, peak, DC offset and ends of the song.
-        damage: what could not be decoded, in a line; None where all was.
-        invalid: spans of seconds with samples that are NaN, infinite or far beyond the rest of the song; they are zeros
-            in the waves, and are not measured.
+        damage: one line on what could not be decoded, or None.
+        invalid: spans in seconds of `INVALID` samples; they are zeros in the waves, and are not measured.
     """
 
     def __init__(self, song: Song, rate: int) -> None:
         """Decodes and measures the song at `rate` Hz. Raises `AudioError` where there is nothing to decode."""
         self._song, self._rate = song, rate
         self._max_amplitude = audio.MAX_AMPLITUDE
-        self._kept: list[Wave] | None = None
+        self._cached: list[Wave] | None = None
         self.damage: str | None = None
         self.invalid: list[tuple[float, float]] = []
         outliers = Outliers()
@@ -49,7 +48,7 @@ class SongAudio:
     def waves(self) -> Iterator[Wave]:
         """The song from its first sample to its last, in blocks `[C, n]`, without its DC offset."""
         first = 0
-        for wave in self._decoded() if self._kept is None else self._kept:
+        for wave in self._decoded() if self._cached is None else self._cached:
             yield self.levels.centred(wave, first)
             first += wave.shape[1]
 
@@ -59,8 +58,8 @@ class SongAudio:
         return any(first < end and last > start for first, last in self.invalid)
 
     def _decoded(self, on_block: Callable[[Wave, int], None] | None = None) -> Iterator[Wave]:
-        song, damages, kept, size = self._song, list[str](), list[Wave](), 0
-        self._kept, self.invalid = None, []
+        song, damages, cached, size = self._song, list[str](), list[Wave](), 0
+        self._cached, self.invalid = None, []
         waves = audio.stream(
             song.read(),
             self._rate,
@@ -74,13 +73,13 @@ class SongAudio:
         )
         for wave in waves:
             size += wave.nbytes
-            if size > KEPT_BYTES:
-                kept.clear()
+            if size > CACHE_BYTES:
+                cached.clear()
             else:
-                kept.append(wave)
+                cached.append(wave)
             yield wave
         self.damage = damages[0] if damages else None
-        self._kept = kept or None
+        self._cached = cached or None
 
 
 def slices(waves: Iterable[Wave], spans: Sequence[Span]) -> Iterator[Wave]:

@@ -1,4 +1,4 @@
-"""Songs without some of their stems, such as the vocals: separated once, and kept in `stems/` for every later run."""
+"""Songs without some of their stems, such as the vocals: separated once and stored in `stems/`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from accelerate import PartialState
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import plural, progress_bar
-from musicgen_dreamboothing.data.songs.products import STEM_FILE
+from musicgen_dreamboothing.data.songs.kinds import STEM_FILE, STEMS
 from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.data.songs.song_audio import INVALID, SongAudio
 from musicgen_dreamboothing.files import write_text
 from musicgen_dreamboothing.pretrained.separator import Separator, parse_stems, signature
 
-STEMS = "stems"
 SOUND, DAMAGE, OFFSET, UNFINISHED = ".flac", ".txt", ".offset", ".part"  # files of one song
 PROBE_RATE = 44_100  # Hz; any would do
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} songs [{elapsed}<{remaining}]"
@@ -40,10 +39,10 @@ def keep_stems(
     cache_dir: str | None = None,
     keep_others: bool = False,
 ) -> list[Song]:
-    """The same songs, of which only some stems are heard.
+    """The same songs, with only some of their stems.
 
     The model is loaded only where a song has to be separated, and no song is in memory as a whole. Under `accelerate
-    launch` the processes share the songs. A song that can't be decoded stays as it is: cutting will say why.
+    launch` the processes share the songs. A song that can't be decoded stays as it is: cutting reports why.
 
     Args:
         folder: the prepared folder.
@@ -53,9 +52,6 @@ def keep_stems(
         batch_size: segments at once; 0 chooses by the device.
         cache_dir: where downloads from the Hub are kept.
         keep_others: keeps the stems of other songs too: `songs` are a part of a dataset.
-
-    Raises:
-        UserError: demucs or the model can't be had, or it has no such stem.
     """
     state, made_by = PartialState(), signature(model, cache_dir=cache_dir)
     paths = [folder / STEMS / f"{_key(song, made_by, stems)}{SOUND}" for song in songs]
@@ -68,73 +64,66 @@ def keep_stems(
     state.wait_for_everyone()
     if state.is_main_process and not keep_others:
         _delete_strays(folder / STEMS, {path.stem for path in paths})
-    return [_kept_song(song, path) if path.exists() else song for song, path in zip(songs, paths, strict=True)]
+    return [_separated_song(song, path) if path.exists() else song for song, path in zip(songs, paths, strict=True)]
 
 
 def _is_readable(song: Song) -> bool:
-    """Whether decoding begins well: a broken song, which is missing at every run, is no reason to load the model."""
+    """Whether decoding begins well: the model is not loaded for a broken song, whose stems are missing at every run."""
+    part: dict[str, Any] = {"start": song.start, "end": song.end, "block_seconds": 1.0}
     try:
-        waves = audio.stream(
-            song.read(), PROBE_RATE, start=song.start, end=song.end, block_seconds=1.0, on_invalid=lambda *span: None
-        )
-        next(waves)
+        next(audio.stream(song.read(), PROBE_RATE, on_invalid=lambda *span: None, **part))
     except audio.AudioError:
         return False
     return True
 
 
 def _separate_all(share: list[tuple[Song, Path]], stems: Sequence[str], separator: Separator) -> None:
-    kept = parse_stems(stems, separator.stems)
-    if kept == separator.stems:  # all: songs stay what they are
+    chosen = parse_stems(stems, separator.stems)
+    if chosen == separator.stems:  # all: songs stay as they are
         return
     quiet = not PartialState().is_main_process
     with progress_bar(total=len(share), desc="separating", bar_format=BAR, disable=quiet) as bar:
         for song, path in share:
-            _separate(song, path, separator, kept, bar)
+            _separate(song, path, separator, chosen, bar)
 
 
 def _separate(song: Song, path: Path, separator: Separator, stems: Sequence[str], bar: Any) -> None:
-    """Writes the kept stems of one song; the bar moves by what is done of it."""
+    """Writes the chosen stems of one song."""
     before = bar.n
 
-    def tell(share: float) -> None:
+    def show_progress(share: float) -> None:
         bar.update(before + share - bar.n)
 
     temporary = path.with_suffix(UNFINISHED)
     try:
         sound = SongAudio(song, separator.rate)
-        _write(temporary, separator.keep(partial(_within_full_scale, sound), stems, tell), separator.rate)
-        if damage := _damage(sound, song):
-            write_text(path.with_suffix(DAMAGE), damage)
+        _write(temporary, separator.keep(partial(_within_full_scale, sound), stems, show_progress), separator.rate)
+        damage = [sound.damage] if sound.damage else []
+        if sound.invalid:
+            damage.append(f"{song.name}: silence at {plural(len(sound.invalid), 'place')} with {INVALID}")
+        if damage:
+            write_text(path.with_suffix(DAMAGE), "; ".join(damage))
         if offset := sound.levels.offset_share:  # stems are made without it
             write_text(path.with_suffix(OFFSET), str(offset))
         temporary.replace(path)
     except audio.AudioError as error:
-        if isinstance(error, audio.AudioWriteError):  # a full disk; what is wrong with the song, cutting will say
+        if isinstance(error, audio.AudioWriteError):  # a full disk; cutting reports what is wrong with the song
             raise
     finally:
         temporary.unlink(missing_ok=True)
-    bar.update(before + 1 - bar.n)
+    show_progress(1.0)
 
 
 def _within_full_scale(sound: SongAudio) -> Iterator[Wave]:
-    """The mix; of a float file on another scale, which the file of stems could not hold, with a peak of 1."""
+    """The mix; that of a float file on another scale, which 16 bits could not hold, with a peak of 1."""
     return (wave / np.float32(sound.levels.full_scale) for wave in sound.waves())
 
 
-def _damage(sound: SongAudio, song: Song) -> str:
-    """What of a song is not in its stems, in one line; empty where all is."""
-    lines = [sound.damage] if sound.damage else []
-    if sound.invalid:
-        lines.append(f"{song.name}: silence at {plural(len(sound.invalid), 'place')} with {INVALID}")
-    return "; ".join(lines)
-
-
 def _write(path: Path, blocks: Iterator[Wave], rate: int) -> None:
-    """What `audio.write` makes of a whole wave, as it comes; errors are the same."""
+    """As `audio.write`, block by block."""
     first = next(blocks)  # before there is a file: here decoding begins
     try:
-        with path.open("wb", buffering=0) as file:  # else a seek could fail of what was written before
+        with path.open("wb", buffering=0) as file:  # with a buffer, a seek could fail for what was written before
             place = _Place(file)
             with soundfile.SoundFile(place, "w", rate, len(first), "PCM_16", format="FLAC") as flac:
                 for block in chain([first], blocks):
@@ -146,7 +135,7 @@ def _write(path: Path, blocks: Iterator[Wave], rate: int) -> None:
 
 
 class _Place:
-    """A file to write to. What the system says is kept until somebody asks, for libsndfile would hide it."""
+    """A file to write to. It stores errors of the system until `check`, as libsndfile would hide them."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file, self._error = file, list[OSError]()
@@ -167,10 +156,7 @@ class _Place:
 
 
 def _delete_strays(folder: Path, kept: set[str]) -> None:
-    """Files of songs that are gone or were separated again, and what a killed run left.
-
-    All other files in the folder belong to the user and stay.
-    """
+    """Deletes files of songs that are gone or were separated again, and what a killed run left; others stay."""
     for path in folder.iterdir():
         is_ours = path.suffix in (SOUND, DAMAGE, OFFSET, UNFINISHED) and STEM_FILE.fullmatch(f"{path.stem}{SOUND}")
         if is_ours and (path.suffix == UNFINISHED or path.stem not in kept):
@@ -178,12 +164,12 @@ def _delete_strays(folder: Path, kept: set[str]) -> None:
 
 
 def _key(song: Song, made_by: str, stems: Sequence[str]) -> str:
-    """A file name that changes whenever the sound would; the fingerprint of a track changes with its start and end."""
-    said = "\0".join([song.name, song.fingerprint, made_by, *sorted(set(stems))])
-    return hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
+    """A file name that changes with the audio; the fingerprint of a track includes its start and end."""
+    parts = "\0".join([song.name, song.fingerprint, made_by, *sorted(set(stems))])
+    return hashlib.blake2b(parts.encode(), digest_size=12).hexdigest()
 
 
-def _kept_song(song: Song, path: Path) -> Song:
+def _separated_song(song: Song, path: Path) -> Song:
     place, damage, offset = path.absolute(), path.with_suffix(DAMAGE), path.with_suffix(OFFSET)
     return replace(
         song,

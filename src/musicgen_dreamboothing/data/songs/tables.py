@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from musicgen_dreamboothing.console import UserError, plural
-from musicgen_dreamboothing.data.songs.columns import find_column
+from musicgen_dreamboothing.console import plural
+from musicgen_dreamboothing.data.songs.columns import find_column, text_column
 from musicgen_dreamboothing.data.songs.names import NameIndex, printable
 from musicgen_dreamboothing.data.songs.scan import NAMED, Listing, first_names
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES, METADATA_FILES
@@ -24,7 +24,7 @@ DELIMITERS = ",;\t|"
 
 
 class ForeignTableError(ValueError):
-    """A metadata file that does not name songs: of another program, or broken as a whole."""
+    """A metadata file that names no songs: of another program, or broken as a whole."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Captions:
 
 
 def captions_of_tables(listing: Listing, names: Iterable[str], column: str | None) -> Captions:
-    """Captions of songs from the metadata tables of a listing; each table speaks of what is beside and below it.
+    """Captions of songs from the metadata tables of a listing; each table describes songs beside and below it.
 
     Args:
         listing: of the folder.
@@ -53,12 +53,19 @@ def captions_of_tables(listing: Listing, names: Iterable[str], column: str | Non
         column: of the captions; None takes the first of the usual ones.
 
     Raises:
-        UserError: a table is no text, or lacks the column that was asked for.
+        UserError: a table is not text, or lacks the requested column.
     """
     captions, known, foreign = Captions(), set(names), list[str]()
-    for path in _tables(listing):
+    by_precedence = METADATA_FILES[::-1]
+    tables = [
+        (len(folder.parts), by_precedence.index(name.lower()), folder / name)
+        for folder, files in listing.files.items()
+        for name in files
+        if name.lower() in by_precedence
+    ]
+    for *_, path in sorted(tables):  # those nearest to the songs come last and are preferred
         try:
-            rows, faults = read_table(path, column)
+            rows, faults = _read_table(path, column)
         except ForeignTableError as error:
             foreign.append(f"{listing.name(path)} ({error})")
             continue
@@ -72,45 +79,29 @@ def captions_of_tables(listing: Listing, names: Iterable[str], column: str | Non
     return captions
 
 
-def _tables(listing: Listing) -> list[Path]:
-    """Those nearest to the songs come last, for they win."""
-    by_precedence = METADATA_FILES[::-1]
-    found = [
-        (len(folder.parts), by_precedence.index(name.lower()), folder / name)
-        for folder, names in listing.files.items()
-        for name in names
-        if name.lower() in by_precedence
-    ]
-    return [path for *_, path in sorted(found)]
-
-
 def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captions: Captions) -> None:
-    """Gives each song the caption of its row; of several rows that fit a song, those with the nearest name count."""
+    """Adds the caption of each song; of several rows that fit a song, those with the nearest name count."""
     place, label = path.parent.relative_to(listing.root).as_posix(), listing.name(path)
     prefix = "" if place == "." else f"{printable(place)}/"
     index = NameIndex(name.removeprefix(prefix) for name in known if name.startswith(prefix))
-    fits = [(row, index.find(row.file)) for row in rows]
+    matches = [index.find(row.file) for row in rows]
     nearest: dict[str, int] = {}
-    for _, fit in fits:
-        if fit is not None:
-            nearest[fit[0]] = min(fit[1], nearest.get(*fit))
-    rows_of, lost = defaultdict[str, list[Row]](list), list[str]()
-    for row, fit in fits:
-        if fit is None or fit[1] > nearest[fit[0]]:
+    for name, distance in filter(None, matches):
+        nearest[name] = min(distance, nearest.get(name, distance))
+    rows_of, lost, repeated = defaultdict[str, list[Row]](list), list[str](), list[str]()
+    for row, match in zip(rows, matches, strict=True):
+        if match is None or match[1] > nearest[match[0]]:
             lost.append(printable(row.file))
         else:
-            rows_of[fit[0]].append(row)
+            rows_of[match[0]].append(row)
     for name, own in rows_of.items():
-        caption = next((row.caption for row in reversed(own) if row.caption), None)
-        if caption is not None:
-            captions.by_name[prefix + name] = caption
+        texts = [row.caption for row in own if row.caption]
+        if texts:
+            captions.by_name[prefix + name] = texts[-1]
+        if len(set(texts)) > 1:
+            repeated.append(f"{name} (lines {', '.join(str(row.line) for row in own)})")
     if lost and not listing.is_single_song:
         captions.notes.append(f"{len(lost)} of {plural(len(rows), 'row')} of {label} fit no song: {first_names(lost)}")
-    repeated = [
-        f"{name} (lines {', '.join(str(row.line) for row in own)})"
-        for name, own in rows_of.items()
-        if len({row.caption for row in own if row.caption}) > 1
-    ]
     if repeated:
         captions.notes.append(
             f"{plural(len(repeated), 'song')} with several captions in {label}, the last is used: "
@@ -124,32 +115,26 @@ def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captio
 Faults = list[tuple[int, str]]  # numbers of lines, and what is wrong with each
 
 
-def read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
+def _read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
     """The rows of a table, and one line for each row that is broken.
 
     Raises:
         ForeignTableError: it has no column with files, or is broken as a whole.
-        UserError: it is no text, or lacks the column that was asked for.
+        UserError: it is not text, or lacks the requested column.
     """
     suffix, faults = path.suffix.lower(), Faults()
     if suffix == ".parquet":
-        cells = _parquet_rows(path, column)
-    elif suffix == ".jsonl":
-        cells = _json_rows(path, faults)
+        rows = list(_parquet_rows(path, column))
     else:
-        cells = _csv_rows(path, faults)
-    rows = list(cells)
+        rows = list((_json_rows if suffix == ".jsonl" else _csv_rows)(path, faults))
     columns = list(dict.fromkeys(str(name) for _, row in rows for name in row))
     if not rows:
         if faults:
             raise ForeignTableError(f"no usable line; line {faults[0][0]}: {faults[0][1]}")
         return [], []
-    file = find_column(columns, FILE_NAMES)
-    if file is None:
-        raise ForeignTableError(f"no column file_name; it has {', '.join(map(printable, columns[:8]))}")
-    text = _text_column(columns, column, path)
-    found = list(_read_rows(rows, file, text, faults))
-    return found, [f"line {line}: {fault}" for line, fault in sorted(faults)]
+    file, text = _file_column(columns), text_column(columns, column, str(path))
+    read = list(_read_rows(rows, file, text, faults))
+    return read, [f"line {line}: {fault}" for line, fault in sorted(faults)]
 
 
 def _read_rows(rows: list[tuple[int, dict[str, Any]]], file: str, text: str | None, faults: Faults) -> Iterator[Row]:
@@ -167,13 +152,11 @@ def _read_rows(rows: list[tuple[int, dict[str, Any]]], file: str, text: str | No
             faults.append((line, str(error)))
 
 
-def _text_column(columns: list[str], requested: str | None, path: Path) -> str | None:
-    if requested is None:
-        return find_column(columns, CAPTION_NAMES)
-    column = find_column(columns, [requested])
-    if column is None:
-        raise UserError(f"no column {requested!r} in {path}; it has {', '.join(columns)}")
-    return column
+def _file_column(columns: list[str]) -> str:
+    file = find_column(columns, FILE_NAMES)
+    if file is None:
+        raise ForeignTableError(f"no column file_name; it has {', '.join(map(printable, columns[:8]))}")
+    return file
 
 
 def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -187,13 +170,12 @@ def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]
 def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         names = pa.parquet.read_schema(path).names
-        file = find_column(names, FILE_NAMES)
-        read = [name for name in (file, _text_column(names, column, path)) if name is not None]
-        rows = pa.parquet.read_table(path, columns=read if file else names[:0]).to_pylist()
+        columns = (_file_column(names), text_column(names, column, str(path)))
+        rows = pa.parquet.read_table(path, columns=[name for name in columns if name is not None]).to_pylist()
+    except ForeignTableError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ForeignTableError(f"can't be read: {' '.join(str(error).split())[:80]}") from error
-    if file is None:
-        raise ForeignTableError(f"no column file_name; it has {', '.join(names[:8])}")
     yield from enumerate(rows, start=1)
 
 
@@ -204,9 +186,8 @@ def _csv_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else None
     if first < len(lines) and (excel := lines[first].strip().lower()).startswith("sep=") and len(excel) == 5:
         delimiter, first = excel[-1], first + 1  # Excel's note to itself
-    records = _records(lines, first, delimiter or _delimiter(lines[first : first + 1]), faults)
-    _, header = next(records, (0, []))
-    header = _without_empty_end(header)
+    records = _records(lines, first, delimiter or _delimiter("".join(lines[first : first + 1])), faults)
+    header = _without_empty_end(next(records, (0, list[str]()))[1])
     for line, cells in records:
         count = max(len(_without_empty_end(cells)), min(len(cells), len(header)))
         if not any(cell.strip() for cell in cells):
@@ -225,12 +206,11 @@ def _without_empty_end(cells: list[str]) -> list[str]:
     return stripped[: max((place for place, cell in enumerate(stripped, start=1) if cell), default=0)]
 
 
-def _delimiter(header: list[str]) -> str:
+def _delimiter(header: str) -> str:
     """What separates the columns: spreadsheets of many countries write semicolons."""
-    line = header[0] if header else ""
 
     def score(delimiter: str) -> tuple[int, int]:
-        columns = [name.strip(' "') for name in line.split(delimiter)]
+        columns = [name.strip(' "') for name in header.split(delimiter)]
         return sum(find_column(columns, names) is not None for names in (FILE_NAMES, CAPTION_NAMES)), len(columns)
 
     return max(DELIMITERS, key=score)

@@ -25,32 +25,16 @@ BYTE_ORDER_MARKS = (
 def read_text(path: Path) -> str:
     """The text of a file: UTF-8, or what its byte order mark says (Notepad and Excel also write UTF-16).
 
-    Line ends come back as `\\n`.
-
-    Raises:
-        UserError: it cannot be read, or is not such text.
-    """
-    return decode_text(read_content(path), str(path))
-
-
-def read_content(path: Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        UserError: it cannot be read.
+    Line ends are `\\n`. Raises UserError where the file cannot be read, or is not such text.
     """
     try:
-        return path.read_bytes()
+        return decode_text(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
 
 
 def decode_text(content: bytes, name: str) -> str:
-    """The text in the bytes of a file, as `read_text`; `name` stands for the file in errors.
-
-    Raises:
-        UserError: it is not such text.
-    """
+    """The same of the bytes of a file; `name` stands for it in errors."""
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
@@ -66,17 +50,14 @@ def caption_of(value: Any, labels: Sequence[str] | None = None) -> str | None:
     """The caption in a text file, a cell of a table or a value of a JSON file, on one line; None where it is empty.
 
     Args:
-        value: text, or a list of texts, which are joined with commas; None and NaN are empty.
+        value: text, or a list of texts, which are joined with commas; None and NaN are empty. Else a ValueError.
         labels: texts that a number stands for, where the values are classes.
-
-    Raises:
-        ValueError: it is neither text nor a list of texts.
     """
     try:
         return _caption(value, labels) or None
     except TypeError as error:
-        shown = json.dumps(value, default=str)
-        raise ValueError(f"the caption must be text or a list of texts, not {shown}") from error
+        text = json.dumps(value, default=str)
+        raise ValueError(f"the caption must be text or a list of texts, not {text}") from error
 
 
 def _caption(value: Any, labels: Sequence[str] | None) -> str:
@@ -123,11 +104,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """One line of a JSON-lines file.
-
-    Raises:
-        ValueError: says what is wrong with it.
-    """
+    """One line of a JSON-lines file. Raises ValueError with what is wrong with it."""
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:

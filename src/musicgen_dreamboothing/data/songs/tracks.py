@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import av
 import mutagen
+from av.container import InputContainer
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.songs.names import NameIndex, printable
@@ -21,9 +23,7 @@ from musicgen_dreamboothing.data.songs.textfiles import read_text
 CUE = ".cue"
 CUE_FRAMES = 75  # to a second
 CHAPTERED = frozenset({".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".mka", ".mkv", ".webm"})  # always looked into
-TAGGED = frozenset(
-    {".flac", ".ogg", ".oga", ".opus"}
-)  # looked into where their first bytes name chapters or a cue sheet
+TAGGED = frozenset({".flac", ".ogg", ".oga", ".opus"})  # where their first bytes name chapters or a cue sheet
 HEAD_BYTES = 1 << 16
 TITLE_LETTERS = 60
 TOLERANCE = 0.1  # seconds by which chapters may overlap, or a file be shorter than it says
@@ -75,14 +75,14 @@ def _cue_sheets(listing: Listing) -> list[Path]:
 
 
 def _names_song(path: Path, song: Path, names: Iterable[str]) -> bool:
-    """Whether a cue sheet names a song among files; a broken sheet does so if it is called as the song."""
+    """Whether a cue sheet names a song among files; a broken sheet does so if it has the song's name."""
     try:
         files = re.findall(r"(?im)^\s*FILE\s+(.*)$", _cue_text(path))
     except (UserError, OSError):
         files = []
     index, own = NameIndex(map(printable, names)), printable(song.name)
-    fits = map(index.find, map(_file_name, files) if files else [f"{printable(path.stem)}{song.suffix}"])
-    return any(fit is not None and fit[0] == own for fit in fits)
+    matches = map(index.find, map(_file_name, files) if files else [f"{printable(path.stem)}{song.suffix}"])
+    return any(match is not None and match[0] == own for match in matches)
 
 
 @dataclass(frozen=True)
@@ -104,21 +104,16 @@ def _take_cue_sheet(path: Path, listing: Listing, tracks: Tracks) -> None:
         if not by_file:
             raise ValueError("names no track with an INDEX 01")
         albums = {name: indexes for name, indexes in by_file.items() if len(indexes) > 1}
-        songs = {printable(song.relative_to(path.parent).as_posix()): song for song in _below(path.parent, listing)}
-        names = NameIndex(songs) if albums else None
+        below = [song for song in listing.songs if song.is_relative_to(path.parent)] if albums else []
+        songs = {printable(song.relative_to(path.parent).as_posix()): song for song in below}
+        names = NameIndex(songs)
         for name, indexes in albums.items():
-            found = names.find(name) if names else None
-            if found is None and listing.is_single_song:
-                continue
-            if found is None:
+            if match := names.find(name):
+                _add_album(songs[match[0]], indexes, tracks)
+            elif not listing.is_single_song:
                 raise ValueError(f"names {name!r}, which is not among the songs")
-            _add_album(songs[found[0]], indexes, tracks)
     except (ValueError, UserError, OSError) as error:
         tracks.faults.append(f"{listing.name(path)}: {error}")
-
-
-def _below(folder: Path, listing: Listing) -> list[Path]:
-    return [song for song in listing.songs if song.is_relative_to(folder)]
 
 
 def _add_album(song: Path, indexes: list[_Index], tracks: Tracks) -> None:
@@ -131,11 +126,10 @@ def _add_album(song: Path, indexes: list[_Index], tracks: Tracks) -> None:
         raise ValueError(
             f"track {indexes[-1].number} begins at {starts[-1]:.1f} s, but {printable(song.name)} lasts {seconds:.1f} s"
         )
-    found = _without_gaps([Track(_label(index.number, index.title), index.start, None) for index in indexes])
-    known = tracks.by_file.get(song)
-    if known is not None and [track.start for track in known] != [track.start for track in found]:
+    album = _without_gaps([Track(_label(index.number, index.title), index.start, None) for index in indexes])
+    known = tracks.by_file.setdefault(song, album)
+    if [track.start for track in known] != [track.start for track in album]:
         raise ValueError(f"another cue sheet has other tracks for {printable(song.name)} and is used")
-    tracks.by_file.setdefault(song, found)
 
 
 def _without_gaps(tracks: list[Track]) -> list[Track]:
@@ -156,15 +150,15 @@ def _cue_text(path: Path) -> str:
         content = path.read_bytes()
         if b"\0" in content:
             raise
-        return content.decode("utf-8", errors="surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
+        return _with_newlines(content.decode("utf-8", errors="surrogateescape"))
+
+
+def _with_newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_cue_sheet(text: str) -> list[_Index]:
-    """INDEX 01 of each audio track of a cue sheet, in its order.
-
-    Raises:
-        ValueError: a track has a broken INDEX 01, or none.
-    """
+    """INDEX 01 of each audio track of a cue sheet, in its order. Raises ValueError where one is broken or missing."""
     indexes: list[_Index] = []
     file, title, number, is_open = "", "", 0, False
 
@@ -216,7 +210,7 @@ def _label(number: int, title: str) -> str:
     return f"{number:02d} {printable(text[:TITLE_LETTERS])}".strip() if is_known else f"{number:02d}"
 
 
-# --- what the file itself says
+# --- inside the file
 
 
 def _take_inner_tracks(song: Path, listing: Listing, tracks: Tracks) -> None:
@@ -258,45 +252,49 @@ def _hint(song: Path) -> str:
 def _inner_cue_sheet(song: Path) -> list[str]:
     try:
         file: Any = mutagen.File(song)
-        return [str(text).replace("\r\n", "\n").replace("\r", "\n") for text in (file.tags or {}).get("cuesheet", [])]
+        return [_with_newlines(str(text)) for text in (file.tags or {}).get("cuesheet", [])]
     except Exception:  # mutagen's own errors, but malformed headers also bring KeyError, struct.error and others
         return []
 
 
 def _chapters(song: Path) -> list[Track]:
-    """The chapters of a file; none where it can't be opened: decoding will say why.
+    """The chapters of a file; none where it can't be opened: decoding reports why.
 
     Raises:
         ValueError: they overlap, or lie behind the end.
     """
-    opened = _opened(song)
-    chapters, seconds = opened if opened else ([], None)
-    found = [
+    stored, seconds = _opened(song) or ([], None)
+    chapters = [
         Track(
             _label(number, str(chapter["metadata"].get("title", ""))),
             max(0.0, float(chapter["start"] * chapter["time_base"])),
             float(chapter["end"] * chapter["time_base"]),
         )
-        for number, chapter in enumerate(sorted(chapters, key=lambda one: one["start"] * one["time_base"]), start=1)
+        for number, chapter in enumerate(sorted(stored, key=lambda one: one["start"] * one["time_base"]), start=1)
     ]
-    for before, after in pairwise(found):
+    for before, after in pairwise(chapters):
         if before.end is not None and after.start < before.end - TOLERANCE:
             raise ValueError(f"chapters {before.label!r} and {after.label!r} overlap")
-    if len(found) > 1 and seconds is not None and found[-1].start >= seconds:
-        raise ValueError(f"chapter {found[-1].label!r} begins at {found[-1].start:.1f} s, but it lasts {seconds:.1f} s")
-    if any(track.end is not None and track.end <= track.start for track in found):
+    if len(chapters) > 1 and seconds is not None and (last := chapters[-1]).start >= seconds:
+        raise ValueError(f"chapter {last.label!r} begins at {last.start:.1f} s, but it lasts {seconds:.1f} s")
+    if any(track.end is not None and track.end <= track.start for track in chapters):
         raise ValueError("a chapter ends where it begins")
-    return found
+    return chapters
+
+
+@contextmanager
+def _container(song: Path) -> Iterator[InputContainer]:
+    options = {"protocol_whitelist": "none"}  # a playlist posing as music must not open anything else
+    with song.open("rb") as file, av.open(file, "r", metadata_errors="replace", container_options=options) as container:
+        yield container
 
 
 def _opened(song: Path) -> tuple[list[Any], float | None] | None:
     """The chapters of a file and its stated length in seconds; None where it can't be opened."""
     try:
-        with song.open("rb") as file:
-            options = {"protocol_whitelist": "none"}  # a playlist posing as music must not open anything else
-            with av.open(file, "r", metadata_errors="replace", container_options=options) as container:
-                length = container.duration / av.time_base if container.duration else None
-                return [chapter for chapter in container.chapters() if chapter["time_base"]], length
+        with _container(song) as container:
+            length = container.duration / av.time_base if container.duration else None
+            return [chapter for chapter in container.chapters() if chapter["time_base"]], length
     except (av.FFmpegError, OSError, ValueError):
         return None
 
@@ -310,7 +308,7 @@ def _seconds(song: Path, at_least: float) -> float | None:
     if opened is None or opened[1] is None or opened[1] > at_least:
         return opened[1] if opened else None
     try:
-        with song.open("rb") as file, av.open(file, "r", container_options={"protocol_whitelist": "none"}) as container:
+        with _container(song) as container:
             track = container.streams.audio[0]
             return float(sum(packet.duration or 0 for packet in container.demux(track)) * (track.time_base or 0))
     except (av.FFmpegError, OSError, ValueError, IndexError):
