@@ -48,8 +48,8 @@ def _compare(options: argparse.Namespace) -> None:
 def _prove(options: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict, replace
 
-    from musicgen_dreamboothing import prepare
     from musicgen_dreamboothing.arguments import DemoArguments
+    from musicgen_dreamboothing.data.prepare import prepare
     from musicgen_dreamboothing.demo.proof import conclusions, prove
     from musicgen_dreamboothing.demo.recipe import Recipe, prepare_options
 

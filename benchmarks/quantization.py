@@ -59,7 +59,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _prepared(options: argparse.Namespace) -> dict[str, Any]:
-    from musicgen_dreamboothing import prepare
+    from musicgen_dreamboothing.data.prepare import prepare
     from musicgen_dreamboothing.demo.recipe import Recipe, prepare_options
 
     prepare(prepare_options(Recipe(), Path(options.folder) / "data"))
@@ -67,9 +67,9 @@ def _prepared(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _trained(options: argparse.Namespace) -> dict[str, Any]:
-    from musicgen_dreamboothing import train
     from musicgen_dreamboothing.arguments import TrainArguments
     from musicgen_dreamboothing.demo.recipe import Recipe
+    from musicgen_dreamboothing.training.train import train
 
     recipe, folder = Recipe(), Path(options.folder)
     result = train(

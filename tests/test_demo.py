@@ -93,7 +93,7 @@ def test_wheel_holds_code_assets_and_nothing_else(wheel: Path) -> None:
 def test_the_chain_says_its_steps_and_what_comes_next(shown: Shown) -> None:
     assert all(f"[{step}/7]" in shown.first for step in range(1, 8))
     assert re.search(r"active in (\d+) of \1 layers", shown.first)
-    assert re.search(r"evaluating on \d+ clips? of \d+ songs? held out: validation/", shown.first)
+    assert re.search(r"Evaluating on \d+ clips? of \d+ held-out songs?: validation/", shown.first)
     assert "musicgen-dreamboothing train --dataset_name YOUR_SONGS" in shown.first
     assert (shown.folder / "index.html").as_uri() in shown.first
     assert re.search(r"teaching or luck\? 3 seeds.*\n  musicgen-dreamboothing demo .*--proof true", shown.first)

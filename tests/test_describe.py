@@ -26,11 +26,11 @@ from random_demucs import random_demucs, save_safetensors
 from test_captioner import write_tiny_captioner
 from test_tags import write_tiny_clap
 
-from musicgen_dreamboothing import PrepareArguments, audio, prepare
-from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.arguments import PrepareArguments, TrainArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.captions import describe as describing
-from musicgen_dreamboothing.data.prepare import prepare_songs
+from musicgen_dreamboothing.data.prepare import prepare, prepare_songs
 from musicgen_dreamboothing.data.songs import cutting as cuttings
 from musicgen_dreamboothing.data.songs.song import TRAIN, Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.song_audio import INVALID

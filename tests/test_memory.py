@@ -21,8 +21,8 @@ from random_checkpoint import SAMPLING_RATE
 from safetensors.torch import load_file
 from transformers import MusicgenForConditionalGeneration
 
-from musicgen_dreamboothing import TrainArguments, audio
-from musicgen_dreamboothing.arguments import parse
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.arguments import TrainArguments, parse
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model import language_model
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
@@ -331,7 +331,7 @@ def test_the_plan_is_made_for_the_process_with_the_least_memory(
 def test_plan_without_enough_memory_says_what_would_help(tiny: Path, cli: Cli) -> None:
     ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "300MB")
     assert ran.code == 0, ran.err
-    assert "that is more than there is; try a base in 4 bits (--quantization nf4), shorter pieces" in ran.out
+    assert "warning: this exceeds the memory; try a base in 4 bits (--quantization nf4), shorter crops" in ran.out
     assert "recompute full" in ran.out
 
 
@@ -504,7 +504,7 @@ def test_one_clip_without_memory_ends_with_advice(
     monkeypatch.setattr(CodebookTrainer, "compute_loss", full)
     ran = cli(*train_words(song, tmp_path / "out", tiny), "--eval_on_start", "false")
     assert ran.code == 1
-    assert "no memory for a single clip; try --quantization nf4, shorter pieces" in ran.err
+    assert "no memory for a single clip; try --quantization nf4, shorter crops" in ran.err
     assert ran.err.count("\n") < 60  # no traceback
 
 

@@ -18,11 +18,11 @@ import torch
 from conftest import Ran, train_words
 from hub import LocalHub
 
-from musicgen_dreamboothing import GenerateArguments, generate
-from musicgen_dreamboothing.arguments import VERBS, check_values, note_unused, parse, parser
+from musicgen_dreamboothing.arguments import VERBS, GenerateArguments, check_values, note_unused, parse, parser
 from musicgen_dreamboothing.arguments.checking import rule_of
 from musicgen_dreamboothing.console import UserError, quiet_libraries
 from musicgen_dreamboothing.device import is_out_of_memory
+from musicgen_dreamboothing.generation.generate import generate
 
 ODD = ["nan", "inf", "-inf", "-1", "0", "1e30", "9" * 21, "", " ", "none", "true", "[]", "{}"]
 ODD += ["long " * 4000, "пусто 🎸"]
@@ -253,7 +253,9 @@ def test_lack_of_memory_is_recognised_by_kind(error: Exception, expected: bool) 
 
 FROM_PYTHON = """
 import sys
-from musicgen_dreamboothing import Generator, TrainArguments, train
+from musicgen_dreamboothing import Generator
+from musicgen_dreamboothing.training.train import train
+from musicgen_dreamboothing.arguments import TrainArguments
 data, base, run = sys.argv[1:]
 options = TrainArguments(
     dataset_name=data, model_name_or_path=base, output_dir=run, instance_prompt="punk", quantization="nf4", max_steps=1,

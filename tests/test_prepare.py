@@ -32,11 +32,11 @@ from random_checkpoint import write_tiny_checkpoint
 from test_audio import dominant, encode, sine, sound_file
 from transformers import MusicgenForConditionalGeneration
 
-from musicgen_dreamboothing import PrepareArguments, audio, prepare
-from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.arguments import PrepareArguments, TrainArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.captions.captions import with_instance_prompt
-from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, prepare_songs, refresh
+from musicgen_dreamboothing.data.prepare import Prepared, checkpoint_of, prepare, prepare_songs, refresh
 from musicgen_dreamboothing.data.songs.song import Collection, Columns
 from musicgen_dreamboothing.data.songs.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.sources import find_songs

@@ -20,15 +20,15 @@ Cli = Callable[..., Ran]
 STOPPING = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
-from musicgen_dreamboothing.training import train
+from musicgen_dreamboothing.training import setup, train
 
-class Stopping(train.Lines):
+class Stopping(setup.Lines):
     def on_step_begin(self, args, state, control, **rest):
         if state.global_step == 2 and args.process_index == args.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 if os.environ["STOPS"] == "true":
-    train.Lines = Stopping
+    setup.Lines = Stopping
 from musicgen_dreamboothing.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -85,7 +85,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert states == ({"rng_state.pth"} if before == 1 else {"rng_state_0.pth", "rng_state_1.pth"})
     went_on = launched(now, words, stops=False, folder=tmp_path)
     assert went_on.code == 0, went_on.err
-    assert f"continuing from {tmp_path}/run/checkpoint-3\n" in went_on.out
+    assert f"Resuming from {tmp_path}/run/checkpoint-3\n" in went_on.out
     assert "each update keeps its 8 clips, as 2 at once," in went_on.out
     one, other = (json.loads((folder / "run.json").read_text()) for folder in (tmp_path / "run", uninterrupted))
     assert one["split"]["processes"] == now

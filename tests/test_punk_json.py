@@ -126,7 +126,7 @@ def test_songs_are_described_and_one_is_held_out(finished: Finished) -> None:
     assert [clip["source"] for clip in clips] == [f"clean/00000{row}" for row in range(SONGS)]
     assert all(clip["text"].startswith("punk") and "genres" in clip["tags"] for clip in clips)
     assert "--eval_split_name clean is the training split; songs are held out of it instead" in finished.ran.out
-    assert "evaluating on 1 clip of 1 song held out: clean/" in finished.ran.out
+    assert "Evaluating on 1 clip of 1 held-out song: clean/" in finished.ran.out
     assert "can't be loaded" not in finished.ran.out  # the CLAP has listened
 
 

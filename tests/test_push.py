@@ -204,7 +204,7 @@ def test_songs_that_the_hub_does_not_give(visit: Visit, name: str, told: str) ->
 def test_a_run_is_pushed_whole_and_nothing_else(visit: Visit) -> None:
     ran = visit.ran["push"]
     assert ran.code == 0, ran.err
-    assert f"\nuploaded to {visit.hub.endpoint}/someone/my-run\ndid it learn?" in ran.out
+    assert f"\nUploaded to {visit.hub.endpoint}/someone/my-run\ndid it learn?" in ran.out
     assert "note: the adapter will name its base " in ran.out  # which is a folder of this machine
     files = visit.hub.files("someone/my-run")
     marker = json.loads(files.pop(".musicgen-dreamboothing.json"))
@@ -240,14 +240,14 @@ def test_a_finished_run_is_pushed_again_without_training(visit: Visit) -> None:
     assert ran.out == (
         f"{note}\n"
         f"{visit.work}/my-run holds this run already, finished; --restart true trains it anew\n"
-        f"uploaded to {visit.hub.endpoint}/someone/my-run\n"
+        f"Uploaded to {visit.hub.endpoint}/someone/my-run\n"
     )
 
 
 def test_a_repository_of_ones_choice(visit: Visit) -> None:
     ran = visit.ran["token"]
     assert ran.code == 0, ran.err
-    assert ran.out.endswith(f"uploaded to {visit.hub.endpoint}/someone/second\n")
+    assert ran.out.endswith(f"Uploaded to {visit.hub.endpoint}/someone/second\n")
     assert not visit.hub.private("someone/second")
     assert "adapter_model.safetensors" in visit.hub.files("someone/second")
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 from conftest import Ran
 
-from musicgen_dreamboothing import TrainArguments
-from musicgen_dreamboothing.arguments import parse
+from musicgen_dreamboothing.arguments import TrainArguments, parse
 from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.footprint import Estimator, Step

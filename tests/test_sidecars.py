@@ -13,7 +13,8 @@ import pyarrow.parquet
 import pytest
 from conftest import SAMPLING_RATE, Ran, prepare_words, tone_song
 
-from musicgen_dreamboothing import PrepareArguments, audio
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.arguments import PrepareArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.prepare import checkpoint_of, refresh
 from musicgen_dreamboothing.data.songs.clips import listed_clips

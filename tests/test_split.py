@@ -14,7 +14,8 @@ from conftest import SAMPLING_RATE, Ran, prepare_words, stored_codes, tone_song,
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from musicgen_dreamboothing import audio, lock
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing import files as lock
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.run_record import RunRecord, read_record
@@ -141,7 +142,7 @@ def test_a_run_goes_on_after_another_one_on_its_folder(
     record.write(root / "first")
     ran = cli(*first)
     assert ran.code == 0, ran.err
-    assert f"continuing from {root / 'first' / 'checkpoint-'}" in ran.out
+    assert f"Resuming from {root / 'first' / 'checkpoint-'}" in ran.out
     assert "encoding" not in ran.err
     assert "captions:" not in ran.err
     again = read_record(root / "first")

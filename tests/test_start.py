@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import MusicgenForConditionalGeneration, TrainerControl, TrainerState, get_scheduler
 from transformers.integrations import TensorBoardCallback
 
-from musicgen_dreamboothing import TrainArguments, cli
-from musicgen_dreamboothing.arguments import EvaluateArguments, parse
+from musicgen_dreamboothing import cli
+from musicgen_dreamboothing.arguments import EvaluateArguments, TrainArguments, parse
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.run_record import read_record
@@ -34,7 +34,7 @@ from musicgen_dreamboothing.model.adapter import has_learned, read_adapter
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.merging import put_on
 from musicgen_dreamboothing.model.saved_adapter import read_initial_adapter, start_from_adapter
-from musicgen_dreamboothing.training import saving, style, train
+from musicgen_dreamboothing.training import saving, setup, style
 from musicgen_dreamboothing.training.final_report import final_report
 from musicgen_dreamboothing.training.longer import LongerSchedule, is_done
 from musicgen_dreamboothing.training.record import changed_options
@@ -75,7 +75,7 @@ def finished(data: Path, tiny: Path) -> Path:
     return folder
 
 
-class Interrupting(train.Lines):
+class Interrupting(setup.Lines):
     """Ctrl-C at the end of the third update."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -92,10 +92,10 @@ def test_more_epochs_go_on_with_the_schedule_of_the_longer_run(
     folder = shutil.copytree(finished, tmp_path / "run")
     ran = cli(*words(data, folder, tiny), "--num_train_epochs", 4)
     assert ran.code == 0, ran.err
-    assert f"continuing from {folder}/checkpoint-4\n" in ran.out
+    assert f"Resuming from {folder}/checkpoint-4\n" in ran.out
     told = "8 updates instead of 4: from update 5 on the learning rate follows the linear schedule of 8 updates"
     assert f"{told} (0.00e+00 -> 5.00e-03)\n" in ran.out
-    assert re.search(r"^held-out loss \d\.\d{4} before, ", ran.out, flags=re.MULTILINE)
+    assert re.search(r"^Held-out loss \d\.\d{4} before, ", ran.out, flags=re.MULTILINE)
     record = read_record(folder)
     assert record is not None
     assert (record.finished, record.options["num_train_epochs"]) == (True, 4)
@@ -200,7 +200,7 @@ def test_a_schedule_goes_on_as_if_it_had_been_the_longer_one(
 def test_a_run_begins_where_an_adapter_ended(cli: Cli, finished: Path, data: Path, tiny: Path, tmp_path: Path) -> None:
     ran = cli(*words(data, tmp_path / "run"), "--init_adapter", finished)
     assert ran.code == 0, ran.err
-    assert f"beginning from the adapter {finished}: LoRA of rank 16, alpha 16\n" in ran.out
+    assert f"Starting from the adapter {finished}: LoRA of rank 16, alpha 16\n" in ran.out
     earlier, record = read_record(finished), read_record(tmp_path / "run")
     assert earlier is not None
     assert record is not None
@@ -222,7 +222,7 @@ def test_a_run_from_an_adapter_goes_on_without_it(
 ) -> None:
     folder, adapter = tmp_path / "run", shutil.copytree(finished, tmp_path / "adapter")
     command = [*words(data, folder), "--init_adapter", adapter, "--save_strategy", "steps", "--save_steps", 1]
-    monkeypatch.setattr(train, "Lines", Interrupting)
+    monkeypatch.setattr(setup, "Lines", Interrupting)
     assert cli(*command).code == 130
     monkeypatch.undo()
     began = read_record(folder)
@@ -453,7 +453,7 @@ def test_rate_and_decay_by_default(given: tuple[object, ...], rate: float, decay
 def test_a_full_fine_tune_says_its_rate(cli: Cli, tiny: Path) -> None:
     ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "8GB", "--use_lora", "false")
     assert ran.code == 0, ran.err
-    assert ran.out.startswith("full fine-tune: learning rate 1e-05, weight decay 0.01\n")
+    assert ran.out.startswith("Full fine-tune: learning rate 1e-05, weight decay 0.01\n")
 
 
 # --- the end
@@ -557,7 +557,7 @@ def test_a_tracker_that_fails_says_so_once(monkeypatch: pytest.MonkeyPatch, caps
     seen: list[str] = []
     monkeypatch.setattr(TensorBoardCallback, "on_log", lambda *rest, **more: seen.append("log"))
     monkeypatch.setattr(TensorBoardCallback, "on_train_end", fail(OSError(28, "No space left on device")))
-    tracker, lines = TensorBoardCallback(tb_writer=object()), train.Lines()
+    tracker, lines = TensorBoardCallback(tb_writer=object()), setup.Lines()
     guard_trackers([tracker, lines])
     for _ in range(2):
         tracker.on_log(None, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import os
@@ -21,14 +22,13 @@ from conftest import Ran, read_checkpoint, train_words
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainingArguments
 
-import musicgen_dreamboothing
-from musicgen_dreamboothing import TrainArguments
-from musicgen_dreamboothing.arguments import parse
+from musicgen_dreamboothing.arguments import TrainArguments, parse
 from musicgen_dreamboothing.arguments.trainer_options import IDLE, SUPPORTED, UNSUPPORTED
+from musicgen_dreamboothing.cli import FUNCTIONS
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import CodeStream
 from musicgen_dreamboothing.signals import Stopped, StopRequest
-from musicgen_dreamboothing.training import train
+from musicgen_dreamboothing.training import model, settings, setup, train
 from musicgen_dreamboothing.training.batch_split import settle_split, shared_among
 from musicgen_dreamboothing.training.checkpoints import checkpoints_after, last_checkpoint
 from musicgen_dreamboothing.training.stopping import StoppableTrainer
@@ -81,7 +81,7 @@ def stop_at(
     """Sends this process and its workers a signal at an event of the training, once it has made so many updates."""
     left = [times]
 
-    class Sender(train.Lines):
+    class Sender(setup.Lines):
         pass
 
     def send(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -93,7 +93,7 @@ def stop_at(
                 os.kill(os.getpid(), number)
 
     setattr(Sender, event, send)
-    monkeypatch.setattr(train, "Lines", Sender)
+    monkeypatch.setattr(setup, "Lines", Sender)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     monkeypatch.undo()
     ran = cli(*words)
     assert ran.code == 0, ran.err
-    assert f"continuing from {tmp_path}/run/checkpoint-{stopped_at}\n" in ran.out
+    assert f"Resuming from {tmp_path}/run/checkpoint-{stopped_at}\n" in ran.out
     assert history(tmp_path / "run") == history(uninterrupted)
     assert_same(weights(tmp_path / "run"), weights(uninterrupted))
     kept = [
@@ -186,11 +186,13 @@ def test_before_the_first_update_there_is_nothing_to_save(
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("place", ["check_key_word", "trainable_model", "load_tables"])
+@pytest.mark.parametrize(
+    ("module", "place"), [(model, "check_key_word"), (setup, "trainable_model"), (settings, "load_tables")]
+)
 def test_a_preparation_is_left_at_once(
-    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, place: str
 ) -> None:
-    monkeypatch.setattr(train, place, lambda *rest, **more: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(module, place, lambda *rest, **more: os.kill(os.getpid(), signal.SIGTERM))
     ran = cli(*words_of(prepared, tmp_path / "run", tiny))
     told = "stopped; the same command goes on from the last checkpoint"
     assert (ran.code, ran.err) == (143, f"musicgen-dreamboothing: {told}\n")
@@ -347,7 +349,7 @@ def test_a_run_whose_batch_was_halved_resumes_as_it_was(
         monkeypatch.setattr("musicgen_dreamboothing.training.plan.sizes_of", lambda *rest: sizes)
     ran = cli(*words[1])
     assert ran.code == 0, ran.err
-    assert f"continuing from {tmp_path}/run/checkpoint-3\n" in ran.out
+    assert f"Resuming from {tmp_path}/run/checkpoint-3\n" in ran.out
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "run")]
     assert records[0]["summary"]["updates"] == records[1]["summary"]["updates"] == 6
     assert records[0]["split"] == records[1]["split"]
@@ -389,9 +391,7 @@ def test_what_is_passed_over_is_said(cli: Cli, prepared: Path, tiny: Path, tmp_p
     (folder / "checkpoint-6" / "optimizer.pt").unlink()
     ran = cli(*words_of(prepared, folder, tiny))
     assert ran.code == 0, ran.err
-    assert (
-        f"{folder}/checkpoint-6 is not complete; it is passed over\ncontinuing from {folder}/checkpoint-3\n" in ran.out
-    )
+    assert f"note: {folder}/checkpoint-6 is incomplete and not used\nResuming from {folder}/checkpoint-3\n" in ran.out
     assert_same(weights(folder), weights(uninterrupted))
 
 
@@ -517,7 +517,9 @@ def test_sigterm_is_a_clean_stop_of_every_command(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     monkeypatch.setattr(
-        musicgen_dreamboothing, verb, lambda options: os.kill(os.getpid(), signal.SIGTERM), raising=False
+        importlib.import_module(f"musicgen_dreamboothing.{FUNCTIONS[verb]}"),
+        verb,
+        lambda options: os.kill(os.getpid(), signal.SIGTERM),
     )
     words = {"demo": []}.get(verb, [tmp_path])
     ran = cli(verb, *words)

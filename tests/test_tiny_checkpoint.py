@@ -23,7 +23,7 @@ from musicgen_dreamboothing.model.checkpoint import load_checkpoint, load_text_e
 from musicgen_dreamboothing.model.delay import training_steps
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.text import encode_captions
-from musicgen_dreamboothing.training import train
+from musicgen_dreamboothing.training import setup
 from musicgen_dreamboothing.training.collator import Collator
 
 Cli = Callable[..., Ran]
@@ -109,7 +109,7 @@ def test_music_is_likelier_under_its_own_caption_and_guidance_makes_it_more_so(g
     assert gains[0] < gains[1]
 
 
-class Interrupting(train.Lines):
+class Interrupting(setup.Lines):
     """Ctrl-C at the end of the eleventh update."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -127,12 +127,12 @@ def test_an_adapter_learns_and_goes_on_learning_after_ctrl_c(
         *("--gradient_accumulation_steps", 1, "--gradient_checkpointing", "false", "--eval_strategy", "steps"),
         *("--eval_steps", 10, "--save_strategy", "steps", "--save_steps", 10, "--disable_tqdm", "true"),
     ]
-    monkeypatch.setattr(train, "Lines", Interrupting)
+    monkeypatch.setattr(setup, "Lines", Interrupting)
     assert cli(*words).code == 130
     monkeypatch.undo()
     ran = cli(*words)
     assert ran.code == 0, ran.err
-    assert f"continuing from {tmp_path}/run/checkpoint-10\n" in ran.out
+    assert f"Resuming from {tmp_path}/run/checkpoint-10\n" in ran.out
     assert "10 updates in " in ran.out
     log = json.loads((tmp_path / "run" / "checkpoint-20" / "trainer_state.json").read_text())["log_history"]
     losses = {line["step"]: line["eval_loss"] for line in log if "eval_loss" in line}

@@ -20,8 +20,7 @@ import music
 import polish_codec
 import train_codec
 
-from musicgen_dreamboothing import TrainArguments
-from musicgen_dreamboothing.arguments import parse
+from musicgen_dreamboothing.arguments import TrainArguments, parse
 
 SETTINGS = [(style, bpm) for style, tempi in music.TEMPI.items() for bpm in tempi]
 

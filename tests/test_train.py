@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 from test_prepare import audio_dataset
 from transformers import AutoModelForTextToWaveform, AutoProcessor, MusicgenForConditionalGeneration
 
-from musicgen_dreamboothing import Generator, TrainArguments, audio
-from musicgen_dreamboothing.arguments import NOT_YET, RENAMED, RETIRED, parse
+from musicgen_dreamboothing import Generator, audio
+from musicgen_dreamboothing.arguments import NOT_YET, RENAMED, RETIRED, TrainArguments, parse
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.hub import weights_fingerprint
-from musicgen_dreamboothing.training import train
+from musicgen_dreamboothing.training import setup
 
 Cli = Callable[..., Ran]
 ROOT = Path(__file__).parent.parent
@@ -230,7 +230,7 @@ def test_a_file_from_2024_runs_as_it_is(cli: Cli, tmp_path: Path, checkpoints: C
             assert lines == []
     assert "--eval_split_name clean is the training split; songs are held out of it instead" in ran.out
     assert "note: --predict_with_generate has no effect here\n" in ran.out
-    assert "evaluating on 1 clip of 1 song held out: clean/00000" in ran.out
+    assert "Evaluating on 1 clip of 1 held-out song: clean/00000" in ran.out
     options = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
     assert (options["warmup_steps"], options["seed"], options["learning_rate"]) == (0.1, 456, 2e-4)
 
@@ -257,13 +257,13 @@ def test_what_a_run_says(finished: tuple[Path, str], base: Path) -> None:
     folder, said = finished
     lines = said.splitlines()
     assert lines[:2] == [
-        "training on 12 clips, 0.4 minutes",
-        "evaluating on 4 clips of 1 song held out: song-3.wav",
+        "Training on 12 clips, 0.4 minutes",
+        "Evaluating on 4 clips of 1 held-out song: song-3.wav",
     ]
     assert lines[2].startswith("memory of a training step of ")
     assert re.fullmatch(r"  in all +\d\.\d\d GB of \d+\.\d\d GB", lines[8])
     assert re.fullmatch(r"4 clips an update: \d at once(, \d times)?; recompute none", lines[9])
-    assert re.fullmatch(r"adapter of 0\.05 M weights on a base of 0 M in (bfloat16|float32)", lines[10])
+    assert re.fullmatch(r"Adapter of 0\.05 M weights on a base of 0 M in (bfloat16|float32)", lines[10])
     number, loss = r"\d+\.\d{3}", r"\d\.\d{4}"
     books = rf"\(codebooks {number} {number} {number} {number}\)"
     training = [line for line in lines if re.fullmatch(rf"epoch \d\.\d\d  training  loss {loss}  {books}  lr .*", line)]
@@ -273,11 +273,11 @@ def test_what_a_run_says(finished: tuple[Path, str], base: Path) -> None:
     speed, losses, saved, licence, listen, judge = lines[-6:]
     assert len(lines) == 2 + 8 + 1 + 6 + 3 + 6
     assert re.fullmatch(r"6 updates in \d+ s, \d+\.\dx real time, peak memory of the process \d\.\d\d GB", speed)
-    assert re.fullmatch(rf"held-out loss {loss} before, {loss} after", losses)
-    assert saved == f"saved in {folder}"
+    assert re.fullmatch(rf"Held-out loss {loss} before, {loss} after", losses)
+    assert saved == f"Saved in {folder}"
     told = f"licence: the weights of {base} are cc-by-nc-4.0: what you make with them may not be used commercially"
     assert licence == told
-    assert listen == f"listen:  musicgen-dreamboothing generate '{folder}' punk --output_dir '{folder}/generated'"
+    assert listen == f"Listen:  musicgen-dreamboothing generate '{folder}' punk --output_dir '{folder}/generated'"
     assert judge == f"did it learn?  musicgen-dreamboothing evaluate '{folder}'"
 
 
@@ -415,20 +415,20 @@ def test_a_folder_in_use_is_left_alone(cli: Cli, finished: tuple[Path, str], dat
 KILLED = """
 import os, runpy, signal, sys, torch
 torch.set_num_threads(1)
-from musicgen_dreamboothing.training import train
+from musicgen_dreamboothing.training import setup, train
 
-class Killer(train.Lines):
+class Killer(setup.Lines):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-train.Lines = Killer
+setup.Lines = Killer
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-class Interrupting(train.Lines):
+class Interrupting(setup.Lines):
     """Ctrl-C at the end of the third update."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -483,7 +483,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert ended.value.code == 0
     out, _ = capfd.readouterr()
-    assert f"continuing from {config.parent}/run/checkpoint-4\n" in out  # in the middle of the second epoch
+    assert f"Resuming from {config.parent}/run/checkpoint-4\n" in out  # in the middle of the second epoch
     assert len(re.findall("  training  loss", out)) == 2
     assert_same(weights(config.parent / "run"), weights(uninterrupted))
 
@@ -491,7 +491,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 def test_a_torn_checkpoint_is_passed_over(
     cli: Cli, config: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "Lines", Interrupting)
+    monkeypatch.setattr(setup, "Lines", Interrupting)
     ran = cli("train", config, "--output_dir", tmp_path)
     assert ran.code == 130
     assert ran.err.endswith("musicgen-dreamboothing: stopped; the same command goes on from the last checkpoint\n")
@@ -500,7 +500,7 @@ def test_a_torn_checkpoint_is_passed_over(
     state.write_text(state.read_text()[:-40])
     ran = cli("train", config, "--output_dir", tmp_path)
     assert ran.code == 0
-    assert f"continuing from {tmp_path}/checkpoint-1\n" in ran.out
+    assert f"Resuming from {tmp_path}/checkpoint-1\n" in ran.out
     assert_same(weights(tmp_path), weights(uninterrupted))
 
 
@@ -509,7 +509,7 @@ def test_a_run_does_not_go_on_with_other_captions(
 ) -> None:
     shutil.copytree(data, tmp_path / "data")
     words = ("train", config, "--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "run")
-    monkeypatch.setattr(train, "Lines", Interrupting)
+    monkeypatch.setattr(setup, "Lines", Interrupting)
     assert cli(*words).code == 130
     monkeypatch.undo()
     metadata = tmp_path / "data" / "clips" / "metadata.jsonl"
@@ -538,7 +538,7 @@ def test_a_run_killed_while_saving_only_saves(cli: Cli, config: Path, uninterrup
     (folder / "run.json").write_text(json.dumps({**record, "finished": False, "summary": {}}))
     ran = cli("train", config, "--output_dir", folder)
     assert ran.code == 0
-    assert f"continuing from {folder}/checkpoint-6\n" in ran.out
+    assert f"Resuming from {folder}/checkpoint-6\n" in ran.out
     assert "  training  loss" not in ran.out
     assert_same(weights(folder), weights(uninterrupted))
     assert not (folder / ".saving").exists()
@@ -577,7 +577,7 @@ def test_every_kind_is_trained_straight_from_songs(
     ran = cli("train", tmp_path / "run.yaml", *words[1:], *ONCE[:2], *ONCE[4:])
     assert ran.code == 0, ran.err
     assert "4 clips from 4 songs" in ran.out
-    assert "training on 3 clips, 0.1 minutes\nevaluating on 1 clip of 1 song held out: " in ran.out
+    assert "Training on 3 clips, 0.1 minutes\nEvaluating on 1 clip of 1 held-out song: " in ran.out
     assert (tmp_path / "run" / "data" / "clips" / "metadata.jsonl").is_file()
     heads = [name for name in weights(tmp_path / "run") if "lm_heads" in name and "lora_B" in name]
     assert len(heads) == (8 if "stereo" in kind else 4)
@@ -596,8 +596,8 @@ def test_a_batch_may_be_larger_than_the_data(cli: Cli, data: Path, base: Path, t
     batch = ("--max_train_samples", 1, "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 16)
     ran = cli(*train_words(data, tmp_path, base), *ONCE, *batch)
     assert ran.code == 0
-    assert "training on 1 clip, 0.0 minutes\n" in ran.out
-    assert re.search(r"^held-out loss \d\.\d{4} after$", ran.out, flags=re.MULTILINE)  # nothing was measured before
+    assert "Training on 1 clip, 0.0 minutes\n" in ran.out
+    assert re.search(r"^Held-out loss \d\.\d{4} after$", ran.out, flags=re.MULTILINE)  # nothing was measured before
     assert "\n1 update in " in ran.out
 
 
@@ -655,12 +655,12 @@ def in_two_parts(
         return [*train_words(data, root / name, base), *ONCE, *steps, "--gradient_accumulation_steps", 1]
 
     assert cli(*words("whole")).code == 0
-    monkeypatch.setattr(train, "Lines", Interrupting)
+    monkeypatch.setattr(setup, "Lines", Interrupting)
     assert cli(*words("parts")).code == 130
     monkeypatch.undo()
     ran = cli(*words("parts"))
     assert ran.code == 0
-    assert f"continuing from {root}/parts/checkpoint-2\n" in ran.out
+    assert f"Resuming from {root}/parts/checkpoint-2\n" in ran.out
     return root / "whole", root / "parts"
 
 
@@ -730,7 +730,7 @@ def test_an_evaluation_split_wins(cli: Cli, albums: Path, base: Path, tmp_path: 
     ran = cli(*train_words(albums, tmp_path / "run", base), *ONCE, "--eval_split_name", "album 1")
     assert ran.code == 0
     held_out = "album 1/song 1.wav, album 1/song 3.wav"
-    assert f"training on 2 clips, 0.1 minutes\nevaluating on 2 clips of 2 songs held out: {held_out}\n" in ran.out
+    assert f"Training on 2 clips, 0.1 minutes\nEvaluating on 2 clips of 2 held-out songs: {held_out}\n" in ran.out
 
 
 def test_of_few_songs_none_is_held_out(cli: Cli, albums: Path, base: Path, tmp_path: Path) -> None:
@@ -748,7 +748,7 @@ def test_of_few_songs_none_is_held_out(cli: Cli, albums: Path, base: Path, tmp_p
 def test_nothing_is_held_out_where_none_is_wanted(cli: Cli, data: Path, base: Path, tmp_path: Path) -> None:
     ran = cli(*train_words(data, tmp_path, base), *ONCE, "--eval_fraction", 0, "--eval_strategy", "epoch")
     assert ran.code == 0
-    assert "training on 4 clips, 0.1 minutes\nadapter of " in ran.out
+    assert "Training on 4 clips, 0.1 minutes\nAdapter of " in ran.out
     assert "held out" not in ran.out
     assert "held-out" not in ran.out
 

@@ -484,7 +484,7 @@ def test_two_processes_equal_one_with_twice_the_batch(
     folder, process = two_processes
     code, log = process.wait(), (folder / "log").read_text()
     assert code == 0, log
-    assert log.count("training on 11 clips") == 1  # one process speaks
+    assert log.count("Training on 11 clips") == 1  # one process speaks
     single, double = (json.loads((path / "run" / "run.json").read_text())["summary"] for path in (tmp_path, folder))
     assert single["updates"] == double["updates"] == 2
     for key in ("train_loss", "eval_loss", "eval_ce_q4", "audio_seconds"):

@@ -61,11 +61,16 @@ def log(text: str) -> None:
         LOGGER.info("%s", text)
 
 
+def is_verbose() -> bool:
+    """Whether the lines of `log` are shown; progress bars are shown only then."""
+    return LOGGER.isEnabledFor(logging.INFO)
+
+
 def progress_bar(items: Iterable[Any] | None = None, *, disable: bool = False, **options: Any) -> Any:
     """A bar of tqdm with these options; hidden where nobody asked for the lines of `log`."""
     from tqdm.auto import tqdm
 
-    return tqdm(items, disable=disable or not LOGGER.isEnabledFor(logging.INFO), **options)
+    return tqdm(items, disable=disable or not is_verbose(), **options)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class RunRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)  # of the training, line by line
     clips: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # of this package and the libraries, when the run began
     init_adapter: dict[str, Any] | None = None  # revision and digest of the adapter that the run began from
 
     @property

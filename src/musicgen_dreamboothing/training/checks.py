@@ -1,4 +1,4 @@
-"""What can be known to fail of a training's options, before anything is loaded."""
+"""Checks of a training's options, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -46,10 +46,8 @@ def check_options(options: TrainArguments) -> None:
     _check_optimizer(options)
     _check_compiler(options)
     note_unused(options, _prepared_folder(options))
-    options.enable_jit_checkpoint = False  # it would save in the middle of an update, on a signal that is handled here
     if options.n_gpu > 1:
-        log(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
-        options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
+        log(f"note: one of {options.n_gpu} GPUs is used; `accelerate launch` uses all of them")
 
 
 def check_metric(options: TrainArguments, checkpoint: Checkpoint) -> None:

@@ -25,15 +25,15 @@ SETTINGS = ("lora_r", "lora_alpha", "lora_targets", "use_dora", "use_rslora", "l
 BASE = ("model_name_or_path", "model_revision")
 
 
-def settle_initial_adapter(options: TrainArguments) -> SavedAdapter | None:
-    """Reads the adapter that a run begins from, and sets the options that it decides.
+def settle_initial_adapter(options: TrainArguments) -> tuple[SavedAdapter | None, dict[str, Any]]:
+    """Reads the adapter that a run begins from, and returns it with the options that it decides.
 
     Raises:
         UserError: it cannot be read or trained on, or other options contradict it.
     """
     name = options.init_adapter
     if name is None:
-        return None
+        return None, {}
     if not options.use_lora:
         raise UserError("--init_adapter continues a LoRA adapter, which --use_lora false would not train; choose one")
     folder = Path(str(options.output_dir)).resolve()
@@ -46,11 +46,11 @@ def settle_initial_adapter(options: TrainArguments) -> SavedAdapter | None:
     hub = {key: value for key in ("cache_dir", "token") if (value := getattr(options, key))}
     adapter = read_initial_adapter(source or name, **hub)
     decided = _recorded(earlier) if source and earlier else _decided(adapter, with_text=not options.freeze_text_encoder)
-    _adopt(options, adapter, decided)
+    values = _adopted(options, adapter, decided)
     if source is None:
-        kind = "DoRA" if options.use_dora else "rsLoRA" if options.use_rslora else "LoRA"
-        log(f"beginning from the adapter {name}: {kind} of rank {options.lora_r}, alpha {options.lora_alpha}")
-    return adapter
+        kind = "DoRA" if values["use_dora"] else "rsLoRA" if values["use_rslora"] else "LoRA"
+        log(f"Starting from the adapter {name}: {kind} of rank {values['lora_r']}, alpha {values['lora_alpha']}")
+    return adapter, values
 
 
 def check_base(adapter: SavedAdapter, checkpoint: Checkpoint, options: TrainArguments) -> None:
@@ -102,18 +102,18 @@ def _decided(adapter: SavedAdapter, *, with_text: bool) -> dict[str, Any]:
     return decided
 
 
-def _adopt(options: TrainArguments, adapter: SavedAdapter, decided: dict[str, Any]) -> None:
-    """Sets what was left at its default; a base that was named wins over the adapter's, see `check_base`."""
+def _adopted(options: TrainArguments, adapter: SavedAdapter, decided: dict[str, Any]) -> dict[str, Any]:
+    """The values for options left at their default; a base that was named wins over the adapter's, see `check_base`."""
     defaults = {entry.name: entry.default for entry in dataclasses.fields(options)}
-    for name in (name for name in SETTINGS if name in decided):
-        given, value = getattr(options, name), decided[name]
+    values = {name: decided[name] for name in SETTINGS if name in decided}
+    for name, value in values.items():
+        given = getattr(options, name)
         if given not in (defaults[name], value):
             raise UserError(f"--{name} {given} contradicts the adapter {adapter.name}, which has {value}; leave it out")
-        setattr(options, name, value)
     if options.model_name_or_path == defaults["model_name_or_path"]:
-        for name in (name for name in BASE if name in decided):
-            if getattr(options, name) == defaults[name]:
-                setattr(options, name, decided[name])
+        free = [name for name in BASE if name in decided and getattr(options, name) == defaults[name]]
+        values |= {name: decided[name] for name in free}
+    return values
 
 
 def _same_name(one: str, other: str) -> bool:

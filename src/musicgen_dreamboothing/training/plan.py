@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from musicgen_dreamboothing.arguments import KL, POLICIES, TrainArguments
 from musicgen_dreamboothing.console import UserError, log, plural
 from musicgen_dreamboothing.device import free_memory, parse_dtype
-from musicgen_dreamboothing.model.adapter import LoraSettings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.footprint import CAPTION_TOKENS, Estimator, Footprint, Step
+from musicgen_dreamboothing.training.model import lora_settings
 
 RESERVE = 0.1  # of the memory stays free: allocators leave holes, and the estimate may err
 CONTEXT = {"cuda": 0.6e9, "mps": 0.6e9, "cpu": 0.45e9}  # of a process with its libraries, before it loads a model
@@ -44,11 +44,11 @@ class Plan:
 
 def parse_memory(text: str) -> int:
     """Bytes of `8GB`, `8 GiB`, `8000MB` or `8`."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or float(found[1]) <= 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) <= 0:
         raise UserError(f"--memory {text!r} is no size; write 8GB, 7.5GiB or 8000MB")
-    return int(float(found[1]) * unit)
+    return int(float(match[1]) * unit)
 
 
 def make_plan(
@@ -69,9 +69,9 @@ def make_plan(
     budget = memory * (1 - RESERVE)
     for policy in policies:
         for clips in sizes:
-            found = estimator.footprint(policy, clips)
-            if found.total <= budget:
-                return Plan(policy, clips, wanted // clips, found, fits=True)
+            footprint = estimator.footprint(policy, clips)
+            if footprint.total <= budget:
+                return Plan(policy, clips, wanted // clips, footprint, fits=True)
     policy, clips = policies[-1], sizes[-1]
     return Plan(policy, clips, wanted // clips, estimator.footprint(policy, clips), fits=False)
 
@@ -81,11 +81,11 @@ def sizes_of(options: TrainArguments, device: str, steps: int) -> list[int]:
 
     Of several processes, and where the rest of an epoch is dropped, the number decides which clips are in an update.
     """
-    asked, times = options.per_device_train_batch_size, options.gradient_accumulation_steps
+    size, times = options.per_device_train_batch_size, options.gradient_accumulation_steps
     if options.recompute != "auto" or options.world_size > 1 or options.dataloader_drop_last:
-        return [asked]
+        return [size]
     most = max(1, ENOUGH_STEPS[device] // steps)
-    return [clips for clips in range(min(asked * times, most), 0, -1) if asked * times % clips == 0]
+    return [clips for clips in range(min(size * times, most), 0, -1) if size * times % clips == 0]
 
 
 def policies_of(options: TrainArguments, device: str) -> tuple[str, ...]:
@@ -102,35 +102,33 @@ def policies_of(options: TrainArguments, device: str) -> tuple[str, ...]:
     return tuple(policy for policy in POLICIES if not (policy == "light" and without_light))
 
 
-def plan_of(
+def plan_step(
     options: TrainArguments,
     checkpoint: Checkpoint,
-    lora: LoraSettings,
     longest_clip: float | None = None,
     longest_caption: int | None = None,
 ) -> Plan:
-    """Settles and tells how the batch of these options is split, before anything is loaded.
+    """Decides how the batch of these options is split, and logs the estimate, before anything is loaded.
 
-    `--plan --memory 8GB` without a GPU is asked for a GPU that is elsewhere.
+    `--plan --memory 8GB` without a GPU plans for a GPU elsewhere.
 
     Args:
         options: of the training.
         checkpoint: the base.
-        lora: settings of the adapter.
         longest_clip: in seconds; None takes that of the options.
         longest_caption: in tokens of the text encoder.
     """
     here = options.device
-    imagined = options.plan and options.memory is not None and here.type == "cpu"
-    device = "cuda" if imagined else here.type
+    plans_for_gpu = options.plan and options.memory is not None and here.type == "cpu"
+    device = "cuda" if plans_for_gpu else here.type
     memory = parse_memory(options.memory) if options.memory is not None else _free_everywhere(options)
-    dtype = torch.bfloat16 if imagined and options.dtype == "auto" else parse_dtype(options.dtype, here)
+    dtype = torch.bfloat16 if plans_for_gpu and options.dtype == "auto" else parse_dtype(options.dtype, here)
     seconds = options.crop_seconds or longest_clip or options.max_duration_in_seconds
     step = Step(
         round(seconds * checkpoint.frame_rate) + (max(checkpoint.delay) if options.random_crop else 0),
         dtype if options.use_lora else torch.float32,
         options.quantization,
-        lora if options.use_lora else None,
+        lora_settings(options) if options.use_lora else None,
         not options.freeze_text_encoder,
         longest_caption or CAPTION_TOKENS,
         options.with_prior_preservation,
@@ -140,17 +138,17 @@ def plan_of(
     estimator = Estimator(checkpoint, step)
     rows = 2 if step.with_prior else 1
     sizes, policies = sizes_of(options, device, rows * step.frames), policies_of(options, device)
-    wanted = options.per_device_train_batch_size * options.gradient_accumulation_steps
+    clips = options.per_device_train_batch_size * options.gradient_accumulation_steps
     free = int(memory - CONTEXT[device])
-    plan = make_plan(estimator, wanted=wanted, sizes=sizes, memory=free, policies=policies)
-    _tell(plan, checkpoint, step, memory, CONTEXT[device])
+    plan = make_plan(estimator, wanted=clips, sizes=sizes, memory=free, policies=policies)
+    _log_plan(plan, checkpoint, step, memory, CONTEXT[device])
     if options.plan:
-        _tell_others(estimator, sizes, policies, CONTEXT[device])
+        _log_alternatives(estimator, sizes, policies, CONTEXT[device])
     if not plan.fits:
-        cures = ["shorter pieces (--crop_seconds 15)", "a smaller --model_name_or_path"]
+        fixes = ["shorter crops (--crop_seconds 15)", "a smaller --model_name_or_path"]
         if step.quantization == "none" and step.lora is not None:
-            cures.insert(0, "a base in 4 bits (--quantization nf4)")
-        log(f"that is more than there is; try {', '.join(cures[:-1])} or {cures[-1]}")
+            fixes.insert(0, "a base in 4 bits (--quantization nf4)")
+        log(f"warning: this exceeds the memory; try {', '.join(fixes[:-1])} or {fixes[-1]}")
     return plan
 
 
@@ -164,7 +162,7 @@ def _free_everywhere(options: TrainArguments) -> int:
     return min(gather_object([free_memory(device) // sharing])) + int(CONTEXT[device.type])
 
 
-def _tell(plan: Plan, checkpoint: Checkpoint, step: Step, memory: int, context: float) -> None:
+def _log_plan(plan: Plan, checkpoint: Checkpoint, step: Step, memory: int, context: float) -> None:
     """The estimate, part by part."""
     also = " with class clips" if step.with_prior else ""
     stored = str(step.dtype)[6:] if step.quantization == "none" else step.quantization
@@ -179,14 +177,14 @@ def _tell(plan: Plan, checkpoint: Checkpoint, step: Step, memory: int, context: 
     for name, size in rows.items():
         log(f"  {name:46}{size / 1e9:6.2f} GB")
     log(f"  {'in all':46}{(plan.footprint.total + context) / 1e9:6.2f} GB of {memory / 1e9:.2f} GB")
-    wanted = plan.clips * plan.accumulation
+    clips = plan.clips * plan.accumulation
     split = f"{plan.clips} at once" + (f", {plan.accumulation} times" if plan.accumulation > 1 else "")
-    log(f"{plural(wanted, 'clip')} an update: {split}; recompute {plan.policy}")
+    log(f"{plural(clips, 'clip')} an update: {split}; recompute {plan.policy}")
 
 
-def _tell_others(estimator: Estimator, sizes: Sequence[int], policies: Sequence[str], context: float) -> None:
+def _log_alternatives(estimator: Estimator, sizes: Sequence[int], policies: Sequence[str], context: float) -> None:
     """What other ways would take."""
     log("GB in all:" + "".join(f"{plural(clips, 'clip'):>10}" for clips in sizes[::-1]))
     for policy in policies:
-        found = [(estimator.footprint(policy, clips).total + context) / 1e9 for clips in sizes[::-1]]
-        log(f"{policy:10}" + "".join(f"{gigabytes:10.2f}" for gigabytes in found))
+        totals = [(estimator.footprint(policy, clips).total + context) / 1e9 for clips in sizes[::-1]]
+        log(f"{policy:10}" + "".join(f"{gigabytes:10.2f}" for gigabytes in totals))

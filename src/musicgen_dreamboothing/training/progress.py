@@ -17,7 +17,8 @@ class BarAndLines(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.training_bar is not None and (line := line_of(logs or {})):
-            self.training_bar.write(line)
+            with self.training_bar.external_write_mode():
+                log(line)
 
 
 class Lines(TrainerCallback):

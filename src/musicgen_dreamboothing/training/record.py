@@ -14,9 +14,9 @@ from musicgen_dreamboothing.training.longer import LENGTHS
 
 SECRET = {"token", "hub_token"}
 # Options that may change between two parts of the same run.
-INDIFFERENT = SECRET | {"cache_dir", "preprocessing_num_workers", "encode_batch_size", "overwrite_cache"}
+FREE_OPTIONS = SECRET | {"cache_dir", "preprocessing_num_workers", "encode_batch_size", "overwrite_cache"}
 # transformers' options that the weights depend on; ours all count, but for those above.
-TELLING = (
+RESULT_OPTIONS = (
     *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "dataloader_drop_last"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "dtype"),
@@ -27,21 +27,21 @@ TELLING = (
 
 
 def discard_record(folder: Path) -> None:
-    """Forgets the run in this folder."""
+    """Removes the record of the run in this folder."""
     (folder / FILE).unlink(missing_ok=True)
 
 
-def telling_options(options: TrainArguments) -> dict[str, Any]:
+def result_options(options: TrainArguments) -> dict[str, Any]:
     """The options that a run's result depends on, as JSON values."""
     ours = [entry.name for kind in (ModelArguments, DataArguments, LoraArguments) for entry in dataclasses.fields(kind)]
-    names = sorted({*ours, *TELLING} - INDIFFERENT)
+    names = sorted({*ours, *RESULT_OPTIONS} - FREE_OPTIONS)
     return {name: _plain(getattr(options, name)) for name in names}
 
 
 def changed_options(options: TrainArguments) -> dict[str, Any]:
-    """The telling options that differ from the defaults of a LoRA training, for the card."""
+    """The options of `result_options` that differ from the defaults of a LoRA training, for the card."""
     defaults = {entry.name: entry.default for entry in dataclasses.fields(TrainArguments)} | LORA_DEFAULTS
-    return {name: value for name, value in telling_options(options).items() if value != _plain(defaults.get(name))}
+    return {name: value for name, value in result_options(options).items() if value != _plain(defaults.get(name))}
 
 
 def check_same_data(folder: Path, record: RunRecord) -> None:
@@ -107,7 +107,7 @@ def check_same_run(record: RunRecord, options: TrainArguments, folder: Path) -> 
         UserError: names the options that differ.
     """
     usual = {entry.name: _plain(entry.default) for entry in dataclasses.fields(options)}
-    before, now = usual | record.options, telling_options(options)  # older records lack newer options
+    before, now = usual | record.options, result_options(options)  # older records lack newer options
     names = [name for name in now if name not in LENGTHS]  # a run may be trained longer
     changed = [f"{name} ({before.get(name)} -> {now[name]})" for name in names if before.get(name) != now[name]]
     if changed:

@@ -11,26 +11,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError, best_effort
-from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.files import write_json
 from musicgen_dreamboothing.model.adapter import has_learned, save_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_whole, save_processor
 from musicgen_dreamboothing.sharing.card import CardFacts, write_card
 from musicgen_dreamboothing.training.record import changed_options
+from musicgen_dreamboothing.training.settings import Settings
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 
-def save_run(
-    trainer: CodebookTrainer,
-    folder: Path,
-    checkpoint: Checkpoint,
-    tables: Tables,
-    options: TrainArguments,
-    metrics: dict[str, float],
-    licence: str | None,
-) -> None:
+def save_run(trainer: CodebookTrainer, settings: Settings, metrics: dict[str, float], licence: str | None) -> None:
     """Writes everything that plain transformers and PEFT need, into a side folder first.
 
     Weights are saved whatever becomes of the processor and the card, which can be made again.
@@ -38,6 +29,7 @@ def save_run(
     Raises:
         UserError: the weights are not finite, or the adapter changes nothing.
     """
+    folder, checkpoint = settings.folder, settings.checkpoint
     model = trainer.accelerator.unwrap_model(trainer.model)
     _check_weights(model)
     if not trainer.is_world_process_zero():
@@ -54,7 +46,7 @@ def save_run(
     with best_effort(f"the processor of {checkpoint.name} is not beside the weights, where transformers looks for it"):
         save_processor(checkpoint, staging)
     with best_effort("there is no model card"):
-        write_card(staging, _facts(folder, tables, options, metrics), checkpoint, licence)
+        write_card(staging, _facts(settings, metrics), checkpoint, licence)
     for path in staging.iterdir():
         os.replace(path, folder / path.name)
     staging.rmdir()
@@ -107,9 +99,10 @@ def _without_paths(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _facts(folder: Path, tables: Tables, options: TrainArguments, metrics: dict[str, float]) -> CardFacts:
+def _facts(settings: Settings, metrics: dict[str, float]) -> CardFacts:
+    options, tables = settings.options, settings.tables
     return CardFacts(
-        name=options.hub_model_id or folder.resolve().name,
+        name=options.hub_model_id or settings.folder.resolve().name,
         is_adapter=options.use_lora,
         instance_prompt=options.instance_prompt,
         captions=list(dict.fromkeys(tables.train["text"])),

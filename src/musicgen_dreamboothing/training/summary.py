@@ -1,4 +1,4 @@
-"""The end of a run: what it took, what it brought, which weights were kept."""
+"""What a run logs about its data and its result, and the summary in `run.json`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import shlex
 from pathlib import Path
 from typing import Any
+
+from transformers import IntervalStrategy
 
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import best_effort, log, plural
@@ -43,21 +45,21 @@ def summary_of(
     tables: Tables,
     checkpoint: Checkpoint,
     seconds: float,
-    went_on_from: int,
+    first_update: int,
 ) -> dict[str, Any]:
     """The summary of `run.json`; seconds and speed are those of the updates since the run last went on."""
     gigabytes, kind = peak_memory(trainer.args.device)
     first = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line and line["step"] == 0]
-    heard = trainer.audio_seconds(checkpoint)
+    audio_seconds = trainer.audio_seconds(checkpoint)
     return {
-        "kept": _kept(trainer),
+        "kept": _best_weights(trainer),
         "updates": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "train_loss": metrics.get("train_loss"),
-        "went_on_from": went_on_from,  # seconds and speed are those of the updates behind it
+        "went_on_from": first_update,  # seconds and speed are those of the updates behind it
         "seconds": round(seconds, 1),
-        "audio_seconds": round(heard, 1),
-        "x_real_time": round(heard / seconds, 2),
+        "audio_seconds": round(audio_seconds, 1),
+        "x_real_time": round(audio_seconds / seconds, 2),
         "peak_gb": round(gigabytes, 2),
         "peak_of": kind,
         "reserved_gb": round(peak_reserved_memory(trainer.args.device), 2),
@@ -66,8 +68,8 @@ def summary_of(
     }
 
 
-def _kept(trainer: CodebookTrainer) -> str:
-    """Which weights were kept, and why; empty where they are the last ones."""
+def _best_weights(trainer: CodebookTrainer) -> str:
+    """Which weights are saved, and why; empty if they are the last ones."""
     state, name = trainer.state, trainer.args.metric_for_best_model
     if not trainer.args.load_best_model_at_end or state.best_metric is None or not math.isfinite(state.best_metric):
         return ""
@@ -77,19 +79,43 @@ def _kept(trainer: CodebookTrainer) -> str:
     early = "" if state.global_step >= state.max_steps else f"; stopped early, at update {state.global_step}"
     return (
         f"the weights of epoch {epochs.get(state.best_global_step, 0.0):g} "
-        f"(update {state.best_global_step} of {state.max_steps}) were kept: "
+        f"(update {state.best_global_step} of {state.max_steps}) were saved: "
         f"{key} {state.best_metric:.4f} was the {which} of {plural(len(epochs), 'evaluation')}{early}"
     )
 
 
-def tell(
-    folder: Path,
-    summary: dict[str, Any],
-    metrics: dict[str, float],
-    notice: str,
-    options: TrainArguments,
+def log_data(tables: Tables, options: TrainArguments) -> None:
+    """The clips that are trained on and held out."""
+    minutes = sum(tables.train["seconds"]) / 60
+    log(f"Training on {plural(len(tables.train), 'clip')}, {minutes:.1f} minutes")
+    for songs in tables.split.copies:
+        log(f"note: the same recording, held out or trained on together: {' = '.join(songs)}")
+    if tables.split.left_out:
+        names = ", ".join(tables.split.left_out)
+        log(f"note: not trained on, since the evaluation split has the same recording: {names}")
+    if held := tables.held_out_songs:
+        names = ", ".join(held[:3]) + (", …" if len(held) > 3 else "")
+        log(f"Evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'held-out song')}: {names}")
+    elif options.eval_strategy != IntervalStrategy.NO and options.eval_fraction > 0:
+        log("note: there are too few songs to hold one out; add songs, or give --eval_split_name")
+    if not len(tables.held_out):
+        for name in ("metric_for_best_model", "early_stopping_patience"):
+            if getattr(options, name) is not None:
+                log(f"note: --{name} has no effect without held-out songs: the last weights are saved")
+
+
+def log_summary(
+    folder: Path, summary: dict[str, Any], metrics: dict[str, float], notice: str, prompt: str | None
 ) -> None:
-    """The end of a run in a few lines: what it took, what it brought, where it is, what comes next."""
+    """The end of a run: time, memory, held-out loss, where it is saved, and the command to listen to it.
+
+    Args:
+        folder: of the run.
+        summary: of `summary_of`.
+        metrics: of the last evaluation.
+        notice: on the licence of the base.
+        prompt: to listen with.
+    """
     reserved = f" ({summary['reserved_gb']:.2f} GB reserved)" if summary["reserved_gb"] else ""
     log(
         f"{plural(summary['updates'] - summary['went_on_from'], 'update')} in {summary['seconds']:.0f} s, "
@@ -97,11 +123,10 @@ def tell(
     )
     if metrics:
         before = summary["loss_before"]
-        log(f"held-out loss {'' if before is None else f'{before:.4f} before, '}{metrics['eval_loss']:.4f} after")
+        log(f"Held-out loss {'' if before is None else f'{before:.4f} before, '}{metrics['eval_loss']:.4f} after")
     if summary["kept"]:
         log(summary["kept"])
-    log(f"saved in {folder}")
+    log(f"Saved in {folder}")
     log(notice)
-    prompt = options.instance_prompt or "your prompt"
-    words = shlex.join(["generate", str(folder), prompt, "--output_dir", str(folder / "generated")])
-    log(f"listen:  musicgen-dreamboothing {words}")
+    words = shlex.join(["generate", str(folder), prompt or "your prompt", "--output_dir", str(folder / "generated")])
+    log(f"Listen:  musicgen-dreamboothing {words}")
