@@ -232,7 +232,7 @@ def test_a_run_from_an_adapter_goes_on_without_it(
     shutil.rmtree(adapter)
     ran = cli(*command)
     assert ran.code == 0, ran.err
-    assert "continuing from" in ran.out
+    assert "Resuming from" in ran.out
     record = read_record(folder)
     assert began is not None
     assert record is not None
@@ -657,7 +657,7 @@ def test_segments_grow_unless_the_user_has_decided(
 GOES_ON = """
 import sys
 from pathlib import Path
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, printed
 from musicgen_dreamboothing.data.run_record import RunRecord
 from musicgen_dreamboothing.model.checkpoint import load_checkpoint
 from musicgen_dreamboothing.hub import Source
@@ -667,7 +667,8 @@ now = load_checkpoint(Source("someone/base"))
 for revision in sys.argv[1:]:
     record = RunRecord({}, "someone/base", revision, "")
     try:
-        print(base_of_run(record, now, Path("run")).identity)
+        with printed():
+            print(base_of_run(record, now, Path("run")).identity)
     except UserError as error:
         print(error)
 """
