@@ -23,6 +23,7 @@ from musicgen_dreamboothing.generation.products import (
     product,
 )
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
+from musicgen_dreamboothing.model.seams import position_rows
 
 ALIGNED = 16  # places; GPUs' kernels copy a mask whose rows don't begin at such a place, in each layer of each step
 
@@ -51,9 +52,7 @@ class Stack:
 
     def positions(self, number: int) -> torch.Tensor:
         """The first rows `[number, D]` of the table of positions, which grows as transformers lets it grow."""
-        if number > len(self._table.weights):
-            self._table.make_weights(number, self._table.embedding_dim)
-        return self._table.weights[:number]
+        return position_rows(self._table, number)
 
 
 class _Layer:

@@ -19,6 +19,7 @@ from musicgen_dreamboothing.device import check_device
 from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.quantized import base_quantization
+from musicgen_dreamboothing.model.seams import use_one_gpu
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.model import lora_settings
 from musicgen_dreamboothing.training.prior import check_prior
@@ -49,7 +50,7 @@ def check_options(options: TrainArguments) -> None:
     options.enable_jit_checkpoint = False  # it would save in the middle of an update, on a signal that is handled here
     if options.n_gpu > 1:
         log(f"{options.n_gpu} GPUs are here and one is used; `accelerate launch` uses all of them")
-        options._n_gpu = 1  # torch's DataParallel, which Trainer would use, splits neither captions nor losses rightly
+        use_one_gpu(options)
 
 
 def check_metric(options: TrainArguments, checkpoint: Checkpoint) -> None:
