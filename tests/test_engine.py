@@ -20,9 +20,8 @@ from musicgen_dreamboothing.device import is_out_of_memory
 from musicgen_dreamboothing.generation import generator as generators
 from musicgen_dreamboothing.generation import products
 from musicgen_dreamboothing.generation.decoding import (
-    EAGER,
-    GRAPH,
     CodeStream,
+    GraphedCodeStream,
     Sampling,
     _guided_conditioning,
     sample,
@@ -87,12 +86,12 @@ class Forcing(LogitsProcessor):
         return torch.full_like(scores, -1e9).scatter(1, forced.repeat(repeats)[:, None], 0.0)
 
 
-def their_logits(whole: Any, generator: Generator, codes: torch.Tensor, scale: float) -> torch.Tensor:
+def their_logits(static_cache: Any, generator: Generator, codes: torch.Tensor, scale: float) -> torch.Tensor:
     """Logits `[S, B, K, V]` that transformers' own `generate` computes behind the codes of each step."""
     prompts = PROMPTS[:1] * 2 if generator.checkpoint.is_melody else PROMPTS
     ids, mask = text.tokenize(generator._tokenizer, list(prompts))
     forcing = Forcing(codes)
-    whole.generate(
+    static_cache.generate(
         input_ids=ids,
         attention_mask=mask,
         do_sample=False,
@@ -109,22 +108,22 @@ def their_logits(whole: Any, generator: Generator, codes: torch.Tensor, scale: f
 
 
 @torch.inference_mode()
-def forced_logits(generator: Generator, conditioning: Any, codes: torch.Tensor, whole: bool) -> torch.Tensor:
+def forced_logits(generator: Generator, conditioning: Any, codes: torch.Tensor, static_cache: bool) -> torch.Tensor:
     """Logits `[S, R, K, V]` behind given codes `[B, K, S]`."""
-    decoder = Decoder(Stack(generator._model), conditioning, STEPS, whole=whole)
-    steps = [torch.tensor([step]) if whole else step for step in range(STEPS)]
+    decoder = Decoder(Stack(generator._model), conditioning, STEPS, static_cache=static_cache)
+    steps = [torch.tensor([step]) if static_cache else step for step in range(STEPS)]
     return torch.stack([decoder.logits(codes[..., number], step) for number, step in enumerate(steps)])
 
 
 def buffers_of(stream: CodeStream) -> list[torch.Tensor]:
     """Keys and values of a batch, layer by layer for each group of rows."""
-    return [buffer for cache in stream._decoder._caches for buffer in cache._filled]
+    return [buffer for cache in stream._decoder._caches for buffer in cache._keys_values]
 
 
-def our_logits(generator: Generator, codes: torch.Tensor, scale: float, *, whole: bool) -> torch.Tensor:
+def our_logits(generator: Generator, codes: torch.Tensor, scale: float, *, static_cache: bool) -> torch.Tensor:
     """The same of the engine."""
     conditioning = _guided_conditioning(generator._model, *states_of(generator), Sampling(guidance_scale=scale))
-    logits = forced_logits(generator, conditioning, codes, whole)
+    logits = forced_logits(generator, conditioning, codes, static_cache)
     if scale == 1:
         return logits
     captioned, null = logits.chunk(2, dim=1)
@@ -142,26 +141,26 @@ def test_logits_are_those_of_transformers_generate(
     codes = some_codes(generator)
     theirs = their_logits(theirs_model, generator, codes, scale)
     assert theirs.std() > 0.01
-    for whole, turned in ((False, range(0)), (True, range(0)), (False, range(1, 65))):
-        monkeypatch.setattr(products, "TURNED", turned)
-        ours = our_logits(generator, codes, scale, whole=whole)
+    for static_cache, turned in ((False, range(0)), (True, range(0)), (False, range(1, 65))):
+        monkeypatch.setattr(products, "TRANSPOSED_ROWS", turned)
+        ours = our_logits(generator, codes, scale, static_cache=static_cache)
         assert torch.allclose(ours, theirs, atol=2e-5), (ours - theirs).abs().max()
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("static_cache", [False, True])
 @pytest.mark.parametrize("kind", ["melody", "melody-stereo"])
-def test_a_shorter_caption_is_heard_as_alone(kind: str, whole: bool, loaded: Callable[[str], Generator]) -> None:
+def test_a_shorter_caption_is_heard_as_alone(kind: str, static_cache: bool, loaded: Callable[[str], Generator]) -> None:
     """In the melody family it stands before the codes, and the padding of a batch must not come between."""
     generator = loaded(kind)
     model, codes = generator._model, some_codes(generator)
     states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
     lengths = mask.sum(-1).tolist()
     assert len(set(lengths)) == 2
-    together = forced_logits(generator, _guided_conditioning(model, states, mask, Sampling()), codes, whole)
+    together = forced_logits(generator, _guided_conditioning(model, states, mask, Sampling()), codes, static_cache)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
         alone = _guided_conditioning(model, states[one, :length], mask[one, :length], Sampling())
-        expected = forced_logits(generator, alone, codes[one], whole)
+        expected = forced_logits(generator, alone, codes[one], static_cache)
         assert torch.allclose(together[:, row::2], expected, atol=2e-5)
     assert not torch.allclose(together[:, 0], together[:, 1], atol=1e-2)
 
@@ -178,7 +177,7 @@ def test_logits_in_bf16_are_those_of_the_clip_alone(kind: str, scale: float, che
     def logits(batch: list[str]) -> torch.Tensor:
         states = text.pad_states([generator._states[prompt] for prompt in batch])
         conditioning = _guided_conditioning(generator._model, *states, Sampling(guidance_scale=scale))
-        return forced_logits(generator, conditioning, codes.expand(len(batch), -1, -1), whole=False)
+        return forced_logits(generator, conditioning, codes.expand(len(batch), -1, -1), static_cache=False)
 
     together, rows = logits(prompts), 1 if scale == 1 else 2
     for row, prompt in enumerate(prompts[:3]):
@@ -207,12 +206,12 @@ def test_steps_of_equal_shape_draw_the_same_codes(
     states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
     arguments = (generator._stack, generator.checkpoint, states, mask)
     plain, counted = (
-        CodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=sampling, mode=mode) for mode in (EAGER, GRAPH)
+        stream(*arguments, frames=STEPS, seeds=[1, 2], sampling=sampling) for stream in (CodeStream, GraphedCodeStream)
     )
     for _ in range(plain.steps):
         plain.advance()
         with torch.inference_mode():
-            counted._draw_counted()
+            counted._draw()
     assert torch.equal(plain.sequence, counted.sequence)
 
 
@@ -222,20 +221,12 @@ def test_a_step_never_asks_the_device(kind: str, sampling: Sampling, loaded: Cal
     """Whatever reads a number off a tensor would make the host wait, and raises where tensors have no content."""
     generator = loaded(kind)
     states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
-    stream = CodeStream(
-        generator._stack,
-        generator.checkpoint,
-        states,
-        mask,
-        frames=STEPS,
-        seeds=[1, 2],
-        sampling=sampling,
-        mode=GRAPH,
-    )
+    arguments = (generator._stack, generator.checkpoint, states, mask)
+    stream = GraphedCodeStream(*arguments, frames=STEPS, seeds=[1, 2], sampling=sampling)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-        stream._draw_counted(check=False)
+        stream._draw()
         with pytest.raises(DataDependentOutputException):
-            stream._draw_counted(check=True)
+            stream._draw(check=True)
 
 
 def test_a_step_allocates_nothing_that_grows(loaded: Callable[[str], Generator]) -> None:
@@ -277,13 +268,13 @@ def test_a_batch_that_finds_no_memory_is_halved(
     generator = loaded("text")
     options: dict[str, Any] = {"seconds": 0.1, "variations": 5, "progress": False}
     expected = [clip.codes for clip in generator.generate(PROMPTS[:1], **options)]
-    whole, sizes = generator._code_stream, []
+    static_cache, sizes = generator._code_stream, []
 
     def narrow(states: torch.Tensor, *rest: Any) -> CodeStream:
         sizes.append(len(states))
         if len(states) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        return whole(states, *rest)
+        return static_cache(states, *rest)
 
     monkeypatch.setattr(generator, "_code_stream", narrow)
     made = [clip.codes for clip in generator.generate(PROMPTS[:1], batch_size=5, **options)]
@@ -344,17 +335,17 @@ def test_a_stream_is_the_clip_in_pieces(kind: str, piece: float, loaded: Callabl
     generator = loaded(kind)
     (clip,) = generator.generate(PROMPTS[:1], seconds=1.0, seed=3, progress=False)
     pieces = list(generator.stream(PROMPTS[0], seconds=1.0, seed=3, piece=piece))
-    whole = np.concatenate(pieces, axis=1)
-    assert whole.shape == clip.wave.shape
+    static_cache = np.concatenate(pieces, axis=1)
+    assert static_cache.shape == clip.wave.shape
     assert np.abs(clip.wave).max() > 1e-3
-    assert np.abs(whole - clip.wave).max() < 1e-5 * np.abs(clip.wave).max() + 1e-7
+    assert np.abs(static_cache - clip.wave).max() < 1e-5 * np.abs(clip.wave).max() + 1e-7
     assert (len(pieces) > 2) == (piece < 1)
 
 
 def test_the_first_second_waits_for_little_more_than_its_own_frames(loaded: Callable[[str], Generator]) -> None:
     generator = loaded("text")
     made: list[int] = []
-    whole = generator._code_stream
+    static_cache = generator._code_stream
 
     class Counting(CodeStream):
         def advance(self) -> None:
@@ -367,7 +358,7 @@ def test_the_first_second_waits_for_little_more_than_its_own_frames(loaded: Call
     try:
         first = next(generator.stream(PROMPTS[0], seconds=4.0))
     finally:
-        generator._code_stream = whole  # type: ignore[method-assign]
+        generator._code_stream = static_cache  # type: ignore[method-assign]
     rate = generator.checkpoint.frame_rate
     assert first.shape[1] >= generator.checkpoint.sampling_rate
     assert rate < len(made) <= 1.4 * rate
@@ -402,7 +393,7 @@ def test_an_adapter_is_merged_for_a_while_and_leaves_no_trace(dtype: torch.dtype
 
     def logits(model: Any) -> torch.Tensor:
         generator._model = model
-        return our_logits(generator, codes, 3.0, whole=False)
+        return our_logits(generator, codes, 3.0, static_cache=False)
 
     plain, beside = logits(load_language_model(generator.checkpoint, dtype, torch.device("cpu"))), logits(base)
     with merged_in_place(adapted, generator.checkpoint) as merged:
@@ -478,7 +469,7 @@ def test_int8_music_is_near_and_small(checkpoints: Folders) -> None:
     for generator in (plain, small):
         generator._encode(PROMPTS)
     codes = some_codes(plain)
-    theirs, ours = (our_logits(generator, codes, 3.0, whole=False) for generator in (plain, small))
+    theirs, ours = (our_logits(generator, codes, 3.0, static_cache=False) for generator in (plain, small))
     assert 0 < (ours - theirs).norm() < 0.1 * theirs.norm()
 
 

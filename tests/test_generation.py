@@ -367,10 +367,10 @@ def test_more_than_the_models_were_trained_on_is_noted(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "no prompt; write it behind the model: generate MODEL"),
-        (("--prompts_file", "nowhere.txt"), "no file of prompts at nowhere.txt; it holds one prompt a line"),
+        ((), "no prompt; write it after the model: generate MODEL"),
+        (("--prompts_file", "nowhere.txt"), "no file of prompts at nowhere.txt; it holds one prompt per line"),
         (("--prompts_file", "latin.txt"), "latin.txt is not UTF-8 text"),
-        (("--prompts_file", "empty.txt"), "no prompt; write it behind the model"),
+        (("--prompts_file", "empty.txt"), "no prompt; write it after the model"),
         (("punk", "--format", "mp3"), "--format 'mp3' can't be written; it takes flac, ogg, wav"),
         (("punk", "--seconds", "0"), "--seconds 0 must be above 0"),
         (("punk", "--seconds", "nan"), "--seconds nan must be above 0 and at most 3600"),

@@ -10,7 +10,7 @@ import torch
 from conftest import KINDS, read_checkpoint
 
 from musicgen_dreamboothing.device import release_memory
-from musicgen_dreamboothing.generation.decoding import EAGER, GRAPH, CodeStream, Sampling
+from musicgen_dreamboothing.generation.decoding import CodeStream, GraphedCodeStream, Sampling
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
@@ -34,10 +34,8 @@ def streams(generator: Generator, frames: int, sampling: Sampling) -> tuple[Code
     generator._encode(PROMPTS)
     states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
     arguments = (generator._stack, generator.checkpoint, states, mask)
-    plain, captured = (
-        CodeStream(*arguments, frames=frames, seeds=[1, 2], sampling=sampling, mode=mode) for mode in (EAGER, GRAPH)
-    )
-    return plain, captured
+    options = {"frames": frames, "seeds": [1, 2], "sampling": sampling}
+    return CodeStream(*arguments, **options), GraphedCodeStream(*arguments, **options)
 
 
 @pytest.mark.parametrize("frames", [1, 60])
@@ -72,7 +70,7 @@ def test_a_captured_step_does_not_wait_for_the_host(kind: str, checkpoints: Call
     torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.inference_mode():
-            captured._draw_counted(check=False)
+            captured._draw()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -31,6 +31,7 @@ from musicgen_dreamboothing.model.footprint import Estimator, Live, Step, walked
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.quantized import Int8Linear, keep_trainable
 from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.model.seams import is_bitsandbytes
 from musicgen_dreamboothing.training import plan
 from musicgen_dreamboothing.training.plan import CONTEXT, make_plan, parse_memory, policies_of, sizes_of
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
@@ -594,7 +595,7 @@ def test_a_quantised_base_keeps_what_hears_and_speaks(name: str, kind: str, chec
     checkpoint = read_checkpoint(checkpoints(kind))
     plain, stored = (load_language_model(checkpoint, torch.float32, CPU, quantization=q) for q in ("none", name))
     linear = {path for path, module in stored.named_modules() if type(module) is torch.nn.Linear}
-    rounded = {path for path, module in stored.named_modules() if "bitsandbytes" in type(module).__module__}
+    rounded = {path for path, module in stored.named_modules() if is_bitsandbytes(module)}
     assert linear
     assert all(".layers." in path for path in rounded)
     assert not any(".layers." in path for path in linear)

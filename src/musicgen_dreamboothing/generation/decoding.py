@@ -1,9 +1,9 @@
 """The decode loop: text states in, codes out, for both families.
 
 It does what transformers' `generate` does for these models (same delay mask, guidance, top-k and top-p), with two
-differences: each clip draws from its own stream of random numbers, and no clip attends to the padding that longer
-captions beside it make. A clip depends on its prompt, its variation and the seed: on a CPU in bf16 bit for bit, else up
-to rounding, which now and then draws another code.
+differences: each clip draws from its own stream of random numbers, and no clip attends to the padding of longer
+captions in its batch. So a clip depends on its prompt, its variation and the seed alone: exactly on a CPU in bf16,
+elsewhere up to rounding, which can draw another code.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -24,8 +25,7 @@ from musicgen_dreamboothing.model.delay import UNFILLED, apply_delay, undo_delay
 from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
 from musicgen_dreamboothing.model.weight_files import first_line
 
-EAGER, GRAPH = "eager", "graph"  # how the steps run
-CHECK = 25  # steps between two looks at what a GPU computed, for which the host waits
+CHECK_EVERY = 25  # steps between two checks for NaN, each of which waits for the GPU
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,16 @@ class CodeStream:
         frames: length T of each clip in codec frames.
         seeds: one for each clip.
         sampling: how codes are chosen.
-        mode: `eager`, or `graph`, which captures a step as a CUDA graph and replays it.
 
     Attributes:
         sequence: delayed codes `[B, K, T + max(delay)]`, -1 where none is drawn yet.
-        done: steps that were made.
+        done: number of steps that were made.
 
     Raises:
-        GraphError: the first step could be made, but not captured.
-        UserError: the model computes NaN or infinity, or ignores its prompt.
+        UserError: in any step: the model computes NaN or infinity, or ignores its prompt.
     """
+
+    static_cache = False  # whether all steps have the same shapes
 
     @torch.inference_mode()
     def __init__(
@@ -88,110 +88,65 @@ class CodeStream:
         frames: int,
         seeds: list[int],
         sampling: Sampling,
-        mode: str = EAGER,
     ) -> None:
         device, batch = stack.model.device, len(seeds)
         conditioning = _guided_conditioning(stack.model, text_states.to(device), text_mask.to(device), sampling)
         blank = torch.full((batch, checkpoint.codebooks, frames), UNFILLED, dtype=torch.long, device=device)
         self.sequence = apply_delay(blank, checkpoint.delay, checkpoint.pad_token_id)
-        self.done, self.frames, self._delay, self._sampling, self._mode = 0, frames, checkpoint.delay, sampling, mode
-        self._decoder = Decoder(stack, conditioning, self.steps, whole=mode != EAGER)
+        self.done, self.frames, self._delay, self._sampling = 0, frames, checkpoint.delay, sampling
+        self._decoder = Decoder(stack, conditioning, self.steps, static_cache=self.static_cache)
         self._noise = _noise(seeds, self.steps, checkpoint.codebooks).to(device)
         self._codes = torch.full_like(self.sequence[..., 0], checkpoint.start_token_id)
-        self._step = torch.zeros(1, dtype=torch.long, device=device)  # where the device counts itself
         self._is_finite = torch.ones((), dtype=torch.bool, device=device)  # whether all logits so far were
-        self._graph: torch.cuda.CUDAGraph | None = None
 
     @property
     def steps(self) -> int:
-        """Steps in all: the frames, and the delay of the last codebook."""
+        """Number of all steps: the frames, and the delay of the last codebook."""
         return self.sequence.shape[-1]
 
     @property
-    def whole_frames(self) -> int:
-        """Frames whose codes are all drawn."""
+    def complete_frames(self) -> int:
+        """Number of frames whose codes are all drawn."""
         return max(0, self.done - max(self._delay))
 
     def codes(self, first: int, last: int) -> torch.Tensor:
-        """Codes `[B, K, last - first]` of a stretch of frames, without the delay."""
+        """Codes `[B, K, last - first]` of a range of frames, without the delay."""
         return undo_delay(self.sequence[..., first : last + max(self._delay)], self._delay)
 
     def finish(self, on_step: Callable[[int], object] = lambda done: None) -> torch.Tensor:
-        """Makes all steps that are left: int64 codes `[B, K, T]` on the model's device.
+        """Makes the remaining steps: int64 codes `[B, K, T]` on the model's device.
 
         Args:
-            on_step: called behind each step with the number of those that are done.
+            on_step: called after each step with the number of steps that are done.
         """
         while self.done < self.steps:
             self.advance()
             on_step(self.done)
-            if self.done % CHECK == 0:
+            if self.done % CHECK_EVERY == 0:
                 self.check()
         self.check()
         return self.codes(0, self.frames)
 
     def check(self) -> None:
-        """Waits for the steps that were made and looks at their numbers: codes drawn from NaN would be noise.
-
-        Raises:
-            UserError: some logits were NaN or infinite.
-        """
+        """Waits for the GPU and raises a `UserError` if any logits were NaN or infinite: their codes are noise."""
         if not bool(self._is_finite):
             raise UserError("the model computed NaN or infinity; try --dtype float32")
 
     @torch.inference_mode()
     def advance(self) -> None:
         """Makes one step."""
-        if self._mode == EAGER:
-            self._draw(self.done)
-        else:
-            with torch.cuda.device(self.sequence.device):
-                self._replay()
-        self.done += 1
-
-    def _replay(self) -> None:
-        """The first step is made as it is, which also warms up what is captured then."""
-        if self._graph is not None:
-            self._graph.replay()
-            return
-        side, own = _side_stream(self.sequence.device), torch.cuda.current_stream()
-        side.wait_stream(own)
-        with torch.cuda.stream(side):
-            self._draw_counted()
-        own.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                self._draw_counted(check=False)
-        except RuntimeError as error:
-            torch.cuda.set_stream(own)  # which `torch.cuda.graph` does not, where its end fails
-            if is_out_of_memory(error):
-                raise
-            raise GraphError(first_line(error)) from error
-        self._graph = graph
-
-    def _draw_counted(self, check: bool = True) -> None:
-        """A step whose number is a tensor, so that nothing in it depends on the host."""
-        step = self._step
-        noise, planned = self._noise.index_select(1, step)[:, 0], self.sequence.index_select(2, step)[..., 0]
-        logits = self._logits(step, check=check and self.done == 0)
-        now = torch.where(planned == UNFILLED, sample(logits, noise, self._sampling), planned)
-        self.sequence.index_copy_(2, step, now[..., None])
-        self._codes.copy_(now)
-        self._step.add_(1)
-
-    def _draw(self, step: int) -> None:
-        """A step whose number the host knows."""
+        step = self.done
         self._codes = sample(self._logits(step, check=step == 0), self._noise[:, step], self._sampling)
         planned = self.sequence[..., step]
-        if not max(self._delay) <= step < self.frames:  # at both ends some codebooks are silent
+        if not max(self._delay) <= step < self.frames:  # at both ends some codebooks have only padding
             self._codes = torch.where(planned == UNFILLED, self._codes, planned)
         planned.copy_(self._codes)
+        self.done += 1
 
     def _logits(self, step: int | torch.Tensor, *, check: bool) -> torch.Tensor:
         """Float32 logits of the next codes `[B, K, V]`, guided."""
         scale, logits = self._sampling.guidance_scale, self._decoder.logits(self._codes, step)
-        self._is_finite.logical_and_(logits.isfinite().all())  # asked for by `check`
+        self._is_finite.logical_and_(logits.isfinite().all())
         if check:
             self.check()
         if scale == 1:
@@ -202,9 +157,61 @@ class CodeStream:
         return torch.lerp(null, captioned, scale)
 
 
+class GraphedCodeStream(CodeStream):
+    """Captures a step as a CUDA graph and replays it: no Python and no launch of single kernels between steps.
+
+    `advance` raises `GraphError` if its first step can be made, but not captured.
+    """
+
+    static_cache = True
+
+    @torch.inference_mode()
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._step = torch.zeros(1, dtype=torch.long, device=self.sequence.device)  # counted on the device
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Makes one step; the first one is made directly, which also warms up what is captured then."""
+        with torch.cuda.device(self.sequence.device):
+            if self._graph is None:
+                self._graph = self._captured()
+            else:
+                self._graph.replay()
+        self.done += 1
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        side, own = _side_stream(self.sequence.device), torch.cuda.current_stream()
+        side.wait_stream(own)
+        with torch.cuda.stream(side):
+            self._draw(check=True)
+        own.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                self._draw()
+        except RuntimeError as error:
+            torch.cuda.set_stream(own)  # `torch.cuda.graph` does not restore it when the end of a capture fails
+            if is_out_of_memory(error):
+                raise
+            raise GraphError(first_line(error)) from error
+        return graph
+
+    def _draw(self, check: bool = False) -> None:
+        """One step, in which nothing but `check` depends on the host."""
+        step = self._step
+        noise, planned = self._noise.index_select(1, step)[:, 0], self.sequence.index_select(2, step)[..., 0]
+        drawn = sample(self._logits(step, check=check), noise, self._sampling)
+        codes = torch.where(planned == UNFILLED, drawn, planned)
+        self.sequence.index_copy_(2, step, codes[..., None])
+        self._codes.copy_(codes)
+        self._step.add_(1)
+
+
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Where steps are captured: one for each GPU, as cuBLAS keeps memory for each stream that it has seen."""
+    """The stream on which steps are captured: one per GPU, as cuBLAS keeps memory for each stream that it has used."""
     return torch.cuda.Stream(device)
 
 
@@ -213,7 +220,7 @@ def _guided_conditioning(
 ) -> Conditioning:
     """Under guidance the batch is doubled: captions first, then the null condition.
 
-    On a CPU each row is computed by itself: in a batch its last digit would depend on the rows beside it.
+    On a CPU each row is computed alone: in a batch its last digit would depend on the other rows.
     """
     keep = torch.ones(len(states), dtype=torch.bool, device=states.device)
     if sampling.guidance_scale != 1:
@@ -232,7 +239,7 @@ def _guided_conditioning(
 
 
 def _noise(seeds: list[int], steps: int, codebooks: int) -> torch.Tensor:
-    """Uniform numbers `[B, S, K]`, drawn on the CPU so that every device hears the same clip."""
+    """Uniform numbers `[B, S, K]`, drawn on the CPU so that they are the same on every device."""
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.rand(steps, codebooks, generator=stream) for stream in streams])
 

@@ -22,7 +22,7 @@ MAX_SLUG = 40
 
 @dataclass(frozen=True)
 class Generation:
-    """What `generate` made: the files in the order of the prompts, and the speed as audio time by wall time."""
+    """The files in the order of the prompts, and the speed: seconds of audio per second."""
 
     files: list[Path]
     speed: float
@@ -30,11 +30,7 @@ class Generation:
 
 @quiet_libraries()
 def generate(options: GenerateArguments) -> Generation:
-    """Generates clips for every prompt and writes them to `output_dir`.
-
-    Raises:
-        UserError: no prompt, an impossible option, no such model, or an adapter that does nothing.
-    """
+    """Generates clips for every prompt and writes them to `output_dir`."""
     check_values(options)
     prompts = _prompts(options)
     suffix = _suffix(options.format)
@@ -78,7 +74,7 @@ def generate(options: GenerateArguments) -> Generation:
 
 
 def _list(path: Path, clip: GeneratedClip, options: GenerateArguments) -> None:
-    """Lists a file before it is written, so that a scan for songs never takes a generated clip for a song."""
+    """Adds a file to the list before it is written, so that no scan for songs finds it unlisted."""
     row = {
         "file_name": path.name,
         "prompt": clip.prompt,
@@ -91,15 +87,15 @@ def _list(path: Path, clip: GeneratedClip, options: GenerateArguments) -> None:
 
 
 def _prompts(options: GenerateArguments) -> list[str]:
-    """Prompts of the command line, then those of the file: one a line, empty lines left out."""
+    """Prompts of the command line, then those of the file: one per line, without empty lines."""
     prompts = list(options.prompts)
     if options.prompts_file is not None:
         path = Path(options.prompts_file)
         if not path.is_file():
-            raise UserError(f"no file of prompts at {path}; it holds one prompt a line")
+            raise UserError(f"no file of prompts at {path}; it holds one prompt per line")
         prompts += [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     if not prompts:
-        raise UserError('no prompt; write it behind the model: generate MODEL "fast punk with loud guitars"')
+        raise UserError('no prompt; write it after the model: generate MODEL "fast punk with loud guitars"')
     return list(dict.fromkeys(prompts))
 
 
@@ -119,7 +115,7 @@ def _suffix(name: str) -> str:
 
 
 def _describe(generator: Generator, model: str) -> str:
-    """One or two lines on what was loaded; the last thing a person wonders about is whether the adapter works."""
+    """One or two lines on what was loaded, and whether the adapter is active."""
     base = generator.checkpoint
     channels = "stereo" if base.audio_channels == 2 else "mono"
     family = "melody" if base.is_melody else "text"
@@ -143,10 +139,7 @@ def _warn(generator: Generator, prompts: list[str], seconds: float, base_model: 
 
 
 def _file_name(clip: GeneratedClip, prompts: list[str], seed: int, suffix: str) -> str:
-    """The prompt's number and words, the seed and the variation: another prompt or seed overwrites nothing.
-
-    Words keep the letters of all scripts. Where they are not all of the prompt, a hash of it follows.
-    """
+    """The prompt's number and words, the seed and the variation; a hash of the prompt where words lack a part of it."""
     prompt = unicodedata.normalize("NFC", clip.prompt)
     slug = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:MAX_SLUG].strip("-")
     if slug.replace("-", " ") != prompt:

@@ -20,7 +20,14 @@ from musicgen_dreamboothing.device import (
     release_memory,
     synchronize,
 )
-from musicgen_dreamboothing.generation.decoding import CHECK, EAGER, GRAPH, CodeStream, GraphError, Sampling, clip_seed
+from musicgen_dreamboothing.generation.decoding import (
+    CHECK_EVERY,
+    CodeStream,
+    GraphedCodeStream,
+    GraphError,
+    Sampling,
+    clip_seed,
+)
 from musicgen_dreamboothing.generation.engine import Stack
 from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model import adapter, codec, text
@@ -36,9 +43,8 @@ from musicgen_dreamboothing.model.loading import load_for_generation
 from musicgen_dreamboothing.model.quantized import QUANTIZATIONS
 
 TRAINED_SECONDS = 30.0  # Meta trained on clips of 30 s; longer ones wander
-LARGEST_BATCH = {"cpu": 16}  # beyond it two cores have more to compute than to read
-LARGEST_BATCH_ON_A_GPU = 64
-SHARE_OF_MEMORY = 0.5  # of what is free, for keys and values; the rest is for what a step needs beside them
+LARGEST_CPU_BATCH, LARGEST_GPU_BATCH = 16, 64  # more clips at once are not faster
+SHARE_OF_MEMORY = 0.5  # of free memory, for keys and values; the rest is for the tensors of a step
 
 
 @dataclass(frozen=True)
@@ -57,20 +63,21 @@ class Generator:
 
     Args:
         model: adapter folder or Hub id, fully fine-tuned folder, or base checkpoint.
-        base_model: the adapter's base, where its own note of it is out of date (a moved folder).
+        base_model: the adapter's base, if it is not where adapter_config.json says (a moved folder).
         revision: Hub revision of `model`.
         cache_dir: where Hub downloads are kept.
-        token: Hub token, where the stored login does not do.
-        device: torch device, or `auto` for the best there is.
+        token: Hub token, instead of the stored login.
+        device: torch device, or `auto`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        quantization: `none`, or `nf4` or `int8` for weights of the decoder's layers in 4 or 8 bits, with the adapter
-            beside them; `int8` is also faster on a CPU for one or two clips at once.
-        cuda_graphs: whether steps on a GPU are captured and replayed, which is faster where there is a graph for it.
+        quantization: `none`, or `nf4` or `int8` for the decoder's layers in 4 or 8 bits, with the adapter beside them;
+            on a CPU `int8` is also faster for one or two clips at once.
+        cuda_graphs: whether steps on an NVIDIA or AMD GPU are captured and replayed, which is faster.
 
     Attributes:
         checkpoint: the base's configuration.
         device, dtype, quantization: of the language model.
-        active_layers: adapted layers that change something, and adapted layers in all; None without an adapter.
+        active_layers: numbers of adapted layers with an update that is not zero, and of all adapted layers; None
+            without an adapter.
     """
 
     @quiet_libraries()
@@ -94,18 +101,15 @@ class Generator:
         source = Source(str(model), revision, cache_dir, token)
         saved = adapter.read_adapter(source.name, **source.arguments())
         if saved is None:
-            self.checkpoint = load_checkpoint(source)
+            checkpoint = load_checkpoint(source)
         else:
             base = base_model or str(saved.config.base_model_name_or_path)
-            self.checkpoint = _adapter_base(source, base, saved.config.revision if base_model is None else None)
-        self._model, self.active_layers = load_for_generation(
-            self.checkpoint, self.dtype, self.device, adapter=saved, quantization=quantization
+            checkpoint = _adapter_base(source, base, saved.config.revision if base_model is None else None)
+        loaded, self.active_layers = load_for_generation(
+            checkpoint, self.dtype, self.device, adapter=saved, quantization=quantization
         )
-        self._stack = Stack(self._model)
-        self._tokenizer = load_tokenizer(self.checkpoint)
-        self._states: dict[str, np.ndarray] = {}
-        self._codec: EncodecModel | None = None  # loaded when there are codes to decode
-        self._mode = GRAPH if self.device.type == "cuda" and cuda_graphs else EAGER
+        self._set_model(loaded, checkpoint, {})
+        self._uses_graphs = self.device.type == "cuda" and cuda_graphs
 
     @classmethod
     def around(
@@ -113,24 +117,24 @@ class Generator:
     ) -> Generator:
         """A generator around a model in memory, such as one in the middle of a training.
 
-        Weights that are read together are laid together; who goes on with the model puts them back. Nothing is captured
-        on a GPU, as threads of a training (pinned memory) must not be seen in it.
+        `Stack` joins weights of the model; the caller restores them. Steps are not captured as CUDA graphs, because
+        threads of a training (pinned memory) would disturb that.
 
         Args:
             model: in eval mode.
             checkpoint: its base.
-            states: text states of captions, which are used and added to.
+            states: text states by caption; missing ones are added.
         """
         made = cls.__new__(cls)
-        made.device, made.dtype, made.active_layers, made.checkpoint = (
-            model.device,
-            model.decoder.dtype,
-            None,
-            checkpoint,
-        )
-        made._model, made._stack, made._tokenizer = model, Stack(model), load_tokenizer(checkpoint)
-        made._states, made._codec, made._mode = {} if states is None else states, None, EAGER
+        made.device, made.dtype, made.quantization, made.active_layers = model.device, model.decoder.dtype, "none", None
+        made._set_model(model, checkpoint, {} if states is None else states)
         return made
+
+    def _set_model(self, model: TextLM | MelodyLM, checkpoint: Checkpoint, states: dict[str, np.ndarray]) -> None:
+        self.checkpoint, self._model, self._stack, self._states = checkpoint, model, Stack(model), states
+        self._tokenizer = load_tokenizer(checkpoint)
+        self._codec: EncodecModel | None = None  # loaded when there are codes to decode
+        self._uses_graphs = False
 
     def generate(
         self,
@@ -143,20 +147,20 @@ class Generator:
         batch_size: int | None = None,
         progress: bool = True,
     ) -> Iterator[GeneratedClip]:
-        """Yields `variations` clips of every prompt, batch by batch; each is the same whatever it is made beside.
+        """Yields `variations` clips of every prompt, batch by batch; a clip does not depend on the others.
 
         Args:
             prompts: descriptions of the music.
             seconds: length of a clip; up to 30 s is what the models were trained on.
             variations: clips of each prompt, each with its own random stream.
-            seed: with the prompt and the variation it fixes the clip.
+            seed: of the random numbers, with the prompt and the variation.
             sampling: guidance, temperature, top-k and top-p.
-            batch_size: clips made at once; None makes as many as memory holds. Where memory runs out it is halved.
+            batch_size: clips at once, by default as many as fit into memory; halved when memory runs out.
             progress: whether to show a bar on stderr.
         """
-        wanted = [(prompt, variation) for prompt in prompts for variation in range(variations)]
+        clips = [(prompt, variation) for prompt in prompts for variation in range(variations)]
         drawn = self.codes(
-            wanted, seconds=seconds, seed=seed, sampling=sampling, batch_size=batch_size, progress=progress
+            clips, seconds=seconds, seed=seed, sampling=sampling, batch_size=batch_size, progress=progress
         )
         rate = self.checkpoint.sampling_rate
         for (prompt, variation), codes in drawn:
@@ -164,7 +168,7 @@ class Generator:
 
     def codes(
         self,
-        wanted: Sequence[tuple[str, int]],
+        clips: Sequence[tuple[str, int]],
         *,
         seconds: float,
         seed: int = 0,
@@ -172,32 +176,28 @@ class Generator:
         batch_size: int | None = None,
         progress: bool = True,
     ) -> Iterator[tuple[tuple[str, int], torch.Tensor]]:
-        """Yields prompt and variation with the codes `[K, T]` on the CPU, batch by batch; the codec isn't needed.
+        """Yields prompt and variation with the codes `[K, T]` on the CPU, batch by batch, without the codec.
 
         Args:
-            wanted: prompt and variation of each clip.
+            clips: prompt and variation of each.
             seconds, seed, sampling, batch_size, progress: as of `generate`.
         """
         frames = self._frames(seconds)
-        self._encode([prompt for prompt, _ in wanted])
-        steps = (frames + max(self.checkpoint.delay)) * len(wanted)
+        self._encode([prompt for prompt, _ in clips])
+        steps = (frames + max(self.checkpoint.delay)) * len(clips)
         size = batch_size or self._fitting_batch(frames, sampling)
         with progress_bar(total=steps, unit="frame", desc="generating", disable=not progress) as bar:
-            left = wanted
+            left = clips
             while left:
                 batch = left[:size]
                 before = bar.n
                 made: list[torch.Tensor] = []
                 try:
                     made = self._draw_batch(batch, frames, seed, sampling, bar)
-                except GraphError as error:
-                    self._leave_graphs(error)
-                    bar.n = before
-                    continue
                 except RuntimeError as error:
                     if len(batch) == 1 or not is_out_of_memory(error):
                         raise
-                if not made:  # outside of `except`, whose error holds on to all that is to be freed
+                if not made:  # after `except`, whose error keeps a reference to the memory
                     size, bar.n = len(batch) // 2, before
                     log(f"no memory for {len(batch)} clips at once; going on with {size}")
                     release_memory()
@@ -212,39 +212,30 @@ class Generator:
         Args:
             prompt: description of the music.
             seconds: length of the clip.
-            seed: with the prompt it fixes the clip.
+            seed: of the random numbers, with the prompt.
             sampling: guidance, temperature, top-k and top-p.
-            piece: seconds of music between two pieces; each comes as soon as its sound is certain.
+            piece: seconds of each piece.
         """
         frames, step = self._frames(seconds), max(1, round(piece * self.checkpoint.frame_rate))
         self._encode([prompt])
         states, mask = text.pad_states([self._states[prompt]])
         codes = self._code_stream(states, mask, frames, [clip_seed(seed, prompt, 0)], sampling)
         decoder = codec.StreamDecoder(self._loaded_codec(), self.checkpoint)
-        given, ready = 0, step + decoder.lookahead
-        while given < frames:
-            try:
-                codes.advance()
-            except GraphError as error:  # of the first step: nothing was given yet
-                self._leave_graphs(error)
-                codes = self._code_stream(states, mask, frames, [clip_seed(seed, prompt, 0)], sampling)
-                continue
-            if codes.whole_frames >= min(ready, frames):
+        decoded, ready = 0, step + decoder.lookahead
+        while decoded < frames:
+            codes.advance()
+            if codes.complete_frames >= min(ready, frames):
                 codes.check()
-                last = codes.whole_frames == frames
-                wave = decoder.push(codes.codes(given, codes.whole_frames)[0], last=last)
-                given, ready = codes.whole_frames, codes.whole_frames + step
+                last = codes.complete_frames == frames
+                wave = decoder.push(codes.codes(decoded, codes.complete_frames)[0], last=last)
+                decoded, ready = codes.complete_frames, codes.complete_frames + step
                 yield wave.numpy()
-
-    def _leave_graphs(self, error: GraphError) -> None:
-        log(f"note: this GPU or driver can't capture a step as a CUDA graph ({error}); going on without, more slowly")
-        self._mode = EAGER
 
     def _frames(self, seconds: float) -> int:
         return max(1, round(seconds * self.checkpoint.frame_rate))
 
     def _fitting_batch(self, frames: int, sampling: Sampling) -> int:
-        """As many clips as the keys and values of which fit into the memory that is free."""
+        """As many clips as have room for their keys and values in free memory."""
         config = self._model.config.decoder
         rows = 1 if sampling.guidance_scale == 1 else 2
         capacity = frames + max(self.checkpoint.delay)
@@ -252,14 +243,22 @@ class Generator:
             capacity += self._model.config.chroma_length + max(len(states) for states in self._states.values())
         numbers = 2 * rows * config.num_hidden_layers * config.hidden_size * capacity
         fitting = SHARE_OF_MEMORY * free_memory(self.device) / (numbers * self.dtype.itemsize)
-        return max(1, min(int(fitting), LARGEST_BATCH.get(self.device.type, LARGEST_BATCH_ON_A_GPU)))
+        return max(1, min(int(fitting), LARGEST_CPU_BATCH if self.device.type == "cpu" else LARGEST_GPU_BATCH))
 
     def _code_stream(
         self, states: torch.Tensor, mask: torch.Tensor, frames: int, seeds: list[int], sampling: Sampling
     ) -> CodeStream:
-        return CodeStream(
-            self._stack, self.checkpoint, states, mask, frames=frames, seeds=seeds, sampling=sampling, mode=self._mode
-        )
+        """A stream whose steps are captured where that works; then its first step is made already."""
+        options: dict[str, Any] = {"frames": frames, "seeds": seeds, "sampling": sampling}
+        if self._uses_graphs:
+            try:
+                stream = GraphedCodeStream(self._stack, self.checkpoint, states, mask, **options)
+                stream.advance()
+                return stream
+            except GraphError as error:
+                self._uses_graphs = False
+                log(f"note: this GPU or driver can't capture a CUDA graph ({error}); decoding without, more slowly")
+        return CodeStream(self._stack, self.checkpoint, states, mask, **options)
 
     def _draw_batch(
         self, batch: Sequence[tuple[str, int]], frames: int, seed: int, sampling: Sampling, bar: Any
@@ -267,16 +266,17 @@ class Generator:
         states, mask = text.pad_states([self._states[prompt] for prompt, _ in batch])
         seeds = [clip_seed(seed, prompt, variation) for prompt, variation in batch]
         stream = self._code_stream(states, mask, frames, seeds, sampling)
+        bar.update(stream.done * len(batch))
 
-        def tell(done: int) -> None:
-            if done % CHECK == 0:  # a GPU runs behind its host, and the bar would be ahead of the music
+        def show(done: int) -> None:
+            if done % CHECK_EVERY == 0:  # the GPU is behind the host, and the bar would be ahead of the music
                 synchronize(self.device)
             bar.update(len(batch))
 
-        return list(stream.finish(tell).cpu())
+        return list(stream.finish(show).cpu())
 
     def _encode(self, prompts: Sequence[str]) -> None:
-        """Fills the table of text states; T5 leaves memory when it is done."""
+        """Adds missing text states; T5 is loaded for that alone."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
         if not missing:
             return
@@ -287,11 +287,11 @@ class Generator:
         release_memory()
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that are longer than the text encoder reads, and so will be cut."""
+        """The prompts that are longer than the text encoder's limit, and so will be cut."""
         return [prompt for prompt in prompts if text.is_too_long(self._tokenizer, prompt)]
 
     def decode(self, codes: torch.Tensor) -> np.ndarray:
-        """Codes `[K, T]` of one clip to its wave `[C, S]`; EnCodec wants much memory for each."""
+        """Codes `[K, T]` of one clip to its wave `[C, S]`."""
         return codec.decode_clip(self._loaded_codec(), codes, self.checkpoint)
 
     def text_states(self, prompts: Sequence[str]) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model import seams
 
 ATTENTION = r"decoder\.model\.decoder\.layers\.\d+\.(self_attn|encoder_attn)\.(q_proj|k_proj|v_proj|out_proj)"
 FEED_FORWARD = r"decoder\.model\.decoder\.layers\.\d+\.(fc1|fc2)"
@@ -216,10 +217,10 @@ def compute_in_base_precision(model: nn.Module) -> None:
     for layer in model.modules():
         if not isinstance(layer, LoraLayer) or any(layer.use_dora.values()):
             continue
-        layer.cast_input_dtype_enabled = False
+        seams.leave_input_precision(layer)
         for linear in [*layer.lora_A.values(), *layer.lora_B.values()]:
             if type(linear) is nn.Linear:
-                linear.__class__ = _CastLinear
+                seams.replace_class(linear, _CastLinear)
 
 
 def adapter_config(name: str, **arguments: Any) -> PeftConfig | None:

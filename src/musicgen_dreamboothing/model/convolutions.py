@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecResnetBlock
 
+from musicgen_dreamboothing.model.seams import pad_wave
+
 
 class ChannelsLast:
     """What the layers of an encoder make of a wave, up to rounding.
@@ -74,4 +76,4 @@ def _padded(layer: EncodecConv1d, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
     if layer.pad_mode == "reflect" and len(hidden) > max(left, right):
         return torch.cat([hidden[1 : left + 1].flip(0), hidden, hidden[len(hidden) - 1 - right : -1].flip(0)])
-    return EncodecConv1d._pad1d(hidden.t()[None], (left, right), layer.pad_mode)[0].t().contiguous()
+    return pad_wave(layer, hidden.t()[None], left, right)[0].t().contiguous()

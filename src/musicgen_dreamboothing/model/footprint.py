@@ -15,14 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.language_model import MelodyLM, PlaceholderEncoder, TextLM
 from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.model.seams import TorchDispatchMode, set_attention, storage_id, tree_leaves
 
 DEPTHS = (1, 2)  # layers of the decoder that are walked
 BATCHES = (2, 3)  # clips, for any number above them
@@ -138,7 +137,8 @@ class Estimator:
         config = copy.deepcopy(self._checkpoint.config)
         config.decoder.num_hidden_layers = depth
         config.decoder.dropout = config.decoder.attention_dropout = config.decoder.activation_dropout = 0.0
-        config.decoder._attn_implementation = config.text_encoder._attn_implementation = FUSED
+        for part in (config.decoder, config.text_encoder):
+            set_attention(part, FUSED)
         family = MelodyLM if self._checkpoint.is_melody else TextLM
         parts: dict[str, Any] = {"audio_encoder": PlaceholderEncoder(config.audio_encoder)}
         if not self._step.with_text_encoder:
@@ -217,7 +217,7 @@ class Live(TorchDispatchMode):
     def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self._seen = {storage_id(tensor) for tensor in known}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
@@ -227,12 +227,13 @@ class Live(TorchDispatchMode):
         return made
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._seen:
+        number = storage_id(storage)
+        if number in self._seen:
             return
-        self._seen.add(storage._cdata)
+        self._seen.add(number)
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        weakref.finalize(storage, self._forget, number, storage.nbytes())
 
     def _forget(self, name: int, size: int) -> None:
         self._seen.discard(name)

@@ -19,6 +19,7 @@ from peft.utils import set_peft_model_state_dict
 from torch import nn
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model import seams
 from musicgen_dreamboothing.model.adapter import PLAIN_INITIALISATIONS, SavedAdapter, as_saved, count_active
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.language_model import empty_language_model
@@ -83,7 +84,7 @@ class Merger:
                 return base.weight.data
             finally:
                 base.weight = absent
-                layer.merged_adapters.clear()
+                seams.forget_merge(layer)
 
 
 class _Merged:
@@ -146,7 +147,7 @@ def merged_in_place(model: PeftModel, checkpoint: Checkpoint) -> Iterator[nn.Mod
         for name, layer in model.named_modules()
         if isinstance(layer, LoraLayer)
     }
-    if any("bitsandbytes" in type(layer).__module__ for layer in layers.values()):
+    if any(map(seams.is_bitsandbytes, layers.values())):
         yield model.get_base_model()
         return
     merger = Merger(checkpoint, as_saved(model))

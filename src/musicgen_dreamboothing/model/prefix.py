@@ -12,18 +12,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.musicgen_melody.modeling_musicgen_melody import (
     MusicgenMelodyAttention,
     eager_attention_forward,
 )
 
+from musicgen_dreamboothing.model import seams
+
 
 def share_prefix(decoder: Any) -> None:
     """Prepares the layers of a melody decoder for `decode_shared`; all else they do as before."""
     for layer in decoder.layers:
-        layer.self_attn.__class__ = _PrefixAttention
+        seams.replace_class(layer.self_attn, _PrefixAttention)
 
 
 def decode_shared(decoder: Any, sequence: torch.Tensor, prefix: int) -> torch.Tensor:
@@ -53,7 +54,7 @@ def _mask_of_clips(length: int, prefix: int, row: torch.Tensor) -> torch.Tensor 
     Flash attention knows it. The kernels of other devices are quick where queries and keys are as many; for them None.
     """
     if row.is_cuda:
-        return causal_lower_right(length - prefix, length)
+        return seams.causal_lower_right(length - prefix, length)
     return row.new_empty(0) if row.is_meta else None  # foretold is what flash attention takes
 
 
@@ -94,7 +95,7 @@ class _PrefixAttention(MusicgenMelodyAttention):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """As the configuration says: `[B, S, H, D]` each -> the same shape."""
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(seams.attention_of(self.config), eager_attention_forward)
         heads = (states.transpose(1, 2) for states in (query, key, value))
         return attend(self, *heads, mask, scaling=self.scaling)[0]
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import BitsAndBytesConfig
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.model import seams
 
 QUANTIZATIONS = ("none", "nf4", "int8")
 # Codes of a codebook stand close together in what these layers see, and they are a hundredth of the weights.
@@ -59,10 +60,9 @@ def keep_trainable(model: nn.Module) -> None:
     Its layers of 8 bits keep their inputs, for gradients of weights that are frozen here.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a name that types don't know
+        seams.keep_4bit_layout(module)
         if type(module).__name__ == "Linear8bitLt":
-            module.__class__ = _frozen_linear()
+            seams.replace_class(module, _frozen_linear())
 
 
 @functools.cache
@@ -71,8 +71,6 @@ def _frozen_linear() -> type[nn.Module]:
     from bitsandbytes.nn.modules import Linear8bitLt
 
     class FrozenLinear8bitLt(Linear8bitLt):
-        __module__ = Linear8bitLt.__module__  # who asks whether a layer is theirs is told that it is
-
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             found: torch.Tensor = _FrozenProduct.apply(x, self.state, super().forward)
             return found
@@ -94,8 +92,7 @@ class _FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        state = context.state
-        weight = state.CB.to(context.dtype, copy=True).mul_(state.SCB.unsqueeze(1).mul(1 / 127))
+        weight = seams.int8_weight(context.state, context.dtype)
         return torch.matmul(gradient.to(context.dtype), weight), None, None
 
 
@@ -140,7 +137,7 @@ class Int8Linear(nn.Module):
         """`[..., in]` -> `[..., out]` in the precision of x."""
         if x.device.type == "cpu":
             flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).contiguous()
-            found = torch._weight_int8pack_mm(flat, self.weight, self.scale).to(x.dtype)
+            found = seams.int8_product(flat, self.weight, self.scale).to(x.dtype)
             found = found.view(*x.shape[:-1], -1)
         else:
             weight = self.weight.to(x.dtype) * self.scale.to(x.dtype)[:, None]  # unscaled, sums would overflow fp16

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from musicgen_dreamboothing.model.seams import storage_id
+
 
 @dataclass
 class _Recipe:
@@ -100,4 +102,4 @@ def use_full_recompute(model: Any) -> None:
 
 def _storage(tensor: torch.Tensor) -> int:
     """What tensors that share memory have in common; a recipe's weak reference tells whether it still is the same."""
-    return tensor.untyped_storage()._cdata
+    return storage_id(tensor)

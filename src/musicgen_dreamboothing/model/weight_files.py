@@ -22,10 +22,10 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.hub import explain_refusal
+from musicgen_dreamboothing.model.seams import find_cached_file
 
 INDEX = ".index.json"
 LAYOUTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))
@@ -46,11 +46,10 @@ def find_file(name: str, file: str, hub: Hub) -> Path | None:
         UserError: the repository or the file cannot be had.
     """
     try:
-        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+        return find_cached_file(name, file, **hub)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = explain_refusal(name, error) or f"{file} of {name} cannot be read or downloaded: {first_line(error)}"
         raise UserError(reason) from error
-    return None if path is None else Path(path)
 
 
 def first_line(error: BaseException) -> str:

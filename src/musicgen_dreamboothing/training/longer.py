@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError, log
 from musicgen_dreamboothing.data.run_record import RunRecord
+from musicgen_dreamboothing.model.seams import set_last_rates
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint, step_of
 
 EPOCHS, UPDATES = LENGTHS = ("num_train_epochs", "max_steps")  # options; the second one wins where it is positive
@@ -119,4 +120,4 @@ def _recompute_rates(optimizer: Any, scheduler: LambdaLR) -> None:
     ]
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    scheduler._last_lr = rates
+    set_last_rates(scheduler, rates)

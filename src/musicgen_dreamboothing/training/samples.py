@@ -35,6 +35,7 @@ from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.adapter import trained_parameters
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.merging import merged_in_place
+from musicgen_dreamboothing.model.seams import is_bitsandbytes
 from musicgen_dreamboothing.pages import spectrogram
 from musicgen_dreamboothing.signals import Stopped, StopRequest
 from musicgen_dreamboothing.training.checkpoints import step_of
@@ -343,7 +344,7 @@ def _left_as_it_is(model: Any) -> Iterator[None]:
     positions = model.decoder.model.decoder.embed_positions
     table = positions.weights
     for module, _ in modes:
-        module.training = module.training and type(module).__module__.startswith("bitsandbytes.")
+        module.training = module.training and is_bitsandbytes(module)
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables
 from musicgen_dreamboothing.device import parse_dtype, return_freed_memory
 from musicgen_dreamboothing.model.adapter import SavedAdapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.seams import use_one_gpu
 from musicgen_dreamboothing.training.batch_split import BatchSplit, settle_split
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.prior import prior_tables
@@ -85,13 +86,15 @@ class Settings:
             "torch_compile": False,  # layers are compiled one by one
             "torch_compile_backend": None,
             "torch_compile_mode": None,
-            "_n_gpu": min(self.options.n_gpu, 1),  # DataParallel splits neither captions nor losses correctly
         }
         if self.resume is not None:
             values |= {"eval_on_start": False}  # the log has that evaluation
         if not self.has_held_out:
             values |= {"eval_strategy": IntervalStrategy.NO, "eval_on_start": False, "load_best_model_at_end": False}
-        return with_values(self.options, **values)
+        arguments = with_values(self.options, **values)
+        if arguments.n_gpu > 1:
+            use_one_gpu(arguments)
+        return arguments
 
     def record(self) -> RunRecord:
         """The contents of `run.json` at the start of the run."""

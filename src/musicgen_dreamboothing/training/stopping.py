@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
+from musicgen_dreamboothing.model.seams import wrap_worker_start
 from musicgen_dreamboothing.signals import SIGNALS, Stopped, StopRequest
 
 
@@ -141,7 +142,7 @@ class StoppableTrainer(Trainer):
         if loader.num_workers and sys.platform != "win32":
             torchs = loader.base_dataloader  # type: ignore[attr-defined]  # accelerate's own one only passes through
             torchs.worker_init_fn = partial(_ignore_signals, torchs.worker_init_fn)
-            torchs._get_iterator = partial(_with_signals_blocked, torchs._get_iterator)
+            wrap_worker_start(torchs, lambda start: partial(_with_signals_blocked, start))
         return loader
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from accelerate.utils import AutocastKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, TrainerCallback
@@ -20,6 +20,7 @@ from musicgen_dreamboothing.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.recompute import use_full_recompute
+from musicgen_dreamboothing.model.seams import switch_autocast_off
 from musicgen_dreamboothing.signals import Stopped
 from musicgen_dreamboothing.training.collator import IS_PRIOR
 from musicgen_dreamboothing.training.dataset import EpochSampler
@@ -58,7 +59,7 @@ class CodebookTrainer(StoppableTrainer):
         """
         super().create_accelerator_and_postprocess()
         if self.args.use_lora:
-            self.accelerator.autocast_handler = AutocastKwargs(enabled=False)
+            switch_autocast_off(self.accelerator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
