@@ -81,7 +81,7 @@ def usual_precision(pytestconfig: pytest.Config) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test, and the fixtures of its module that ask for it, in fp32 and in bf16."""
     with precision_of_cpu(request.param):

@@ -29,6 +29,8 @@ from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 
+pytestmark = pytest.mark.slow  # of scripts beside the package
+
 ROOT = Path(__file__).parent.parent
 GPU = {"device": "Some GPU", "kind": "cuda", "cpu": "Some CPU", "threads": 1}
 PLAIN, FULL = "ours", "ours, recompute"

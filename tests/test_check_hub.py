@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import check_hub
 
+pytestmark = pytest.mark.slow  # of scripts beside the package
+
 LAYOUTS = {
     "facebook/musicgen-large": Layout("text", "4.31", "flagged", "weight_g", "present", "bin shards", embedding="both"),
     "facebook/musicgen-stereo-melody": Layout("melody-stereo", "4.41", "unflagged", "weight_g", dtype="float16"),

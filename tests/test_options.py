@@ -266,6 +266,7 @@ Generator(run)
 """
 
 
+@pytest.mark.slow  # starts an interpreter
 def test_libraries_say_nothing_to_users_of_python(prepared: Path, tiny: Path, tmp_path: Path) -> None:
     """Not even which kernels bitsandbytes lacks, which it says when transformers imports it by way of peft."""
     done = subprocess.run(
@@ -296,6 +297,7 @@ main(["train", "--plan", "--model_name_or_path", "someone/gated"])
 """
 
 
+@pytest.mark.slow  # starts interpreters, whose cache of the Hub is their own
 def test_refusals_of_the_hub_say_where_to_ask(tiny: Path, tmp_path: Path) -> None:
     config = (tiny / "config.json").read_bytes()
     with LocalHub() as hub:

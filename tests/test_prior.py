@@ -53,8 +53,7 @@ def mean_loss(model: Any, pieces: list[Any]) -> float:
 # The loss
 
 
-@pytest.mark.parametrize("kind", ["text", "melody-stereo"])
-@pytest.mark.parametrize("prior", ["clips", "kl"])
+@pytest.mark.parametrize(("kind", "prior"), [("text", "clips"), ("melody-stereo", "kl")])
 def test_an_update_is_the_same_however_its_pairs_are_split(
     kind: str, prior: str, checkpoints: Folders, tmp_path: Path
 ) -> None:
@@ -67,7 +66,7 @@ def test_an_update_is_the_same_however_its_pairs_are_split(
         assert_same(other, weights)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("weight", [0.5])
 def test_the_loss_is_that_of_the_songs_and_the_weighted_one_of_their_class(
     weight: float, tiny: Path, tmp_path: Path
 ) -> None:

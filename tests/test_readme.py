@@ -113,7 +113,13 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
-@pytest.mark.parametrize("size", ["small", "medium", "large", "melody", "melody-large"])
+MEMORY_SIZES = ("medium", "large", "melody", "melody-large")
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["small", *(pytest.param(size, marks=pytest.mark.slow) for size in ("medium", "large", "melody", "melody-large"))],
+)
 def test_the_memory_of_a_training_is_what_is_planned(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from _shapes import configuration

@@ -161,8 +161,10 @@ def test_names_of_files_are_safe(prompt: str, stem: str) -> None:
     "words",
     [
         ("--lora_dropout", 0.5, "--recompute", "light"),
-        ("--use_dora", "true", "--dtype", "bfloat16"),
-        ("--use_lora", "false", "--freeze_text_encoder", "false", "--recompute", "full"),
+        pytest.param(("--use_dora", "true", "--dtype", "bfloat16"), marks=pytest.mark.slow),
+        pytest.param(
+            ("--use_lora", "false", "--freeze_text_encoder", "false", "--recompute", "full"), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda words: words[0],
 )
@@ -178,7 +180,13 @@ def test_a_training_with_samples_ends_with_the_same_weights(
     assert len({path.read_bytes() for path in played.glob("samples/*/00_punk.wav")}) == 3
 
 
-@pytest.mark.parametrize("kind", ["text", "melody-stereo", "attention", "text-encoder", "whole", "nf4", "int8"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("text", "melody-stereo", "nf4"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("attention", "text-encoder", "whole", "int8")),
+    ],
+)
 def test_nothing_moves_while_a_model_is_played(
     kind: str, checkpoints: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,6 +450,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
             record = b""
 
 
+@pytest.mark.slow
 def test_wandb_shows_every_step_and_before_beside_after(data: Path, tiny: Path, tmp_path: Path, offline: Path) -> None:
     wandb = pytest.importorskip("wandb")
     folder, _ = run(tmp_path / "out", data, tiny, "--report_to", "wandb", every=1)

@@ -674,6 +674,7 @@ for revision in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow  # starts an interpreter, whose cache of the Hub is its own
 def test_a_run_goes_on_with_the_revision_that_it_began_with(tiny: Path, tmp_path: Path) -> None:
     files = {name: (tiny / name).read_bytes() for name in ("config.json", "generation_config.json")}
     gone = "0" * 40

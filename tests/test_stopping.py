@@ -35,6 +35,7 @@ from musicgen_dreamboothing.training.stopping import StoppableTrainer
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 Cli = Callable[..., Ran]
+SLOW = pytest.mark.slow
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 # Two epochs of three updates, in which everything random is at work; evaluated and saved by epoch.
 OPTIONS: list[object] = [
@@ -42,6 +43,7 @@ OPTIONS: list[object] = [
     *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--recompute", "none"),
     *("--load_best_model_at_end", "true", "--dataloader_num_workers", 0),
 ]
+PATIENT = ["--learning_rate", 0.3, "--num_train_epochs", 5, "--early_stopping_patience"]
 BY_STEPS = ["--eval_strategy", "steps", "--save_strategy", "steps"]
 PLAYED: list[object] = ["--sample_prompts", "punk", "--sample_seconds", 0.2, "--sample_steps", 2]
 
@@ -238,12 +240,12 @@ def test_a_second_signal_stops_at_once(
 @pytest.mark.parametrize(
     ("options", "event", "step", "saved"),
     [
-        (["--save_strategy", "no", "--load_best_model_at_end", "false"], "on_step_begin", 1, 2),
-        (["--max_steps", 4], "on_step_end", 4, 4),  # in the middle of an epoch
-        (["--early_stopping_patience", 1, "--learning_rate", 0.3, "--num_train_epochs", 5], "on_step_begin", 4, 5),
-        (["--early_stopping_patience", 2, "--learning_rate", 0.3, "--num_train_epochs", 5], "on_step_begin", 7, 8),
-        (["--dataloader_num_workers", 1], "on_step_begin", 3, 4),
-        (["--dataloader_num_workers", 1], "on_prediction_step", 3, 3),
+        pytest.param(["--save_strategy", "no", "--load_best_model_at_end", "false"], "on_step_begin", 1, 2, marks=SLOW),
+        pytest.param(["--max_steps", 4], "on_step_end", 4, 4, marks=SLOW),  # in the middle of an epoch
+        ([*PATIENT, 1], "on_step_begin", 4, 5),
+        pytest.param([*PATIENT, 2], "on_step_begin", 7, 8, marks=SLOW),
+        pytest.param(["--dataloader_num_workers", 1], "on_step_begin", 3, 4, marks=SLOW),
+        pytest.param(["--dataloader_num_workers", 1], "on_prediction_step", 3, 3, marks=SLOW),
         (["--save_total_limit", 1], "on_step_begin", 3, 4),
         ([*BY_STEPS, "--eval_steps", 2, "--save_steps", 2], "on_save", 2, 2),
     ],
@@ -312,7 +314,7 @@ def test_what_is_ignored_stays_ignored(
 # --- memory that runs out
 
 
-@pytest.mark.parametrize("sizes", [None, [1]])
+@pytest.mark.parametrize("sizes", [None, pytest.param([1], marks=SLOW)])
 def test_a_run_whose_batch_was_halved_resumes_as_it_was(
     cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int] | None
 ) -> None:

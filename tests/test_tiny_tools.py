@@ -22,6 +22,8 @@ import train_codec
 
 from musicgen_dreamboothing.arguments import TrainArguments, parse
 
+pytestmark = pytest.mark.slow  # of scripts beside the package
+
 SETTINGS = [(style, bpm) for style, tempi in music.TEMPI.items() for bpm in tempi]
 
 

@@ -133,7 +133,9 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 # However it is split
 
 
-@pytest.mark.parametrize(("kind", "adapted"), [("text", True), ("melody-stereo", True), ("text", False)])
+@pytest.mark.parametrize(
+    ("kind", "adapted"), [pytest.param("text", True, marks=pytest.mark.slow), ("melody-stereo", True), ("text", False)]
+)
 def test_an_update_is_the_same_however_its_clips_are_split(
     kind: str, adapted: bool, checkpoints: Folders, tmp_path: Path
 ) -> None:
@@ -248,7 +250,7 @@ def test_an_adapter_learns_and_its_base_stays_bit_equal(kind: str, checkpoints: 
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == changed
 
 
-@pytest.mark.parametrize("kind", ["text", "melody-stereo"])
+@pytest.mark.parametrize("kind", ["text", pytest.param("melody-stereo", marks=pytest.mark.slow)])
 def test_a_full_fine_tune_keeps_the_encoders_and_moves_the_rest(
     kind: str, prepared: Path, checkpoints: Folders, tmp_path: Path, cli: Callable[..., Ran]
 ) -> None:
