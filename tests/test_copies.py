@@ -118,6 +118,7 @@ def write_songs(folder: Path) -> None:
         audio.write(folder / name, wave, RATE)
 
 
+QUICK = ("--max_steps", 1, "--eval_strategy", "no", "--eval_on_start", "false")
 ONE = ("best of/track 07.flac", "one (remaster).ogg", "one.wav")
 TWO = ("old/zwei.ogg", "two.wav")
 
@@ -131,7 +132,7 @@ def test_copies_are_on_one_side_of_the_split(cli: Callable[..., Ran], tiny: Path
         assert tables.held_out_songs == sorted(held_out)
         assert not set(tables.held_out["source"]) & set(tables.train["source"])
         assert len(tables.held_out) + len(tables.train) == 24
-    ran = cli(*train_words(tmp_path / "data", tmp_path / "run", tiny), "--max_steps", 1)
+    ran = cli(*train_words(tmp_path / "data", tmp_path / "run", tiny), *QUICK)
     assert ran.code == 0, ran.err
     assert f"the same recording, held out or trained on together: {' = '.join(ONE)}\n" in ran.out
 
@@ -144,5 +145,5 @@ def test_a_copy_of_the_evaluation_split_is_not_trained_on(cli: Callable[..., Ran
     assert tables.held_out_songs == ["old/zwei.ogg"]
     assert tables.split.left_out == ("two.wav",)
     assert set(tables.train["source"]) == {*ONE, "three.wav"}
-    ran = cli(*train_words(tmp_path / "data", tmp_path / "run", tiny), "--max_steps", 1)
+    ran = cli(*train_words(tmp_path / "data", tmp_path / "run", tiny), *QUICK)
     assert "not trained on, as the evaluation split has the same recording: two.wav\n" in ran.out

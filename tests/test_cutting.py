@@ -64,8 +64,7 @@ def silent(seconds: float) -> np.ndarray:
     return np.zeros((1, int(seconds * RATE)), np.float32)
 
 
-@pytest.mark.parametrize("before", [0.0, 0.5, 3.0])
-@pytest.mark.parametrize("behind", [0.0, 2.5])
+@pytest.mark.parametrize(("before", "behind"), [(0.0, 2.5), (0.5, 0.0), (3.0, 2.5)])
 def test_silence_at_both_ends_goes(before: float, behind: float, tmp_path: Path) -> None:
     tone = tone_song(5.0, 1)
     record, waves = cut(np.concatenate([silent(before), tone, silent(behind)], axis=1), tmp_path)
@@ -160,8 +159,7 @@ def test_what_is_unsure_is_not_said(
 # One gain for a song
 
 
-@pytest.mark.parametrize("cache_bytes", [0, song_audio.CACHE_BYTES])
-@pytest.mark.parametrize("listen", [False, True])
+@pytest.mark.parametrize(("cache_bytes", "listen"), [(0, True), (0, False), (song_audio.CACHE_BYTES, True)])
 def test_a_long_song_is_cut_as_a_short_one(
     cache_bytes: int, listen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,8 +224,16 @@ def sides(seconds: float) -> np.ndarray:
     return 0.1 * np.sin(2 * np.pi * 0.05 * times + np.array([[0.0], [1.0]])).astype(np.float32)
 
 
-@pytest.mark.parametrize("moved", [np.float32(0.05), np.float32(-0.3), np.array([[0.2], [0]], np.float32), "drift"])
-@pytest.mark.parametrize("level", [0.5, 0.02])
+@pytest.mark.parametrize(
+    ("moved", "level"),
+    [
+        (np.float32(0.05), 0.5),
+        (np.float32(-0.3), 0.02),
+        (np.array([[0.2], [0]], np.float32), 0.5),
+        ("drift", 0.5),
+        ("drift", 0.02),
+    ],
+)
 def test_an_offset_is_taken_out_and_the_music_stays(moved: Any, level: float, tmp_path: Path) -> None:
     song = np.float32(level) * music(12.0, RATE, channels=2)
     offset = sides(12.0) if isinstance(moved, str) else moved
@@ -247,7 +253,7 @@ def test_silence_with_an_offset_is_silence(tmp_path: Path) -> None:
     assert [clip["start"] for clip in record.clips] == pytest.approx([2.0, 4.0], abs=0.021)
 
 
-@pytest.mark.parametrize("make", [lambda: music(20.0, RATE, channels=2), lambda: tone_song(10.0, 3, 2)])
+@pytest.mark.parametrize("make", [lambda: music(12.0, RATE, channels=2), lambda: tone_song(10.0, 3, 2)])
 def test_music_without_an_offset_is_not_touched(make: Any, tmp_path: Path) -> None:
     song = make()
     record, waves = cut_float(song, tmp_path)
@@ -259,19 +265,19 @@ def test_music_without_an_offset_is_not_touched(make: Any, tmp_path: Path) -> No
 # Samples that are no sound
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e29, -1e29, 1e300, 32768.0, 200.0, 50.0, -10.0, 3.0])
 @pytest.mark.parametrize("rate", [RATE, 44_100])
-def test_a_stray_sample_costs_its_clip_only(value: float, rate: int, tmp_path: Path) -> None:
-    song = np.float64(0.5) * music(12.0, rate, channels=2)
+def test_a_stray_sample_costs_its_clip_only(rate: int, tmp_path: Path) -> None:
+    song = np.float64(0.5) * music(8.0, rate, channels=2)
     clean, expected = cut_float(song, tmp_path, rate, loudness=-20.0)
     assert clean.invalid == 0
-    song[1, 5 * rate] = value
-    record, waves = cut_float(song, tmp_path, rate, loudness=-20.0)
-    assert [clip["start"] for clip in record.clips] == [0, 2, 6, 8, 10]
-    assert (record.invalid, record.skipped) == (1, None)
     del expected[2]
-    for wave, other in zip(waves, expected, strict=True):
-        np.testing.assert_allclose(wave, other, atol=1e-3)  # its loudness is measured without a click
+    for value in (np.nan, np.inf, -np.inf, 1e29, -1e29, 1e300, 32768.0, 200.0, 50.0, -10.0, 3.0):
+        song[1, 5 * rate] = value
+        record, waves = cut_float(song, tmp_path, rate, loudness=-20.0)
+        assert [clip["start"] for clip in record.clips] == [0, 2, 6]
+        assert (record.invalid, record.skipped) == (1, None)
+        for wave, other in zip(waves, expected, strict=True):
+            np.testing.assert_allclose(wave, other, atol=1e-3)  # its loudness is measured without a click
     (line,) = summary_lines([record])[1:]
     assert line == "1 clip left out: samples that are NaN, infinite or far beyond the rest of the song (song.wav)"
 
@@ -293,9 +299,10 @@ def burst(rng: np.random.Generator, samples: int, rate: int) -> dict[int, float]
     return {7 * rate + place: value for place, value in enumerate(50 * rng.standard_normal(samples))}
 
 
-@pytest.mark.parametrize("kind", list(OUTLIERS))
-@pytest.mark.parametrize("rate", [RATE, 48_000, 96_000])
-@pytest.mark.parametrize("scale", [1.0, 0.1])
+@pytest.mark.parametrize(
+    ("kind", "rate", "scale"),
+    [(kind, (RATE, 48_000)[n % 2], (1.0, 0.1)[n // 2 % 2]) for n, kind in enumerate([*OUTLIERS, *list(OUTLIERS)[:5]])],
+)
 def test_outliers_change_neither_gain_nor_ends(kind: str, rate: int, scale: float, tmp_path: Path) -> None:
     """The soft end stays, and all clips without an outlier are those of the song without outliers."""
     song = np.float32(scale) * music(20.0, rate).copy()
@@ -308,14 +315,17 @@ def test_outliers_change_neither_gain_nor_ends(kind: str, rate: int, scale: floa
     assert record.invalid == len(hurt)
     assert [clip["start"] // 2 for clip in record.clips] == [number for number in range(10) if number not in hurt]
     for wave, clip in zip(waves, record.clips, strict=True):
-        np.testing.assert_allclose(
-            wave, expected[int(clip["start"] // 2)], atol=1e-2
-        )  # a burst is 0.1 s less of the song
+        other = expected[int(clip["start"] // 2)]
+        np.testing.assert_allclose(wave, other, atol=1e-2)  # a burst is 0.1 s less of the song
 
 
-@pytest.mark.parametrize("decay", [0.006, 0.03, 0.2])
-@pytest.mark.parametrize("scale", [1.0, 40.0, 2.0**15])
-@pytest.mark.parametrize("level", [0.3, 0.05])
+@pytest.mark.parametrize(
+    ("decay", "scale", "level"),
+    [
+        *((0.006, 1.0, 0.3), (0.006, 2.0**15, 0.05), (0.03, 40.0, 0.3), (0.03, 1.0, 0.05)),
+        *((0.2, 1.0, 0.05), (0.2, 40.0, 0.05), (0.2, 2.0**15, 0.3)),
+    ],
+)
 def test_a_drum_hit_is_no_outlier(decay: float, scale: float, level: float, tmp_path: Path) -> None:
     """One hit in a soft song, on any scale."""
     song, samples = np.float32(level) * music(12.0, RATE), RATE
@@ -333,8 +343,9 @@ def test_a_song_of_one_clip_with_a_stray_sample_is_named_for_it(tmp_path: Path) 
     assert record.skipped == f"song.wav: every clip that is not silent holds {song_audio.INVALID}"
 
 
-@pytest.mark.parametrize("scale", [2.0**15, 2.0**31, 40.0, 1.4, 0.01])
-@pytest.mark.parametrize("target", [-20.0, None])
+@pytest.mark.parametrize(
+    ("scale", "target"), [(2.0**15, -20.0), (2.0**31, None), (40.0, None), (1.4, None), (0.01, -20.0), (0.01, None)]
+)
 def test_the_scale_of_a_float_file_does_not_matter(scale: float, target: float | None, tmp_path: Path) -> None:
     song = np.concatenate([silent(1.0), 0.7 * music(8.0, RATE), silent(1.0)], axis=1)
     record, waves = cut_float(np.float32(scale) * song, tmp_path, loudness=target)
@@ -412,9 +423,9 @@ def test_rates_and_odd_lengths(rate: int, channels: int, samples: int, tmp_path:
 
 
 def test_memory_does_not_grow_with_the_song(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(song_audio, "CACHE_BYTES", 2**20)
+    monkeypatch.setattr(song_audio, "CACHE_BYTES", 2**19)
     peaks = []
-    for seconds in (60.0, 240.0):
+    for seconds in (30.0, 120.0):
         song = song_of(tone_song(seconds, 1), tmp_path)
         tracemalloc.start()
         cut_song(song, "song", tmp_path, Cutting(RATE, HOP, 2, 1, loudness=-20.0))

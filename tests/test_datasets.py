@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -640,7 +641,7 @@ def test_another_column_changes_captions_only(cli: Cli, tmp_path: Path, tiny: Pa
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "clips").glob("*.flac")} == clips
 
 
-def test_rows_are_read_by_several_processes_and_their_tags_believed(cli: Cli, tmp_path: Path, tiny: Path) -> None:
+def test_rows_can_be_pickled_and_their_tags_are_used(cli: Cli, tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "song.flac").write_bytes(flac(0))
     tagged = FLAC(tmp_path / "song.flac")
     tagged.update({"genre": "Garage Rock", "bpm": "118", "title": "A secret"})
@@ -649,13 +650,16 @@ def test_rows_are_read_by_several_processes_and_their_tags_believed(cli: Cli, tm
     saved(tmp_path / "data", table({"audio": content, "text": ["slow", None, "5"]}, audio=AUDIO))
     ran = cli(
         *prepare_words(tmp_path / "data", tmp_path / "out", tiny),
-        *("--min_duration_in_seconds", 0.5, "--add_metadata", "true", "--caption_variants", 1),
+        *("--preprocessing_num_workers", 1, "--min_duration_in_seconds", 0.5),
+        *("--add_metadata", "true", "--caption_variants", 1),
         *("--file_tags", "genre", "bpm", "--clap_model_name_or_path", tmp_path / "none"),
     )
     assert ran.code == 0, ran.err
     assert "garage rock" in captions(tmp_path / "out")["train/000000"].lower()
     assert "118" in captions(tmp_path / "out")["train/000000"]
     assert "secret" not in captions(tmp_path / "out")["train/000000"]
+    for song in songs(tmp_path / "data").songs:
+        assert pickle.loads(pickle.dumps(song)).read() == song.read()
 
 
 def test_tags_of_bytes_are_those_of_the_file(tmp_path: Path) -> None:

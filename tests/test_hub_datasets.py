@@ -22,13 +22,15 @@ from musicgen_dreamboothing.data.songs.sources import find_songs
 
 # Finds songs in each repository, reads them, and prints what came of it.
 CLIENT = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.songs.song import Columns
 from musicgen_dreamboothing.data.songs.sources import find_songs
 
-def visit(name, columns):
+def visit(name, columns, token=None):
+    if token is not None:
+        os.environ["HF_TOKEN"] = os.environ["HUGGING_FACE_HUB_TOKEN"] = token
     try:
         found = find_songs(name, Columns(**columns))
     except UserError as error:
@@ -66,6 +68,13 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "nothing": ("someone/nothing", {}),
     "empty": ("someone/empty", {}),
 }
+# The third value is a token, which counts from then on.
+UNSIGNED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "unsigned private": ("someone/private", {}, ""),
+    "unsigned gated": (*WRONG["gated"], ""),
+    "unsigned gated files": (*WRONG["gated files"], ""),
+}
+STRANGER: dict[str, tuple[str, dict[str, Any], str]] = {"stranger": ("someone/files", {}, "hf_wrong")}
 SIDECARS = ("a.txt", "b.json", "metadata.csv", "metadata.jsonl", "c.caption", "d.caption.txt", "e.wav.txt", "f.cue")
 
 
@@ -128,11 +137,9 @@ class Client:
     online: dict[str, Any] = field(default_factory=dict)
     offline: dict[str, Any] = field(default_factory=dict)
     disconnected: dict[str, Any] = field(default_factory=dict)
-    unsigned: dict[str, Any] = field(default_factory=dict)
-    stranger: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, visits: dict[str, tuple[str, dict[str, Any]]], *, signed_in: bool = True, **more: str) -> Any:
-        environment = {**os.environ, **self.hub.environment(self.home, signed_in=signed_in), **more}
+    def run(self, visits: dict[str, Any], **more: str) -> Any:
+        environment = {**os.environ, **self.hub.environment(self.home), **more}
         command = [sys.executable, "-c", CLIENT, json.dumps(visits)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -146,10 +153,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     with LocalHub() as hub:
         fill(hub, work)
         client = Client(hub, work / "home")
-        client.online = client.run(VISITS | LIMITED | ARCHIVES | WRONG)
-        unsigned = {"private": ("someone/private", {}), "gated": WRONG["gated"], "gated files": WRONG["gated files"]}
-        client.unsigned = client.run(unsigned, signed_in=False)
-        client.stranger = client.run({"files": VISITS["files"]}, HF_TOKEN="hf_wrong")
+        client.online = client.run(VISITS | LIMITED | ARCHIVES | WRONG | UNSIGNED | STRANGER)
     client.offline = client.run(VISITS | LIMITED | {"gone": ("someone/gone", {})}, HF_HUB_OFFLINE="1")
     client.disconnected = client.run({"punk": VISITS["punk"], "gone": ("someone/gone", {})})
     return client
@@ -253,8 +257,8 @@ def test_what_cannot_be_read_is_told_in_one_line(client: Client, key: str, told:
 
 
 def test_who_is_not_logged_in_is_told_so(client: Client) -> None:
-    assert client.unsigned["private"] == client.online["nothing"].replace("nothing", "private")
-    assert client.unsigned["gated"] == client.online["gated"]
-    assert client.unsigned["gated files"] == client.online["gated files"]
+    assert client.online["unsigned private"] == client.online["nothing"].replace("nothing", "private")
+    for key in ("gated", "gated files"):
+        assert client.online[f"unsigned {key}"] == client.online[key]
     refusal = "the Hub refuses the token for the dataset someone/files (HTTP 401): log in with `hf auth login` or pass "
-    assert client.stranger["files"] == refusal + "--token"
+    assert client.online["stranger"] == refusal + "--token"

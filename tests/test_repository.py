@@ -36,7 +36,7 @@ class Client:
         self.said: dict[str, list[str]] = {}
 
     def push(self, name: str, files: dict[str, str], *, private: bool | None = False) -> None:
-        from musicgen_dreamboothing.console import UserError
+        from musicgen_dreamboothing.console import UserError, printed
         from musicgen_dreamboothing.sharing import repository
 
         paths = {path: self.work / name / path for path in files}
@@ -44,7 +44,7 @@ class Client:
             paths[path].parent.mkdir(parents=True, exist_ok=True)
             paths[path].write_text(text)
         target = repository.Repository(f"someone/{name}", "dataset", private, None, "--name", "--private")
-        with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stdout(io.StringIO()) as out, printed():
             try:
                 print("url", repository.upload(repository.open_repository(target), paths, "Clips").rpartition("/")[2])
             except (UserError, KeyboardInterrupt) as error:

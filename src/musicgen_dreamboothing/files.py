@@ -1,4 +1,4 @@
-"""Files written as a whole (under a temporary name, then renamed), their hashes, and locks on folders."""
+"""Atomic writes of files, their hashes, and locks on folders."""
 
 from __future__ import annotations
 
@@ -17,32 +17,29 @@ from filelock import FileLock, Timeout
 from musicgen_dreamboothing.console import UserError, log
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path, which replaces the file at the end; its name is that of no other process."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # Names of files may hold bytes that are no UTF-8: this is how JSON writes what Python makes of them.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary:
+        # Names of files may hold bytes that are not UTF-8: this is how JSON writes their surrogates.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_array(path: Path, values: np.ndarray) -> None:
     """Writes an array as .npy in one move."""
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, values)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    """A name beside the file that no other process writes to."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,31 +53,28 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def digest(path: Path) -> str:
-    """A short hash of a file's bytes; several stages ask for it in one run, and a file is read once while it stays."""
+    """A short hash of a file's bytes; an unchanged file is read once per process."""
     status = path.stat()
     return _digest(path.absolute(), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=100_000)
 def _digest(path: Path, size: int, changed: int) -> str:
-    found = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+            hashed.update(block)
+    return hashed.hexdigest()
 
 
 @contextmanager
 def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds a folder for this run. The operating system releases the lock when the process ends. Of several processes
-    under `accelerate launch` the main one holds it.
+    """Locks an existing folder for this run; under `accelerate launch` the main process holds the lock.
 
-    Args:
-        folder: an existing folder.
-        wait: for another run that holds it, instead of ending with an error.
+    With `wait` it waits for another run that holds the lock, instead of failing.
 
     Raises:
-        UserError: another run holds it, or its name is no UTF-8, which Arrow files can't be in.
+        UserError: another run holds it, or its name is not UTF-8, which Arrow does not support.
     """
     if any("\ud800" <= letter <= "\udfff" for letter in str(folder.absolute())):
         raise UserError(f"the name {str(folder)!a} is not UTF-8; choose another --output_dir")

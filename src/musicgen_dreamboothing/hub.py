@@ -29,9 +29,9 @@ class Source:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for transformers' loaders. `token` is left out when unset: then the stored login counts."""
-        wanted = {"revision": self.revision, "cache_dir": self.cache_dir, "token": self.token}
-        given = {key: value for key, value in wanted.items() if value is not None}
-        return given | ({"trust_remote_code": True} if self.trust_remote_code else {})
+        arguments: dict[str, Any] = {"revision": self.revision, "cache_dir": self.cache_dir, "token": self.token}
+        arguments |= {"trust_remote_code": True} if self.trust_remote_code else {}
+        return {key: value for key, value in arguments.items() if value is not None}
 
 
 def name_with_commit(source: Source) -> str:
@@ -43,7 +43,7 @@ def name_with_commit(source: Source) -> str:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """A short hash over samples of all weights in a folder: to read gigabytes at every start would take too long."""
+    """A short hash over samples of all weights in a folder, since reading gigabytes at every start takes too long."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)):
         size = path.stat().st_size

@@ -1,1 +1,1 @@
-"""What others get to see: the model card and the Hub."""
+"""The model card, and uploads to the Hub."""

@@ -1,4 +1,4 @@
-"""The model card: what the model is made of, in the words of its run."""
+"""The model card: what the model was trained on, and how to use it."""
 
 from __future__ import annotations
 
@@ -18,37 +18,24 @@ MAX_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells about a run.
-
-    Attributes:
-        name: of the run.
-        is_adapter: LoRA adapter, or full fine-tune.
-        instance_prompt: the key-word, if there is one.
-        captions: of the training clips, each once.
-        songs: number of songs trained on.
-        minutes: of music trained on.
-        held_out_songs: number of songs evaluated on.
-        metrics: the last evaluation.
-        init_adapter: the adapter that the training began from, if there is one.
-        options: the options that differ from their defaults.
-    """
+    """The facts of a run that its card states."""
 
     name: str
-    is_adapter: bool
+    is_adapter: bool  # or a full fine-tune
     instance_prompt: str | None
-    captions: list[str]
-    songs: int
-    minutes: float
-    held_out_songs: int
-    metrics: dict[str, float]
-    init_adapter: str | None
-    options: dict[str, Any]
+    captions: list[str]  # of the training clips, each once
+    songs: int  # number of songs trained on
+    minutes: float  # of music trained on
+    held_out_songs: int  # number of songs evaluated on
+    metrics: dict[str, float]  # of the last evaluation
+    init_adapter: str | None  # that the training started from
+    options: dict[str, Any]  # that differ from their defaults
 
 
 def write_card(folder: Path, facts: CardFacts, checkpoint: Checkpoint, licence: str | None) -> None:
-    """Writes `README.md` of a run. Only a base on the Hub is linked: a folder's name says nothing elsewhere."""
+    """Writes `README.md` of a run; only a base on the Hub is linked."""
     template = files("musicgen_dreamboothing.assets").joinpath("model_card.md.jinja").read_text(encoding="utf-8")
-    base = Path(checkpoint.name).name if checkpoint.is_local else checkpoint.name  # paths are nobody's business
+    base = Path(checkpoint.name).name if checkpoint.is_local else checkpoint.name  # paths are private
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     text = environment.from_string(template).render(
         facts=facts,

@@ -1,4 +1,4 @@
-"""The described clips to the Hub, as a dataset that anybody with `datasets`, or this program, can load again."""
+"""Clips with captions to the Hub, as a dataset that `datasets` and this program can load."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from musicgen_dreamboothing.sharing.repository import CARD, Repository, open_rep
 
 
 def open_dataset(name: str, *, token: str | None, private: bool) -> Repository:
-    """Makes sure that a dataset repository exists, may be written to and is ours or empty.
-
-    Raises:
-        UserError: it is not, or nobody is logged in; called before hours of work.
-    """
+    """Makes sure that a dataset repository exists, may be written to and is ours or empty; else a UserError."""
     options = ("--push_metadata_repo_id", "--push_metadata_private")
     return open_repository(Repository(name, "dataset", private, token, *options))
 
@@ -22,11 +18,8 @@ def push_clips(folder: Path, names: list[str], dataset: Repository) -> str:
 
     Args:
         folder: holds the clips.
-        names: of the files, those last that name the others.
-        dataset: where to.
-
-    Raises:
-        UserError: the upload failed, or would change what others wrote.
+        names: of the files; the metadata, which names the others, comes last.
+        dataset: the target.
     """
     files = {name: folder / name for name in [*names, CARD] if (folder / name).is_file()}
     return upload(dataset, files, "Clips with captions")

@@ -1,4 +1,4 @@
-"""The licence of base weights, which governs what is made with them."""
+"""The licence of base weights, which also applies to what is made with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ META_LICENCE = "cc-by-nc-4.0"
 
 
 def licence_of(checkpoint: Checkpoint) -> str | None:
-    """The licence id in the base's own card, or None where it does not say; Meta's is known by heart."""
+    """The licence id in the base's own card, or None where it has none; Meta's is built in."""
     if checkpoint.name.startswith(META):
         return META_LICENCE
     card = Path(checkpoint.name) / "README.md"

@@ -1,8 +1,7 @@
-"""A repository on the Hub, of which only files that this program uploaded are ever replaced or deleted.
+"""A repository on the Hub, in which only files that this program uploaded are ever replaced or deleted.
 
-A marker file in the repository lists those files with their hashes. Everything else there belongs to other people,
-as does a listed file that has changed since. Every commit names the commit that it was planned on, so that the Hub
-refuses it where somebody else has pushed in between.
+A marker file in the repository lists them with their hashes; all other files, and listed ones that have changed since,
+stay. Every commit names its parent, so that the Hub refuses it where somebody else has pushed in between.
 """
 
 from __future__ import annotations
@@ -38,23 +37,14 @@ Operations = list[CommitOperationAdd | CommitOperationDelete]
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository as it was asked for.
+    """A repository as requested."""
 
-    Attributes:
-        name: with or without its owner.
-        kind: `model` or `dataset`.
-        private: the visibility asked for; None takes what is there.
-        token: None for the stored login.
-        option: by which a person names it.
-        private_option: by which a person chooses the visibility.
-    """
-
-    name: str
-    kind: str
-    private: bool | None
-    token: str | None
-    option: str
-    private_option: str
+    name: str  # with or without its owner
+    kind: str  # `model` or `dataset`
+    private: bool | None  # the requested visibility; None keeps that of an existing one
+    token: str | None  # None for the stored login
+    option: str  # that names it
+    private_option: str  # that chooses the visibility
 
     @property
     def api(self) -> HfApi:
@@ -71,45 +61,31 @@ class Repository:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a repository holds.
+    """What a repository holds."""
 
-    Attributes:
-        head: the commit of this listing.
-        there: the hash of each file, as the Hub lists it.
-        ours: hashes of the files that this program uploaded, as the marker lists them.
-        is_complete: whether the upload that wrote the marker came to its end.
-    """
-
-    head: str | None
-    there: dict[str, str]
-    ours: Digests
-    is_complete: bool = True
+    head: str | None  # the commit of this listing
+    remote: dict[str, str]  # the hash of each file, as the Hub lists it
+    ours: Digests  # of the files that this program uploaded, as the marker lists them
+    is_complete: bool = True  # whether the upload that wrote the marker has finished
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an upload changes, and what it leaves alone.
+    """What an upload changes."""
 
-    Attributes:
-        added: paths that are uploaded.
-        deleted: paths of ours that are no longer in the upload.
-        marker: what is ours afterwards.
-        notes: a line for each thing that a person should know.
-    """
-
-    added: list[str]
-    deleted: list[str]
-    marker: Digests
-    notes: list[str]
+    added: list[str]  # paths that are uploaded
+    deleted: list[str]  # paths of ours that are no longer in the upload
+    marker: Digests  # what is ours afterwards
+    notes: list[str]  # lines for the user
 
 
 def open_repository(repository: Repository) -> Repository:
     """Makes sure that a repository exists, may be written to and is ours or empty; returns it with its full name.
 
-    Called before the work: that nobody is logged in should not come out hours later.
+    Called before the work, so that a missing login does not show hours later.
 
     Raises:
-        UserError: it may not be written to, it holds files of others, or it is public and was asked to be private.
+        UserError: it can't be written to, it holds files of others, or it is public though a private one was requested.
     """
     api, kind = repository.api, repository.kind
     try:
@@ -127,8 +103,8 @@ def open_repository(repository: Repository) -> Repository:
 def upload(repository: Repository, files: Mapping[str, Path], message: str) -> str:
     """Uploads files by their paths in the repository, deletes what is ours and not among them; returns its address.
 
-    Many files go up in several commits, in the order of `files`. A marker that lists all of them comes first, so that
-    the next run continues an upload that was cut short.
+    Many files are uploaded in several commits, in the order of `files`. A marker that lists all of them comes first, so
+    that the next run continues an interrupted upload.
 
     Raises:
         UserError: the upload failed, or would change what others wrote.
@@ -144,38 +120,34 @@ def upload(repository: Repository, files: Mapping[str, Path], message: str) -> s
 
 
 def _read_contents(repository: Repository, *, is_first: bool = False) -> _Contents:
-    """Lists a repository, and refuses one that is not ours or has another visibility than was asked for."""
+    """Lists a repository, and refuses one that is not ours or has another visibility than requested."""
     api, kind = repository.api, repository.kind
-    with _one_line(f"can't read {repository.title}"):
+    with _user_errors(f"can't read {repository.title}"):
         info: Any = api.repo_info(repository.name, repo_type=kind)
         tree = api.list_repo_tree(repository.name, repo_type=kind, revision=info.sha, recursive=True)
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     if info.disabled:
         raise UserError(f"{repository.title} is disabled; choose another {repository.option}")
-    there = {path: file.lfs.sha256 if file.lfs else file.blob_id for path, file in files.items()}
-    contents = _Contents(info.sha, there, {})
-    if MARKER in there:
+    remote = {path: file.lfs.sha256 if file.lfs else file.blob_id for path, file in files.items()}
+    contents = _Contents(info.sha, remote, {})
+    if MARKER in remote:
         contents = _with_marker(contents, repository)
     else:
-        if CARD in there and files[CARD].size <= STUB_BYTES and _is_stub(_read_text(repository, CARD, info.sha)):
-            contents = replace(contents, ours={CARD: [there[CARD]]})
+        if CARD in remote and files[CARD].size <= STUB_BYTES and _is_stub(_read_text(repository, CARD, info.sha)):
+            contents = replace(contents, ours={CARD: [remote[CARD]]})
             if is_first:
                 log(f"note: {CARD} in {repository.title} holds only metadata, and will be replaced")
-        _refuse_others(contents, repository)
+        if others := [path for path in remote if path not in (*MADE_BY_THE_HUB, *contents.ours)]:
+            raise UserError(
+                f"{repository.title} holds files that this program did not upload ({_first_names(others)}); choose "
+                f"another {repository.option}, or delete them there"
+            )
     _check_visibility(repository, is_private=bool(info.private), is_first=is_first)
     return contents
 
 
-def _refuse_others(contents: _Contents, repository: Repository) -> None:
-    if others := [path for path in contents.there if path not in (*MADE_BY_THE_HUB, *contents.ours)]:
-        raise UserError(
-            f"{repository.title} holds files that this program did not upload ({_some(others)}); choose another "
-            f"{repository.option}, or delete them there"
-        )
-
-
 def _check_visibility(repository: Repository, *, is_private: bool, is_first: bool) -> None:
-    """`create_repo` ignores the visibility asked for where a repository exists."""
+    """`create_repo` ignores the requested visibility where a repository exists."""
     if repository.private and not is_private:
         raise UserError(
             f"{repository.title} is public, and {repository.private_option} asks for a private one; make it private in "
@@ -205,7 +177,7 @@ class _NoBar(tqdm):
 
 def _read_text(repository: Repository, path: str, revision: str | None) -> str:
     where: dict[str, Any] = {"repo_type": repository.kind, "revision": revision, "tqdm_class": _NoBar}
-    with _one_line(f"can't read {path} in {repository.title}"), TemporaryDirectory() as folder:
+    with _user_errors(f"can't read {path} in {repository.title}"), TemporaryDirectory() as folder:
         file = repository.api.hf_hub_download(repository.name, path, local_dir=folder, **where)
         return Path(file).read_text(encoding="utf-8", errors="replace")
 
@@ -218,43 +190,41 @@ def _is_stub(card: str) -> bool:
 def _digests(file: Path) -> list[str]:
     """The two hashes by which the Hub may list a file: git's blob id, and SHA-256 of a file in LFS or Xet storage."""
     # Not for security: git's blob ids are SHA-1.
-    blob, whole = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False), hashlib.sha256()
+    blob, sha256 = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False), hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
             blob.update(block)
-            whole.update(block)
-    return [blob.hexdigest(), whole.hexdigest()]
+            sha256.update(block)
+    return [blob.hexdigest(), sha256.hexdigest()]
 
 
 def _plan(repository: Repository, contents: _Contents, digests: Digests) -> _Plan:
-    there, ours = contents.there, contents.ours
-    added, kept, foreign = list[str](), list[str](), list[str]()
+    remote, ours = contents.remote, contents.ours
+    added, unchanged, foreign = list[str](), list[str](), list[str]()
     for path, local in digests.items():
-        if path not in there or (there[path] not in local and there[path] in ours.get(path, [])):
+        if path not in remote or (remote[path] not in local and remote[path] in ours.get(path, [])):
             added.append(path)
-        elif there[path] not in local:
+        elif remote[path] not in local:
             foreign.append(path)
         elif path in ours:
-            kept.append(path)
-    _refuse_changes([path for path in foreign if path != CARD], repository)
-    dropped = [path for path in ours if path not in digests and path in there]
-    deleted = [path for path in dropped if there[path] in ours[path]]
-    restored = [path for path in added if path in ours and path not in there and contents.is_complete]
-    notes = [f"note: {path} was edited on the Hub and stays; this run's is not uploaded" for path in foreign]
-    notes += [
-        f"note: {path} was changed on the Hub and stays there" for path in dropped if there[path] not in ours[path]
-    ]
-    notes += [f"note: deleted on the Hub, and uploaded again: {_some(restored)}"] if restored else []
-    return _Plan(added, deleted, {path: digests[path] for path in [*added, *kept]}, notes)
-
-
-def _refuse_changes(changed: list[str], repository: Repository) -> None:
-    if changed:
+            unchanged.append(path)
+    if changed := [path for path in foreign if path != CARD]:
         were, them = ("was", "it") if len(changed) == 1 else ("were", "them")
         raise UserError(
-            f"{_some(changed)} in {repository.title} {were} changed there, and would be overwritten; take the changes "
-            f"over and delete {them} there, or choose another {repository.option}"
+            f"{_first_names(changed)} in {repository.title} {were} changed there, and would be overwritten; take the "
+            f"changes over and delete {them} there, or choose another {repository.option}"
         )
+    notes = [f"note: {path} was edited on the Hub and stays; this run's is not uploaded" for path in foreign]
+    deleted = list[str]()
+    for path in ours:
+        if path not in digests and path in remote:
+            if remote[path] in ours[path]:
+                deleted.append(path)
+            else:
+                notes.append(f"note: {path} was changed on the Hub and stays there")
+    restored = [path for path in added if path in ours and path not in remote and contents.is_complete]
+    notes += [f"note: deleted on the Hub, and uploaded again: {_first_names(restored)}"] if restored else []
+    return _Plan(added, deleted, {path: digests[path] for path in [*added, *unchanged]}, notes)
 
 
 def _commit_all(
@@ -306,14 +276,14 @@ def _marker(ours: Digests, *, is_complete: bool) -> CommitOperationAdd:
 
 def _commit(repository: Repository, operations: Operations, parent: str | None, message: str) -> str:
     """Commits on top of `parent`, and returns the new head."""
-    with _one_line(f"the upload to {repository.title} failed", "nothing is lost here: run the same command again"):
+    with _user_errors(f"the upload to {repository.title} failed", "nothing is lost here: run the same command again"):
         return repository.api.create_commit(
             repository.name, operations, repo_type=repository.kind, parent_commit=parent, commit_message=message
         ).oid
 
 
 @contextmanager
-def _one_line(failure: str, advice: str = "run the same command again") -> Iterator[None]:
+def _user_errors(failure: str, advice: str = "run the same command again") -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # hf_xet's are of the last kind
@@ -329,5 +299,5 @@ def _reason(error: Exception) -> str:
     return next((line for line in lines if not re.match(r"\d{3} \w+ Error\.", line)), lines[0]).rstrip(".")
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
+def _first_names(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

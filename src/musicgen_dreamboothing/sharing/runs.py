@@ -1,4 +1,4 @@
-"""A run to the Hub: the folder that works here works there."""
+"""A run to the Hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from musicgen_dreamboothing.sharing import repository
 from musicgen_dreamboothing.sharing.repository import CARD, Repository
 
-# What a reader needs; songs, tokens, checkpoints, logs and `run.json` with its paths stay at home.
+# Not songs, tokens, checkpoints, logs or `run.json`, which holds paths.
 SHARED = (
     "adapter_config.json",
     "adapter_model*.safetensors",
@@ -25,20 +25,12 @@ SHARED = (
 
 
 def open_repository(name: str, *, token: str | None, private: bool | None) -> Repository:
-    """Makes sure that a model repository exists, may be written to and is ours or empty.
-
-    Raises:
-        UserError: it is not, or nobody is logged in; called before hours of training.
-    """
+    """Makes sure that a model repository exists, may be written to and is ours or empty; else a UserError."""
     options = ("--hub_model_id", "--hub_private_repo")
     return repository.open_repository(Repository(name, "model", private, token, *options))
 
 
 def upload(folder: Path, target: Repository) -> str:
-    """Uploads a run and returns its address.
-
-    Raises:
-        UserError: the upload failed, or would change what others wrote.
-    """
+    """Uploads a run and returns its address."""
     paths = [path for pattern in SHARED for path in sorted(folder.glob(pattern)) if path.is_file()]
     return repository.upload(target, {path.name: path for path in paths}, "Fine-tuned MusicGen")
