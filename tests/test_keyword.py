@@ -236,7 +236,7 @@ def test_a_known_word_is_told_in_one_line_with_its_remedy(trained: Base) -> None
     assert note is not None
     assert note.startswith("'house' already means much to this base (by its tokens: well known; by its output: ")
     assert "x a made-up word)" in note
-    assert note.endswith("a rare word such as 'zxhs' with --class_prompt house keeps the two apart")
+    assert note.endswith("use a rare word such as 'zxhs' with --class_prompt house to keep the two apart")
     assert "\n" not in note
     classy = trained.note("house", trained.songs, class_prompt="music")
     assert classy is not None

@@ -174,7 +174,7 @@ def test_a_checkpoint_of_an_unfinished_pissa_run_is_refused(tiny: Path, tmp_path
     checkpoint = read_checkpoint(tiny)
     model = add_adapter(load_language_model(checkpoint, torch.float32, CPU), LoraSettings(init="pissa"))
     model.save_pretrained(tmp_path, save_embedding_layers=False)
-    with pytest.raises(UserError, match=r"belongs to a base that pissa has changed.*play the finished run"):
+    with pytest.raises(UserError, match=r"belongs to a base that pissa has changed.*use the finished run"):
         Generator(tmp_path, device="cpu")
 
 

@@ -27,7 +27,7 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model import language_model
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
 from musicgen_dreamboothing.model.delay import IGNORED, training_steps
-from musicgen_dreamboothing.model.footprint import Estimator, Live, Step, walked
+from musicgen_dreamboothing.model.footprint import Estimator, Live, Step, measure
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.quantized import Int8Linear, keep_trainable
 from musicgen_dreamboothing.model.recompute import use_full_recompute
@@ -106,7 +106,7 @@ def test_light_recomputation_runs_under_autocast_as_the_forward_pass_did(checkpo
 
 def test_each_policy_keeps_less_than_the_one_before(checkpoints: Folders) -> None:
     kept, peaks = zip(
-        *(walked(adapted(checkpoints("text"), policy), batch_for(checkpoints("text"))) for policy in POLICIES),
+        *(measure(adapted(checkpoints("text"), policy), batch_for(checkpoints("text"))) for policy in POLICIES),
         strict=True,
     )
     assert kept[0] > 1.3 * kept[1] > 1.3 * kept[2]
@@ -142,7 +142,7 @@ def test_the_estimate_is_what_a_step_takes(kind: str, policy: str, checkpoints: 
     """All tensors of a real step are counted and compared with what was foretold from sizes alone."""
     folder = checkpoints(kind)
     model, batch = adapted(folder, policy), batch_for(folder, clips=3)
-    kept, peak = walked(model, batch)
+    kept, peak = measure(model, batch)
     found = Estimator(read_checkpoint(folder), Step(FRAMES)).footprint(policy, 3)
     trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -173,7 +173,7 @@ def test_the_estimate_knows_the_options(changes: dict[str, Any], checkpoints: Fo
     if step.with_text_encoder:
         del batch["text_states"]
         batch["input_ids"] = batch["text_mask"]
-    kept, peak = walked(model, batch)
+    kept, peak = measure(model, batch)
     found = Estimator(read_checkpoint(folder), step).footprint("none", 2)
     assert abs(found.kept / kept - 1) < 0.15
     assert abs((found.kept + found.scratch) / peak - 1) < 0.15
@@ -185,7 +185,7 @@ def test_the_estimate_knows_a_base_of_fewer_bits(name: str, policy: str, checkpo
     """Also what bitsandbytes would hold where no hook for saved tensors sees it."""
     pytest.importorskip("bitsandbytes")
     folder = checkpoints("melody")
-    kept, peak = walked(adapted(folder, policy, quantization=name), batch_for(folder, clips=3))
+    kept, peak = measure(adapted(folder, policy, quantization=name), batch_for(folder, clips=3))
     found = Estimator(read_checkpoint(folder), Step(FRAMES, quantization=name)).footprint(policy, 3)
     assert abs(found.kept / kept - 1) < 0.15
     assert abs((found.kept + found.scratch) / peak - 1) < 0.15

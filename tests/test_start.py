@@ -30,9 +30,8 @@ from musicgen_dreamboothing.data.run_record import read_record
 from musicgen_dreamboothing.device import check_device
 from musicgen_dreamboothing.evaluation.metrics.embedding import is_cached
 from musicgen_dreamboothing.generation.decoding import Sampling
-from musicgen_dreamboothing.model.adapter import has_learned, read_adapter
+from musicgen_dreamboothing.model.adapter import attach_adapter, has_learned, read_adapter
 from musicgen_dreamboothing.model.loading import load_language_model
-from musicgen_dreamboothing.model.merging import put_on
 from musicgen_dreamboothing.model.saved_adapter import read_initial_adapter, start_from_adapter
 from musicgen_dreamboothing.training import saving, setup, style
 from musicgen_dreamboothing.training.final_report import final_report
@@ -295,7 +294,7 @@ def test_adapters_of_plain_peft_are_begun_from(kind: str, tiny: Path, tmp_path: 
         return load_language_model(read_checkpoint(tiny), torch.float32, CPU, with_text_encoder=with_text)
 
     begun = start_from_adapter(model(), read_initial_adapter(str(folder)), with_text_encoder=with_text)
-    played = put_on(model(), read_adapter(str(folder)))
+    played = attach_adapter(model(), read_adapter(str(folder)))
     own, its = (get_peft_model_state_dict(one, save_embedding_layers=False) for one in (begun, played))
     assert own.keys() == its.keys()
     assert all(torch.equal(own[name], its[name]) for name in own)

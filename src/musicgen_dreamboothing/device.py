@@ -32,11 +32,7 @@ def best_device() -> torch.device:
 
 
 def parse_device(device: torch.device | str = "auto") -> torch.device:
-    """A device by its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-
-    Raises:
-        UserError: there is no such device here.
-    """
+    """A device by its name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; a `UserError` if it does not exist here."""
     if isinstance(device, torch.device):
         return device
     if device == "auto":
@@ -50,20 +46,13 @@ def parse_device(device: torch.device | str = "auto") -> torch.device:
 
 
 def check_device(device: torch.device) -> None:
-    """Refuses accelerators that torch and transformers know and nothing here was made for: xpu, npu, hpu, ...
-
-    Raises:
-        UserError: names the device, and what to do.
-    """
+    """Raises a `UserError` for accelerators that torch and transformers support and this package does not: xpu, ..."""
     if device.type not in DEVICES:
         raise UserError(f"{device.type} is not supported; use --use_cpu true, or an NVIDIA, AMD or Apple GPU")
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
-
-    On a CPU without bf16 units bf16 arithmetic is emulated and slower than fp32.
-    """
+    """bf16 if the hardware has it, else fp16 on a GPU and fp32 on a CPU, where emulated bf16 is slower."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
@@ -86,13 +75,12 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def return_freed_memory() -> None:
-    """Tells glibc to give large blocks back to the system as soon as they are freed.
+    """Makes glibc return large blocks to the system as soon as they are freed.
 
-    It would raise its threshold for that to 32 MB, and freed activations would stay in a heap full of holes: a
-    training step of musicgen-small in fp32 with recomputation peaks at 5.8 GB instead of 2.6. A threshold of 4 MB is
-    too high as well: in bf16, where activations are 3 MB, the step peaks at 2.6 GB instead of 1.6. The price is the
-    making of fresh pages in each step, with huge pages (`cli.ask_for_huge_pages`) a fifth of that step's time. Other
-    systems have no such setting, and glibc's own environment variable wins over ours.
+    By default it raises its threshold to 32 MB, and freed activations stay in a fragmented heap: a training step of
+    musicgen-small in fp32 with recomputation peaks at 5.8 GB instead of 2.6. With 4 MB a step in bf16, whose
+    activations have 3 MB, peaks at 2.6 GB instead of 1.6. New pages in each step take a fifth of its time with huge
+    pages (`cli.ask_for_huge_pages`). glibc's environment variable wins; other systems have no such setting.
     """
     if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         import ctypes
@@ -111,7 +99,7 @@ def release_memory() -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a program may still take on a device."""
+    """Bytes that this process can still allocate on a device."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -121,7 +109,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _left_to_container(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes below the limit of a container (cgroup v2), whose pages of files can be dropped; huge without a limit."""
+    """Bytes below the limit of a container (cgroup v2) without its file cache; huge without a limit."""
     try:
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
@@ -132,38 +120,38 @@ def _left_to_container(group: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, says that a device has no memory left.
+    """Whether an error, or one of its contexts, means that a device has no memory left.
 
-    It has many forms: of torch's allocator, of cuBLAS, of a CUDA graph, which raises another one while it is left.
-    Python and numpy raise `MemoryError`. Errors of other types only mention memory.
+    torch's allocator, cuBLAS and CUDA graphs (which raise another error on exit) have their own messages in a
+    `RuntimeError`; Python and numpy raise `MemoryError`.
     """
     if error is None:
         return False
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    words = str(error).lower() if isinstance(error, RuntimeError) else ""
-    return any(sign in words for sign in NO_MEMORY) or is_out_of_memory(error.__context__)
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return any(sign in text for sign in NO_MEMORY) or is_out_of_memory(error.__context__)
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a GPU has done what it was told."""
+    """Waits until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_memory() -> None:
-    """Starts a new measurement of `peak_memory` on a GPU; a process's peak on a CPU can't be reset."""
+    """Resets `peak_memory` on a GPU; that of a process on a CPU can't be reset."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_reserved_memory(device: torch.device) -> float:
-    """GB that a GPU's allocator held at its peak, holes included: what has to fit on the card. 0 without a GPU."""
+    """Peak in GB that a GPU's allocator reserved, which has to fit on the card; 0 without a GPU."""
     return torch.cuda.max_memory_reserved(device) / 1e9 if device.type == "cuda" else 0.0
 
 
 def peak_memory(device: torch.device) -> tuple[float, str]:
-    """Peak memory in GB and what it is the peak of: the GPU's allocator, or this process."""
+    """Peak memory in GB, and of what: the GPU's allocator, or this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9, "GPU memory"
     if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""LoRA adapters on the language model: where they sit, how they compute, and whether they do anything."""
+"""LoRA adapters on the language model: target layers, precision, and files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from peft.utils import load_peft_weights
+from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -32,22 +32,22 @@ PRESETS = {
     "attention": (ATTENTION,),
 }
 INITIALISATIONS = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16")
-# Initialisations after which the weights are those of a plain adapter. Others (PiSSA, OLoRA, CorDA, LoftQ, ...) change
-# the base, and their raw weights mean nothing without the changed one.
+# Initialisations that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, ...) change it: their raw
+# weights do not fit the original one.
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
-SPLITTING = re.compile(r"olora|pissa(_niter_[1-9]\d*)?")  # these take a part of the base's weights into the adapter
+SPLITTING = re.compile(r"olora|pissa(_niter_[1-9]\d*)?")  # these move a part of the base into the adapter
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What PEFT's `LoraConfig` is made of.
+    """The options of PEFT's `LoraConfig` that can be chosen.
 
     Attributes:
         targets: `all`, `attention`, or a regular expression over full module names.
-        init: one of `INITIALISATIONS`, with any number of iterations behind `pissa_niter_`. What PEFT
-            offers beyond them measures data first (EVA, CorDA, LoRA-GA) or wants a quantised base (LoftQ).
+        init: one of `INITIALISATIONS`; `pissa_niter_` with any number. PEFT's others need data (EVA, CorDA, LoRA-GA) or
+            a quantised base (LoftQ).
     """
 
     r: int = 16
@@ -63,7 +63,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
     """Wraps the language model with a fresh adapter: fp32 weights, arithmetic in the base's precision.
 
     Raises:
-        UserError: PEFT can't make such an adapter: its targets match no layer, its rank is not positive, ...
+        UserError: PEFT refuses the settings: targets that match no layer, a rank that is not positive, ...
     """
     check_settings(settings)
     config = LoraConfig(
@@ -87,10 +87,57 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
             f"--freeze_text_encoder false, but --lora_targets {settings.targets!r} names no layer of the text encoder, "
             "such as text_encoder.encoder.block.0.layer.0.SelfAttention.q"
         )
-    # What PiSSA and OLoRA took out of the base; `save_adapter` gives it back.
+    # What PiSSA and OLoRA took out of the base; `as_saved` adds it again.
     wrapped.initial_adapter = adapter_weights(wrapped) if SPLITTING.fullmatch(settings.init) else None
-    wrapped.initial_digest = None  # of the saved adapter that a training begins from (`saved_adapter`)
+    wrapped.initial_digest = None  # of the saved adapter that a training starts from (`saved_adapter`)
     compute_in_base_precision(wrapped)
+    return wrapped
+
+
+def attach_adapter(
+    model: nn.Module, saved: SavedAdapter, config: LoraConfig | None = None, *, load: bool = True, **options: Any
+) -> PeftModel:
+    """Wraps a model with a saved adapter, frozen by default.
+
+    Args:
+        model: the base.
+        saved: the adapter.
+        config: another configuration: trainable, or with more layers in the text encoder, which are then fresh.
+        load: whether to load the weights; otherwise only their names and sizes are compared.
+        options: for PEFT.
+
+    Raises:
+        UserError: names or sizes of the adapter's weights do not fit this base.
+    """
+    if saved.config.init_lora_weights not in PLAIN_INITIALISATIONS:
+        raise UserError(
+            f"the adapter {saved.name} belongs to a base that {saved.config.init_lora_weights} has changed, as a "
+            "checkpoint of an unfinished training does; use the finished run, which holds it for the original base"
+        )
+    config = copy.deepcopy(config or saved.config)
+    # With a task PEFT would add a wrapper that expects the inputs of another kind of model.
+    config.task_type, config.init_lora_weights, config.base_model_name_or_path = None, True, None
+    made_for = f"; it was made for {base}" if (base := saved.config.base_model_name_or_path) else ""
+    option = "--base_model" if config.inference_mode else "--model_name_or_path"
+    misfit = UserError(
+        f"the adapter {saved.name} does not fit {getattr(model, 'name_or_path', 'this base')}: its weights have other "
+        f"names or sizes{made_for}. Name its base with {option}"
+    )
+    # Adapters made elsewhere may hold copies of embeddings too; the base has those itself.
+    weights = {name: weight for name, weight in saved.weights.items() if "lora_" in name}
+    try:
+        wrapped = get_peft_model(model, config, **options)
+        sizes = {
+            name: weight.shape
+            for name, weight in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
+            if ".text_encoder." not in name or saved.trains_text_encoder or config.inference_mode
+        }
+        if {name: weight.shape for name, weight in weights.items()} != sizes:
+            raise misfit
+        if load:
+            set_peft_model_state_dict(wrapped, weights, **options)
+    except (RuntimeError, ValueError) as error:
+        raise misfit from error
     return wrapped
 
 
@@ -102,7 +149,7 @@ def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter as its files hold it: PEFT's configuration, and fp32 weights on the CPU by the names of the file."""
+    """PEFT's configuration, and fp32 weights on the CPU by the names in the adapter's file."""
 
     name: str
     config: Any
@@ -116,12 +163,7 @@ class SavedAdapter:
 
 
 def read_adapter(name: str, **hub: Any) -> SavedAdapter | None:
-    """The adapter in a folder or on the Hub, or None where there is none.
-
-    Args:
-        name: of the folder or the repository.
-        hub: keyword arguments for the Hub: revision, cache_dir, token.
-    """
+    """The adapter in a folder or repository, or None; `hub`: revision, cache_dir, token."""
     config = adapter_config(name, **hub)
     if config is None:
         return None
@@ -130,7 +172,7 @@ def read_adapter(name: str, **hub: Any) -> SavedAdapter | None:
 
 
 def as_saved(model: PeftModel) -> SavedAdapter:
-    """A trained adapter of `add_adapter` as one for the untouched base, which is what its file holds.
+    """A trained adapter of `add_adapter` as one for the original base.
 
     PiSSA (Meng et al. 2024) and OLoRA (Büyükakyüz 2024) train W - s·B₀A₀ + s·BA. The change of W is
     s·[B, -B₀][A; A₀], a plain adapter of twice the rank. PEFT's own conversion
@@ -142,7 +184,7 @@ def as_saved(model: PeftModel) -> SavedAdapter:
         model.initial_adapter,
     )
     if initial is not None:
-        weights = {name: _with_initial(name, now, initial[name]) for name, now in weights.items()}
+        weights = {name: _with_initial(name, weight, initial[name]) for name, weight in weights.items()}
         scale = 2**0.5 if config.use_rslora else 2  # alpha grows as the rank does, so that s stays
         config.init_lora_weights, config.r, config.lora_alpha = True, 2 * config.r, scale * config.lora_alpha
     config.inference_mode = True
@@ -150,16 +192,16 @@ def as_saved(model: PeftModel) -> SavedAdapter:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Writes a trained adapter of `add_adapter` as one for the untouched base."""
+    """Writes a trained adapter of `add_adapter` as one for the original base."""
     saved = as_saved(model)
     saved.config.save_pretrained(folder)
     save_file(saved.weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _with_initial(name: str, now: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
+def _with_initial(name: str, weight: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
     """A `[r, in]` with A₀ below it, B `[out, r]` with -B₀ beside it."""
     is_a = ".lora_A." in name or name.endswith("lora_embedding_A")
-    return torch.cat([now, initial if is_a else -initial], dim=0 if is_a else 1).contiguous()
+    return torch.cat([weight, initial if is_a else -initial], dim=0 if is_a else 1).contiguous()
 
 
 def has_learned(model: PeftModel) -> bool:
@@ -168,21 +210,17 @@ def has_learned(model: PeftModel) -> bool:
         return weights_digest(model) != model.initial_digest
     initial = model.initial_adapter
     if initial is None:
-        return is_active(model)
-    return any(not torch.equal(now, initial[name]) for name, now in adapter_weights(model).items())
+        return count_active(model)[0] > 0
+    return any(not torch.equal(weight, initial[name]) for name, weight in adapter_weights(model).items())
 
 
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that an optimizer would change, by name."""
+    """Names and parameters that require gradients."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def check_settings(settings: LoraSettings) -> None:
-    """What can be known to be wrong before a model is loaded.
-
-    Raises:
-        UserError: an unknown initialisation or a broken regular expression.
-    """
+    """Refuses, before a model is loaded, an unknown initialisation or a broken regular expression."""
     if settings.init not in INITIALISATIONS and not SPLITTING.fullmatch(settings.init):
         raise UserError(f"--lora_init {settings.init!r} is unknown; it takes {', '.join(INITIALISATIONS)}")
     if settings.use_dora and SPLITTING.fullmatch(settings.init):
@@ -202,17 +240,16 @@ def target_pattern(targets: str, *, with_text_encoder: bool = False) -> str:
 
 
 class _CastLinear(nn.Linear):
-    """Keeps its weight in fp32 for the optimizer and multiplies in the input's precision."""
+    """A weight in fp32 for the optimizer that is multiplied in the input's precision."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.weight.to(x.dtype))
 
 
 def compute_in_base_precision(model: nn.Module) -> None:
-    """Stops PEFT from making an fp32 copy of every input of every adapted layer.
+    """Stops PEFT from making an fp32 copy of every input of every adapted layer: a fifth of the peak memory.
 
-    With a 16-bit base those copies are a fifth of the peak memory. The weights stay fp32. DoRA
-    normalises the merged weight and is left as PEFT computes it.
+    The weights stay fp32. DoRA normalises the merged weight, so it computes as PEFT does.
     """
     for layer in model.modules():
         if not isinstance(layer, LoraLayer) or any(layer.use_dora.values()):
@@ -224,7 +261,7 @@ def compute_in_base_precision(model: nn.Module) -> None:
 
 
 def adapter_config(name: str, **arguments: Any) -> PeftConfig | None:
-    """The configuration of the adapter in a folder or on the Hub, or None where there is none."""
+    """The configuration of the adapter in a folder or repository, or None."""
     if Path(name).is_dir() and not (Path(name) / "adapter_config.json").exists():
         return None
     try:
@@ -233,45 +270,41 @@ def adapter_config(name: str, **arguments: Any) -> PeftConfig | None:
         return None
 
 
-def is_active(model: nn.Module) -> bool:
-    """Whether any adapted layer's update B·A differs from zero."""
-    return any(_updates(layer) for layer in model.modules() if isinstance(layer, LoraLayer))
-
-
 def count_active(model: nn.Module) -> tuple[int, int]:
-    """How many adapted layers have an update that is not zero, and how many there are."""
+    """Numbers of adapted layers with an update B·A that is not zero, and of all adapted layers."""
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    return sum(_updates(layer) for layer in layers), len(layers)
+    return sum(_has_update(layer) for layer in layers), len(layers)
 
 
-def _updates(layer: LoraLayer) -> bool:
+def _has_update(layer: LoraLayer) -> bool:
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
     pairs += [(layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A]
-    return any(has_update(a.detach().cpu().double(), b.detach().cpu().double()) for a, b in pairs)
+    return any(has_update(a, b) for a, b in pairs)
 
 
 def has_update(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether B·A is more than rounding: "orthogonal" begins with two matrices that cancel each other out.
+    """Whether B·A is more than rounding: "orthogonal" starts with two matrices whose product is zero.
 
     The squared norm of B·A is the sum of BᵀB ∘ AAᵀ, which are no larger than the rank.
     """
+    a, b = a.detach().cpu().double(), b.detach().cpu().double()
     size = a.square().sum() * b.square().sum()
     return bool(((b.T @ b) * (a @ a.T)).sum() > 1e-10 * size)
 
 
 def without_adapter(layer: nn.Module) -> nn.Module:
-    """The layer of the base below an adapted one, or the layer itself."""
+    """The base layer of an adapted one, or the layer itself."""
     return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
 
 
 def computing_layer(layer: nn.Module) -> nn.Module:
-    """The layer of the base below an adapter that is merged or switched off, else the layer itself."""
+    """The base layer where an adapter is merged or switched off, else the layer itself."""
     idle = isinstance(layer, LoraLayer) and (layer.merged or layer.disable_adapters)
     return without_adapter(layer) if idle else layer
 
 
 def weights_digest(model: PeftModel) -> str:
-    """A hash of the adapter's weights, to tell whether a training has changed them."""
+    """A hash of the adapter's weights."""
     digest = hashlib.blake2b(digest_size=8)
     for name, weight in sorted(adapter_weights(model).items()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Models of transformers from weights that are already open, with one error line where the two do not fit."""
+"""Builds a model of transformers from open weights, or says in one line why they do not fit its configuration."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from musicgen_dreamboothing.console import UserError, quiet_loading
 def build_model(
     model_class: Any, config: Any, weights: dict[str, Any], name: str, *, prefix: str = "", **options: Any
 ) -> Any:
-    """A model of `model_class` with its weights, which are read one by one.
+    """A model with its weights, which are read one by one.
 
-    Given weights instead of a name, transformers looks for no other file: no `generation_config.json`, which is not
-    used here and may hold anything, and no conversion of a repository on the Hub.
+    Given weights instead of a name, transformers reads no other file: not `generation_config.json`, which is not needed
+    here and may be invalid, and no converted copy on the Hub.
 
     Args:
         model_class: class of transformers.
         config: its configuration.
-        weights: by the names of their parameters, as `weight_files.open_weights` gives them.
-        name: the checkpoint's, for messages and as the model's `name_or_path`.
-        prefix: what stands before the names of these weights in the checkpoint, for messages.
+        weights: of `weight_files.open_weights`.
+        name: of the checkpoint.
+        prefix: of the names of these weights in the checkpoint, for messages.
         options: for `from_pretrained`.
 
     Raises:

@@ -1,7 +1,6 @@
 """A base checkpoint and its parts, each loaded on its own: text encoder, codec, language model.
 
-No stage pays for a part that it does not use. Every number that an option could ask for (pad and
-start ids, rates, codebooks, delays) is read from the checkpoint's configuration.
+Pad and start ids, rates, codebooks and delays are read from the checkpoint's configuration.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ TOKENIZER, SENTENCEPIECE = "tokenizer.json", "spiece.model"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A MusicGen checkpoint's configuration, with every derived number under its name in the field."""
+    """The configuration of a MusicGen checkpoint, and the numbers derived from it."""
 
     source: Source
     config: Any = field(repr=False)
@@ -75,20 +74,20 @@ class Checkpoint:
 
     @cached_property
     def identity(self) -> str | None:
-        """The commit of a checkpoint of the Hub; of a folder a hash that changes when other weights are put there."""
+        """The commit on the Hub; of a folder a hash that changes with its weights."""
         return weights_fingerprint(Path(self.name)) if self.is_local else self.revision
 
     @cached_property
     def codec_hash(self) -> str:
-        """Changes with whatever the codes of a sound depend on, and with nothing else of the checkpoint."""
+        """A hash of all that the codes of a sound depend on."""
         sizes = (self.codebooks, self.audio_channels)
         return part_hash("audio_encoder", self.config.audio_encoder, self.name, self.source.arguments(), *sizes)
 
     @cached_property
     def text_hash(self) -> str:
-        """Changes with whatever the text states of a caption depend on: text encoder and tokenizer."""
+        """A hash of all that the text states of a caption depend on: text encoder and tokenizer."""
         rules = json.loads(load_tokenizer(self).backend_tokenizer.to_str())
-        rules |= {"padding": None, "truncation": None}  # of whoever saved it
+        rules |= {"padding": None, "truncation": None}  # those of the last call before it was saved
         return part_hash("text_encoder", self.config.text_encoder, self.name, self.source.arguments(), rules)
 
     @property
@@ -126,9 +125,9 @@ class Checkpoint:
 def load_checkpoint(
     source: Source, *, pad_token_id: int | None = None, start_token_id: int | None = None
 ) -> Checkpoint:
-    """Reads a checkpoint's configuration; no weights are touched.
+    """Reads a checkpoint's configuration, no weights.
 
-    The source of the result names the commit on the Hub, so that all parts are of one commit and come from the cache.
+    The result's source names the commit on the Hub, so that all parts are of one commit.
 
     Raises:
         UserError: there is no such checkpoint, or it is not MusicGen.
@@ -145,8 +144,7 @@ def load_checkpoint(
     for name, value in (("pad_token_id", pad), ("decoder_start_token_id", start)):
         if not 0 <= value <= decoder.vocab_size:
             raise UserError(f"--{name} {value} lies outside the checkpoint's codes; it takes 0 to {decoder.vocab_size}")
-    # The forward pass of plain MusicGen reads both from the configuration, and a file written by
-    # transformers 5 may lack them.
+    # The forward pass of MusicGen reads both from the configuration; a file of transformers 5 may lack them.
     decoder.pad_token_id, decoder.decoder_start_token_id = pad, start
     return Checkpoint(replace(source, revision=_commit(source)), config, pad, start)
 
@@ -157,14 +155,14 @@ def _first(*candidates: int | None) -> int:
 
 def _read_config(source: Source) -> Any:
     try:
-        with quiet_loading():  # transformers holds the pad id, which is one above the codes, for a mistake
+        with quiet_loading():  # transformers warns of the pad id, which is one above the codes
             return AutoConfig.from_pretrained(source.name, **source.arguments())
     except (OSError, HfHubHTTPError, HFValidationError, StrictDataclassError, ValueError, TypeError) as error:
         raise _no_checkpoint(source, error) from error
 
 
 def _no_checkpoint(source: Source, error: Exception) -> UserError:
-    """What `--model_name_or_path` points at instead of a checkpoint."""
+    """Says what `--model_name_or_path` names instead of a checkpoint."""
     path = Path(source.name)
     if path.is_file():
         return UserError(f"{source.name} is a file; give the folder that it is in, with its config.json")
@@ -181,16 +179,13 @@ def _no_checkpoint(source: Source, error: Exception) -> UserError:
 
 
 def _commit(source: Source) -> str | None:
-    """The commit of a checkpoint of the Hub, from the path of its config.json in the cache; None for a folder.
-
-    A hash inside config.json is of whatever the file was made from.
-    """
+    """The commit of a checkpoint of the Hub, from the path of its config.json in the cache; None for a folder."""
     path = None if Path(source.name).is_dir() else find_file(source.name, "config.json", source.arguments())
     return None if path is None else path.parent.name
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The text encoder's tokenizer, without the processor: a melody processor would ask for torchaudio.
+    """The text encoder's tokenizer, without the processor: that of a melody model needs torchaudio.
 
     Raises:
         UserError: its files are missing or damaged, or a package that reads them is missing.
@@ -199,7 +194,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     try:
         with quiet_loading():
             return AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.source.arguments())
-    except Exception as error:  # tokenizers raises nothing more special, and each format has its own errors
+    except Exception as error:  # tokenizers raises plain exceptions, and each format others
         reason = f" ({first_line(error)})" if file == TOKENIZER else ""  # of spiece.model the last format tried
         raise UserError(
             f"the tokenizer of {checkpoint.name} cannot be read{reason}; "
@@ -208,10 +203,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def _tokenizer_file(checkpoint: Checkpoint) -> str:
-    """The file that a tokenizer will be read from.
-
-    Without one transformers makes up a vocabulary, and without sentencepiece it asks for another package.
-    """
+    """The file that a tokenizer will be read from; without one transformers would make up a vocabulary."""
     name, hub = checkpoint.name, checkpoint.source.arguments()
     if find_file(name, TOKENIZER, hub) is not None:
         return TOKENIZER
@@ -234,7 +226,7 @@ def load_text_encoder(checkpoint: Checkpoint, device: torch.device) -> T5Encoder
 
 
 def load_codec(checkpoint: Checkpoint, device: torch.device) -> EncodecModel:
-    """EnCodec alone, in fp32. On Apple's MPS its quantiser errs, so there it stays on the CPU."""
+    """EnCodec alone, in fp32; on the CPU instead of Apple's MPS, where its quantiser gives wrong codes."""
     return _load_part(
         EncodecModel, "audio_encoder", checkpoint, torch.device("cpu") if device.type == "mps" else device
     )
@@ -263,7 +255,7 @@ def _load_part(model_class: Any, part: str, checkpoint: Checkpoint, device: torc
 
 
 def load_whole(checkpoint: Checkpoint) -> PreTrainedModel:
-    """All parts in one model of transformers, in fp32, ready to be saved for its own `generate`."""
+    """All parts in one model of transformers, in fp32, to be saved for its own `generate`."""
     original = load_checkpoint(
         checkpoint.source, pad_token_id=checkpoint.pad_token_id, start_token_id=checkpoint.start_token_id
     )
@@ -274,9 +266,9 @@ def load_whole(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def load_generation_config(checkpoint: Checkpoint) -> GenerationConfig:
-    """What `generate` of transformers needs to know: the checkpoint's own file, or Meta's settings without a valid one.
+    """The checkpoint's settings of transformers' `generate`, or Meta's if they are missing or invalid.
 
-    Nothing here generates with it. It is written beside a full fine-tune, where transformers refuses odd values.
+    They are saved with a full fine-tune, where transformers refuses invalid values.
     """
     pad, start = checkpoint.pad_token_id, checkpoint.start_token_id
     try:
@@ -291,9 +283,9 @@ def load_generation_config(checkpoint: Checkpoint) -> GenerationConfig:
 
 
 def save_processor(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes tokenizer and feature extractor files, so that `AutoProcessor.from_pretrained(folder)` works.
+    """Writes the files of tokenizer and feature extractor for `AutoProcessor.from_pretrained(folder)`.
 
-    The feature extractor's files are copied, never instantiated: the melody one needs torchaudio.
+    Those of the feature extractor are copied: to instantiate the melody one needs torchaudio.
     """
     load_tokenizer(checkpoint).save_pretrained(folder)
     for name in PROCESSOR_FILES:

@@ -1,4 +1,4 @@
-"""EnCodec: waveforms to codes and back. Stereo checkpoints hear left and right apart, in turn."""
+"""EnCodec: waveforms to codes and back. Stereo checkpoints encode left and right separately."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.convolutions import ChannelsLast
 
-# Frames that the convolutions of the encoder hear at once. The first ones hold 64 channels at the rate of the sound: a
-# quarter of a GB each for 30 s, which no cache holds. In stretches a CPU is faster, and both need less memory.
+# Frames that the convolutions of the encoder process at once. The first layers have 64 channels at the sampling rate: a
+# quarter of a GB each for 30 s. In chunks a CPU is faster, and both CPU and GPU need less memory.
 CPU_FRAMES, GPU_FRAMES = 100, 1500
 
 
@@ -24,9 +24,9 @@ def encode(codec: EncodecModel, waves: torch.Tensor, checkpoint: Checkpoint) -> 
 
     Args:
         codec: the checkpoint's EnCodec.
-        waves: `[B, C, S]` at the codec's rate, C the checkpoint's audio channels. S is a multiple
-            of the hop length, so that a batch gives what each clip alone would give.
-        checkpoint: says how many codebooks there must be.
+        waves: `[B, C, S]` at the codec's rate, C the checkpoint's audio channels, S a multiple of the hop length: then
+            codes do not depend on the batch.
+        checkpoint: the number of codebooks is compared with it.
 
     Returns:
         int64 codes `[B, K, T]`, T = S / hop length.
@@ -36,14 +36,14 @@ def encode(codec: EncodecModel, waves: torch.Tensor, checkpoint: Checkpoint) -> 
     codes = codes.flatten(1, 2)  # [B, k, channel, T] -> left and right of each codebook side by side
     if codes.shape[1] != checkpoint.codebooks:
         raise UserError(
-            f"the codec of {checkpoint.name} gives {codes.shape[1]} codebooks, its decoder wants {checkpoint.codebooks}"
+            f"the codec of {checkpoint.name} gives {codes.shape[1]} codebooks, its decoder needs {checkpoint.codebooks}"
         )
     return codes
 
 
 def _encode_mono(codec: EncodecModel, wave: torch.Tensor) -> torch.Tensor:
     """`[B, 1, S]` -> `[B, k, T]`."""
-    if not _hears_stretches(codec) or codec.config.normalize:
+    if not _is_local(codec) or codec.config.normalize:
         codes = codec.encode(wave).audio_codes  # [frames, B, k, T]; one frame unless the codec works in chunks
         return codes[0]
     layers = list(codec.encoder.layers)
@@ -56,35 +56,35 @@ def _encode_mono(codec: EncodecModel, wave: torch.Tensor) -> torch.Tensor:
 
 
 def _convolve(layers: list[nn.Module], wave: torch.Tensor, hop: int) -> torch.Tensor:
-    """`[B, 1, S]` -> `[B, D, T]` in stretches, each with as much around it as can be heard; that is cut off again."""
+    """`[B, 1, S]` -> `[B, D, T]` in chunks with their receptive field as margins, which are cut off again."""
     on_cpu = wave.device.type == "cpu"
     clips = 1 if on_cpu else len(wave)
     frames = CPU_FRAMES if on_cpu else max(1, GPU_FRAMES // clips)
     convolved = ChannelsLast(layers) if on_cpu else nn.Sequential(*layers)
     reach = -(-_encoder_reach(layers) // hop)
     total = wave.shape[-1] // hop
-    whole = []
+    convolved_clips = []
     for part in wave.split(clips):
-        stretches = []
+        chunks = []
         for begin in range(0, total, frames):
             end, start = min(total, begin + frames), max(0, begin - reach)
             hidden = convolved(part[..., start * hop : min(total, end + reach) * hop])
-            stretches.append(hidden[..., begin - start : end - start])
-        whole.append(torch.cat(stretches, dim=-1))
-    return torch.cat(whole)
+            chunks.append(hidden[..., begin - start : end - start])
+        convolved_clips.append(torch.cat(chunks, dim=-1))
+    return torch.cat(convolved_clips)
 
 
 def _encoder_reach(layers: list[nn.Module]) -> int:
-    """How many samples before and behind its own a frame may hear through an encoder's convolutions, at most."""
-    samples, step = 0, 1  # the step of the layer that is looked at, in samples of the sound
+    """The receptive field of an encoder's convolutions to each side, in samples, at most."""
+    samples, step = 0, 1  # of the layer at hand, in samples of the sound
     for layer in (layer for part in layers for layer in part.modules() if isinstance(layer, nn.Conv1d)):
         samples += (layer.kernel_size[0] - 1) * layer.dilation[0] * step
         step *= layer.stride[0]
     return samples
 
 
-def _hears_stretches(codec: EncodecModel) -> bool:
-    """Whether what a layer makes of a moment depends on a bounded stretch around it only, LSTMs apart."""
+def _is_local(codec: EncodecModel) -> bool:
+    """Whether all layers but LSTMs have a bounded receptive field, so that a clip can be processed in chunks."""
     return codec.config.norm_type == "weight_norm" and codec.config.chunk_length is None
 
 
@@ -101,37 +101,33 @@ def decode(codec: EncodecModel, codes: torch.Tensor, checkpoint: Checkpoint) -> 
 
 
 def decode_clip(codec: EncodecModel, codes: torch.Tensor, checkpoint: Checkpoint) -> np.ndarray:
-    """Codes `[K, T]` of one clip to its wave `[C, S]`; a batch would want as much memory for each of its clips."""
+    """Codes `[K, T]` of one clip to its wave `[C, S]`; clips are decoded one by one to save memory."""
     return decode(codec, codes[None], checkpoint)[0].numpy()
 
 
 class StreamDecoder:
-    """Decodes codes while they come, into what `decode` makes of all of them, up to rounding.
+    """Decodes codes as they come, into the wave that `decode` gives for all of them, up to rounding.
 
-    The LSTM behind the first convolution hands its state on from piece to piece. All other layers hear a bounded
-    stretch of frames, so each piece is decoded with as many frames on both sides as can be heard, and they are cut off.
-
-    Args:
-        codec: the checkpoint's EnCodec.
-        checkpoint: says how channels share codebooks.
+    The LSTM after the first convolution keeps its state between pieces. All other layers have a bounded receptive
+    field, so each piece is decoded with that many frames on both sides, which are cut off.
     """
 
     def __init__(self, codec: EncodecModel, checkpoint: Checkpoint) -> None:
-        if not _hears_stretches(codec):
-            raise UserError(f"the codec of {checkpoint.name} normalises whole clips, so it can't decode them in pieces")
+        if not _is_local(codec):
+            raise UserError(f"the codec of {checkpoint.name} normalises entire clips, so it can't decode pieces")
         self._codec, self._channels, self._hop = codec, checkpoint.audio_channels, checkpoint.hop_length
         self._sides = [_Side(codec) for _ in range(self._channels)]
 
     @property
     def lookahead(self) -> int:
-        """Frames that must follow one before its sound is certain."""
+        """Number of following frames that the sound of a frame depends on."""
         return self._sides[0].lookahead
 
     @torch.inference_mode()
     def push(self, codes: torch.Tensor, *, last: bool) -> torch.Tensor:
-        """The next codes `[K, T]` -> what can be heard for certain now, float32 `[C, S]` on the CPU.
+        """The next codes `[K, T]` -> the sound that is final now, float32 `[C, S]` on the CPU.
 
-        Some frames wait for those that follow them; `last` says that none follow.
+        Frames wait for the `lookahead` frames after them unless these codes are the last ones.
         """
         codes = codes.to(self._codec.device)
         sides = zip(self._sides, range(self._channels), strict=True)
@@ -148,8 +144,8 @@ class _Side:
         self._rest_reach = _decoder_reach(self._rest)
         self._codes: torch.Tensor | None = None  # [k, frames]
         self._state: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._hidden: list[torch.Tensor] = []  # behind the LSTM, [1, D, frames] in pieces
-        self._heard = self._decoded = 0  # frames behind the LSTM, and frames that were handed out
+        self._hidden: list[torch.Tensor] = []  # outputs of the LSTM, [1, D, frames] each
+        self._recurrent = self._decoded = 0  # frames that the LSTM and the last layer are done with
 
     @property
     def lookahead(self) -> int:
@@ -159,24 +155,24 @@ class _Side:
         """`[k, T]` -> `[1, S]`."""
         self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=-1)
         total = self._codes.shape[-1]
-        self._hear(total if last else total - self._first_reach)
-        return self._decode(self._heard if last else self._heard - self._rest_reach)
+        self._run_lstm(total if last else total - self._first_reach)
+        return self._decode(self._recurrent if last else self._recurrent - self._rest_reach)
 
-    def _hear(self, end: int) -> None:
-        """Through the first convolution and the LSTM, up to a frame."""
-        if end <= self._heard:
+    def _run_lstm(self, end: int) -> None:
+        """Runs the first convolution and the LSTM up to a frame."""
+        if end <= self._recurrent:
             return
         assert self._codes is not None
-        begin = max(0, self._heard - self._first_reach)
+        begin = max(0, self._recurrent - self._first_reach)
         window = self._codes[:, begin : end + self._first_reach]
         hidden = self._first(self._codec.quantizer.decode(window[:, None]))
-        hidden = hidden[..., self._heard - begin : end - begin].permute(2, 0, 1)
-        found, self._state = self._lstm.lstm(hidden, self._state)
-        self._hidden.append((found + hidden).permute(1, 2, 0))
-        self._heard = end
+        hidden = hidden[..., self._recurrent - begin : end - begin].permute(2, 0, 1)
+        output, self._state = self._lstm.lstm(hidden, self._state)
+        self._hidden.append((output + hidden).permute(1, 2, 0))
+        self._recurrent = end
 
     def _decode(self, end: int) -> torch.Tensor:
-        """Through the layers that make waves, up to a frame."""
+        """Runs the other layers up to a frame: `[1, S]`."""
         if end <= self._decoded:
             return torch.zeros(1, 0)
         begin = max(0, self._decoded - self._rest_reach)
@@ -191,8 +187,8 @@ class _Side:
 
 
 def _decoder_reach(layers: list[nn.Module]) -> int:
-    """How many frames before and behind its own a stretch of a decoder's layers may hear, at most."""
-    samples = 0  # at the rate of the layer that is looked at, from the last one to the first
+    """The receptive field of a decoder's layers to each side, in frames, at most."""
+    samples = 0  # at the rate of the layer at hand, from the last one to the first
     convolutions = [layer for part in layers for layer in part.modules()]
     for layer in reversed(convolutions):
         if isinstance(layer, nn.ConvTranspose1d):

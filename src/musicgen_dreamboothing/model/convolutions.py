@@ -1,4 +1,4 @@
-"""The convolutions of EnCodec's encoder as a CPU computes them fastest: with the channels of a moment side by side."""
+"""The convolutions of EnCodec's encoder in the channels-last order, which is the fastest on a CPU."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from musicgen_dreamboothing.model.seams import pad_wave
 
 
 class ChannelsLast:
-    """What the layers of an encoder make of a wave, up to rounding.
+    """Computes the output of an encoder's layers, up to rounding.
 
-    torch's `conv1d` knows channels first only: oneDNN then reorders what goes into each layer and what comes out. An
-    image of height 1 may have its channels last, where products of matrices find them, and so all layers stay in that
-    order. Padding is copied once instead of by torch's slow reflection, and activations are computed in place.
+    torch's `conv1d` takes channels first only, so oneDNN reorders the input and output of each layer. An image of
+    height 1 may have its channels last, and all layers stay in that order. Padding is one copy instead of torch's slow
+    reflection, and activations are computed in place.
 
     Args:
-        layers: convolutions with normalised weights, ELUs and residual blocks of transformers' `EncodecEncoder`. Their
-            weights are read now.
+        layers: convolutions, ELUs and residual blocks of transformers' `EncodecEncoder`; their weights are read now.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -31,7 +30,7 @@ class ChannelsLast:
 
     def __call__(self, wave: torch.Tensor) -> torch.Tensor:
         """`[1, C, S]` -> `[1, D, T]`."""
-        hidden = wave[0].t()  # [S, C], and so is what every layer hands to the next
+        hidden = wave[0].t()  # [S, C], as between all layers
         for layer in self._layers:
             hidden = self._computed(layer, hidden)
         return hidden.t()[None]
@@ -43,11 +42,11 @@ class ChannelsLast:
             return functional.elu(hidden, layer.alpha, inplace=True)
         assert isinstance(layer, EncodecResnetBlock), layer
         first, *others = layer.block
-        found = first(hidden)  # not in place: the shortcut needs what comes in
+        output = first(hidden)  # not in place: the shortcut needs the input
         for other in others:
-            found = self._computed(other, found)
+            output = self._computed(other, output)
         shortcut = layer.shortcut
-        return found.add_(self._computed(shortcut, hidden) if isinstance(shortcut, EncodecConv1d) else hidden)
+        return output.add_(self._computed(shortcut, hidden) if isinstance(shortcut, EncodecConv1d) else hidden)
 
     def _convolved(self, conv: nn.Conv1d, hidden: torch.Tensor) -> torch.Tensor:
         kernel = self._kernels[conv]
@@ -59,14 +58,14 @@ class ChannelsLast:
 
 
 def _kernel(conv: nn.Conv1d) -> torch.Tensor:
-    """`[D, C, 1, width]` with the channels last, or `[D, C]` of one that hears a moment at a time."""
+    """`[D, C, 1, width]` with the channels last, or `[D, C]` of a kernel of width 1."""
     if conv.kernel_size == conv.stride == (1,):
         return conv.weight[:, :, 0]
     return conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
 
 
 def _padded(layer: EncodecConv1d, hidden: torch.Tensor) -> torch.Tensor:
-    """`[S, C]` with what `EncodecConv1d.forward` puts around it."""
+    """`[S, C]` with the padding of `EncodecConv1d.forward`."""
     conv = layer.conv
     total = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1 - conv.stride[0]
     right = 0 if layer.causal else total // 2

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-UNFILLED = -1  # a code that is still to be drawn
+UNFILLED = -1  # a code that is not drawn yet
 IGNORED = -100  # label of a position that carries no loss, as in torch.nn.functional.cross_entropy
 
 
@@ -45,9 +45,8 @@ def undo_delay(delayed: torch.Tensor, delay: tuple[int, ...]) -> torch.Tensor:
 def training_steps(codes: torch.Tensor, delay: tuple[int, ...], start: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and labels of teacher forcing: `[K, T]` -> two of `[K, T]`.
 
-    Only the first T steps are kept, as audiocraft does (`keep_only_valid_steps` in its
-    `models/lm.py`): codebook k's last k frames carry no loss. A crop of something longer is
-    therefore taken `max(delay)` frames longer, and then nothing is lost.
+    Only the first T steps are used, as in audiocraft (`keep_only_valid_steps` in its `models/lm.py`): codebook k's last
+    k frames carry no loss. So crops are taken `max(delay)` frames longer where the clip has them.
     """
     frames = codes.shape[-1]
     labels = apply_delay(codes, delay, IGNORED)[..., :frames]

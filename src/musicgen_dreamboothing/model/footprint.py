@@ -1,8 +1,8 @@
-"""How much memory a training step takes, found by walking through it without weights.
+"""Estimates the memory of a training step by running it without weights.
 
-The real classes run forward and backward on torch's `meta` device, where tensors have sizes and no content, while every
-piece of memory that a step would hold is counted. Two depths and a few batches are walked; memory is linear in both,
-but that a melody model computes its prefix once for all clips as soon as there are two of them.
+The real classes run forward and backward on torch's `meta` device, where tensors have sizes and no content, while the
+bytes of all tensors alive are counted. Memory is linear in depth and batch size, so two depths and a few batches are
+enough; a melody model computes its prefix once for all clips from two clips on.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from musicgen_dreamboothing.model.language_model import MelodyLM, PlaceholderEnc
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.model.seams import TorchDispatchMode, set_attention, storage_id, tree_leaves
 
-DEPTHS = (1, 2)  # layers of the decoder that are walked
-BATCHES = (2, 3)  # clips, for any number above them
+DEPTHS = (1, 2)  # numbers of decoder layers that are measured
+BATCHES = (2, 3)  # numbers of clips, to extrapolate from
 CAPTION_TOKENS = 32  # more than most captions have
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight, its share of an 8-bit scale, and of that scale's own
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a training step is made of.
+    """The settings that the memory of a training step depends on.
 
     Attributes:
         frames: steps of the delayed codes S.
@@ -40,9 +40,9 @@ class Step:
         lora: settings of the adapter; None trains all weights, in fp32.
         with_text_encoder: whether it is trained, too.
         caption_tokens: of the longest caption.
-        with_prior: whether each clip comes with one of its class.
-        with_divergence: whether that one is compared with what the base says of it.
-        shared: whether several processes train; each holds its gradients twice, once in the buckets that travel.
+        with_prior: whether each clip comes with one of its class (prior preservation).
+        with_divergence: whether the loss of the class clips is the divergence from the base.
+        shared: whether several processes train: each has its gradients twice, once in the buckets that are exchanged.
     """
 
     frames: int
@@ -62,9 +62,9 @@ class Footprint:
 
     Attributes:
         base: the frozen weights; of a full fine-tune all of them.
-        trained: weights of the adapter, and of all that is trained gradients and AdamW's two moments.
-        kept: what the forward pass keeps for the backward pass.
-        scratch: what comes on top of it where the step is at its peak.
+        trained: weights of the adapter; gradients and AdamW's two moments of all trained weights.
+        kept: activations that the forward pass saves for the backward pass.
+        scratch: the rest at the peak of the step.
     """
 
     base: int
@@ -74,7 +74,7 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """The peak, without what a process needs before it loads a model."""
+        """The peak, without the memory of a process that has not loaded a model."""
         return self.base + self.trained + self.kept + self.scratch
 
 
@@ -85,7 +85,7 @@ class Estimator:
         self._checkpoint, self._step = checkpoint, step
         self._layers = int(checkpoint.config.decoder.num_hidden_layers)
         self._models: dict[tuple[str, int], Any] = {}
-        self._walks: dict[tuple[str, int, int], tuple[int, int]] = {}
+        self._measured: dict[tuple[str, int, int], tuple[int, int]] = {}
         self._weights: tuple[int, int] | None = None
 
     def footprint(self, policy: str, clips: int) -> Footprint:
@@ -94,7 +94,7 @@ class Estimator:
         if self._weights is None:
             self._weights = self._count_weights()
         unpacked = 0
-        if self._step.quantization != "none":  # a weight of the feed-forward layers as it is multiplied
+        if self._step.quantization != "none":  # a dequantised weight of the feed-forward layers
             unpacked = int(self._checkpoint.config.decoder.ffn_dim) * self._width * self._step.dtype.itemsize
         return Footprint(*self._weights, kept, max(0, peak - kept) + unpacked)
 
@@ -103,26 +103,26 @@ class Estimator:
         return int(self._checkpoint.config.decoder.hidden_size)
 
     def _extrapolated(self, policy: str, clips: int, place: int) -> int:
-        """From two depths and two batches to all layers and any batch."""
+        """Extrapolates from two depths and two batches to all layers and any batch."""
 
         def at(depth: int) -> int:
             if clips <= BATCHES[0]:
-                return self._walk(policy, depth, clips)[place]
-            few, more = (self._walk(policy, depth, batch)[place] for batch in BATCHES)
+                return self._measure(policy, depth, clips)[place]
+            few, more = (self._measure(policy, depth, batch)[place] for batch in BATCHES)
             return few + (clips - BATCHES[0]) * (more - few)
 
         shallow, deep = (at(depth) for depth in DEPTHS)
         return shallow + (self._layers - DEPTHS[0]) * (deep - shallow)
 
-    def _walk(self, policy: str, depth: int, clips: int) -> tuple[int, int]:
+    def _measure(self, policy: str, depth: int, clips: int) -> tuple[int, int]:
         """(bytes kept, bytes at the peak)."""
         case = (policy, depth, clips)
-        if case not in self._walks:
+        if case not in self._measured:
             with _sizes_only(self._step.dtype if self._step.lora else torch.float32):
                 if case[:2] not in self._models:
                     self._models[case[:2]] = self._prepared_model(policy, depth)
-                self._walks[case] = walked(self._models[case[:2]], self._batch(clips))
-        return self._walks[case]
+                self._measured[case] = measure(self._models[case[:2]], self._batch(clips))
+        return self._measured[case]
 
     def _prepared_model(self, policy: str, depth: int) -> Any:
         model = self._model(depth)
@@ -147,11 +147,11 @@ class Estimator:
         model.text_encoder.float()  # as it is loaded
         if self._step.lora is None:
             return model
-        plain = replace(self._step.lora, init="default")  # others look at the weights, and there are none
+        plain = replace(self._step.lora, init="default")  # others read the weights, and there are none
         return add_adapter(model, plain, with_text_encoder=self._step.with_text_encoder)
 
     def _batch(self, clips: int) -> dict[str, torch.Tensor]:
-        """What the collator gives."""
+        """A batch as the collator makes it."""
         rows = 2 * clips if self._step.with_prior else clips
         codes = torch.zeros(rows, self._checkpoint.codebooks, self._step.frames, dtype=torch.long)
         captions = torch.ones(rows, self._step.caption_tokens, dtype=torch.long)
@@ -165,7 +165,7 @@ class Estimator:
         return batch | {"text_states": torch.zeros(rows, self._step.caption_tokens, width)}
 
     def _count_weights(self) -> tuple[int, int]:
-        """Bytes of the base, and of what is trained with its gradients and moments."""
+        """Bytes of the base, and of trained weights with their gradients and moments."""
         counts = []
         for depth in DEPTHS:
             with _sizes_only(torch.float32):
@@ -195,13 +195,11 @@ class Estimator:
         return int(kept), 16 * trained + buckets
 
 
-def walked(model: Any, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Bytes that are kept behind a forward pass of ours, and at the peak of forward and backward pass.
-
-    Weights, inputs and gradients of weights are left out.
-    """
+def measure(model: Any, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Bytes that a forward pass saves, and the peak of forward and backward pass; without weights, their gradients and
+    inputs."""
     for _, parameter in trained_parameters(model):
-        parameter.grad = torch.zeros_like(parameter)  # as behind the first micro-batch; they are counted as weights are
+        parameter.grad = torch.zeros_like(parameter)  # as after the first micro-batch; counted with the weights
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     with Live([*model.parameters(), *model.buffers(), *gradients, *batch.values()]) as live:
         outputs = model(**batch)
@@ -212,7 +210,7 @@ def walked(model: Any, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are made inside and alive, and their peak; views of others are not counted."""
+    """Counts the bytes of living tensors that were made inside, without views, and their peak."""
 
     def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
@@ -220,11 +218,11 @@ class Live(TorchDispatchMode):
         self._seen = {storage_id(tensor) for tensor in known}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
-        return made
+        return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         number = storage_id(storage)
@@ -243,25 +241,25 @@ class Live(TorchDispatchMode):
 def _fused_attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **options: Any
 ) -> tuple[torch.Tensor, None]:
-    """Attention as devices compute it, in one kernel; on `meta` torch would take single steps, which keep more."""
+    """Attention in one kernel, as on devices; on `meta` torch would compute and save single steps."""
     return _Fused.apply(query, key, value).transpose(1, 2).contiguous(), None
 
 
 FUSED = "sizes_of_fused_attention"
 AttentionInterface.register(FUSED, _fused_attention)
-AttentionMaskInterface.register(FUSED, lambda *sizes, **options: None)  # masks are small, and made by looking at them
+AttentionMaskInterface.register(FUSED, lambda *sizes, **options: None)  # small, and made from their values
 
 
 class _Fused(torch.autograd.Function):
-    """The sizes of flash attention (Dao et al. 2022): it keeps its inputs, its output and one number a row."""
+    """The sizes of flash attention (Dao et al. 2022): it saves its inputs, its output and one number per row."""
 
     @staticmethod
     def forward(context: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        # Devices give it back as [B, S, H, D] in memory, so that heads are put together without a copy.
-        found = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        # In memory [B, S, H, D], so that heads are joined without a copy.
+        output = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        context.save_for_backward(query, key, value, found, rows)
-        return found
+        context.save_for_backward(query, key, value, output, rows)
+        return output
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -272,10 +270,10 @@ class _Fused(torch.autograd.Function):
 @contextmanager
 def _sizes_only(dtype: torch.dtype) -> Iterator[None]:
     """New tensors have a size and no content."""
-    usual = torch.get_default_dtype()
+    default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
             yield
     finally:
-        torch.set_default_dtype(usual)
+        torch.set_default_dtype(default)

@@ -1,10 +1,9 @@
 """The codebook language model without the encoders it does not need.
 
-`loading.load_language_model` gives transformers' own MusicGen class with two changes: parts that a stage
-does not use (EnCodec always, T5 when text states are cached) are placeholders without weights, and
-`forward` returns the summed cross-entropy of every clip and codebook instead of logits, which is
-what an exact loss over any split of a batch is made of. Parameter names are transformers' own, so
-an adapter trained here fits the original class.
+`loading.load_language_model` returns subclasses of transformers' MusicGen with two changes: parts that are not needed
+(EnCodec always, T5 when text states are cached) are placeholders without weights, and `forward` returns the summed
+cross-entropy of every clip and codebook instead of logits, from which the loss of any split of a batch is exact.
+Parameter names are those of transformers, so that an adapter fits the original class.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.prefix import decode_shared, share_prefix
 from musicgen_dreamboothing.model.recompute import LightRecompute
 
-LOGITS_AT_ONCE = 1024  # rows; with 2048 codes a fp32 copy of them takes 8 MB
+LOGITS_AT_ONCE = 1024  # rows; an fp32 copy of the logits of 2048 codes takes 8 MB
 
 
 @dataclass
@@ -43,12 +42,12 @@ class CodebookLoss(ModelOutput):
 
 @dataclass
 class Conditioning:
-    """What the language model hears of a caption.
+    """A caption as the language model attends to it.
 
     Attributes:
         states: text family `[B, L, D]`; melody family `[B, C + L, D]`, chroma before text.
-        mask: 1 where a text state may be attended to `[B, L]`.
-        lengths: number of text states of each clip, padding left out `[B]`.
+        mask: 1 for text states that are attended to `[B, L]`.
+        lengths: number of text states of each clip without padding `[B]`.
     """
 
     states: torch.Tensor
@@ -57,20 +56,20 @@ class Conditioning:
 
 
 class PlaceholderEncoder(PreTrainedModel):
-    """Stands where an encoder would be: knows its configuration and holds no weights."""
+    """Takes the place of an encoder: its configuration, without weights."""
 
     config_class = None
     main_input_name = "input_ids"
 
     def get_output_embeddings(self) -> None:
-        """None, as of any encoder."""
+        """None, as for any encoder."""
 
     def get_input_embeddings(self) -> None:
-        """None: there is nothing to embed with."""
+        """None: it has no weights."""
 
 
 class _CodebookLM:
-    """What both families share; `condition` and `hidden_states` are the family's own."""
+    """The common part of both families, which define `condition` and `hidden_states`."""
 
     main_input_name = "codes"
 
@@ -78,12 +77,12 @@ class _CodebookLM:
     decoder: Any
     text_encoder: Any
     enc_to_dec_proj: nn.Module
-    # Half precision overflows in T5's feed-forward layers; bf16 would play it less exactly than it is trained.
+    # fp16 overflows in T5's feed-forward layers, and bf16 is less exact than cached text states.
     _keep_in_fp32_modules_strict = ("text_encoder",)
     light: LightRecompute | None = None  # set by `use_light_recompute`
 
     def use_light_recompute(self) -> None:
-        """From now on outputs of normalisations and activations are made again instead of kept."""
+        """Recomputes outputs of normalisations and activations in the backward pass from now on."""
         self.light = LightRecompute(self.decoder.model.decoder)
 
     def forward(
@@ -105,8 +104,8 @@ class _CodebookLM:
             keep_caption: False where the caption is dropped for the null condition `[B]`.
             text_states: cached states of the text encoder `[B, L, D_text]`; or
             input_ids: tokens of the captions `[B, L]`, encoded here.
-            base_states: of the last P clips, what `states` gave for them with the adapter switched off `[P, S, D]`. Of
-                these clips the sums are no cross-entropy, but KL(base || model) of the next code's distribution.
+            base_states: `states` of the last P clips with the adapter switched off `[P, S, D]`. The loss of these clips
+                is KL(base || model) of the next code's distribution instead of the cross-entropy.
         """
         with self.light.kept_small() if self.light is not None and torch.is_grad_enabled() else nullcontext():
             hidden = self.states(codes, text_mask, keep_caption, text_states, input_ids)
@@ -116,7 +115,7 @@ class _CodebookLM:
             sizes = [len(hidden) - len(base_states), len(base_states)]
             (songs, rest), (targets, places) = hidden.split(sizes), labels.split(sizes)
             sums = [_summed_divergence(rest, base_states, self.decoder.lm_heads, places)]
-            if len(songs):  # none where memory holds but one clip at once
+            if len(songs):  # none if the micro-batch is a single clip
                 sums.insert(0, _summed_cross_entropy(songs, self.decoder.lm_heads, targets))
             return CodebookLoss(torch.cat(sums), count)
 
@@ -128,7 +127,7 @@ class _CodebookLM:
         text_states: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the heads hear of each step, `[B, S, D]`; arguments as of `forward`."""
+        """The input of the heads at each step, `[B, S, D]`; arguments as of `forward`."""
         if text_states is None:
             text_states = self.text_encoder(input_ids=input_ids, attention_mask=text_mask).last_hidden_state
         return self.hidden_states(codes, self.condition(text_states, text_mask, keep_caption))
@@ -159,8 +158,8 @@ class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
         mask = text_mask * keep_caption[:, None].to(text_mask.dtype)
         states = self._project(text_states)
         states = states * mask[..., None].to(states.dtype)
-        # A row that masks everything makes NaN in some attention kernels. The first state of a dropped
-        # caption is zero as all others, so to attend to it gives zero, as to attend to none does.
+        # A fully masked row gives NaN in some attention kernels. The states of a dropped caption are zero, so to
+        # attend to the first one gives zero too.
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1)
         return Conditioning(states, mask, text_mask.sum(-1))
 
@@ -171,8 +170,7 @@ class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
         return self.decoder.model(
             input_ids=codes.reshape(-1, codes.shape[-1]),
             encoder_hidden_states=conditioning.states,
-            # of four dimensions and bool, so that transformers takes it as it is and doesn't look into it: on a GPU
-            # that would wait for all work before
+            # four dimensions and bool: transformers uses it as it is, without reading its values on the host
             encoder_attention_mask=conditioning.mask[:, None, None].bool(),
             past_key_values=cache,
             use_cache=cache is not None,
@@ -180,14 +178,14 @@ class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
 
 
 class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
-    """The melody family: chroma and text stand before the codes; here the chroma is the null melody."""
+    """The melody family: chroma, here of the null melody, and text come before the codes."""
 
     def __init__(self, *config: Any, **parts: Any) -> None:
         super().__init__(*config, **parts)
         share_prefix(self.decoder.model.decoder)
 
     def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
-        """The null condition zeroes the text states and keeps their places, as transformers' guided `generate`."""
+        """The null condition zeroes the text states and keeps their places, as in transformers' guided `generate`."""
         states = self._project(text_states)
         keep = text_mask * keep_caption[:, None].to(text_mask.dtype)
         states = states * keep[..., None].to(states.dtype)
@@ -205,7 +203,7 @@ class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
     def hidden_states(
         self, codes: torch.Tensor, conditioning: Conditioning, cache: Cache | None = None
     ) -> torch.Tensor:
-        """Codes `[B, K, S]` -> `[B, S, D]`, the prefix left out."""
+        """Codes `[B, K, S]` -> `[B, S, D]`, without the prefix."""
         embedded = sum(table(codes[:, k]) for k, table in enumerate(self.decoder.model.decoder.embed_tokens))
         if cache is not None and cache.get_seq_length() > 0:
             return self._decode(embedded, cache)
@@ -215,10 +213,10 @@ class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
     def _decode_ragged(
         self, conditioning: Conditioning, embedded: torch.Tensor, longest: int, cache: Cache | None
     ) -> torch.Tensor:
-        """Puts the codes right behind each clip's own text and the padding at the very end.
+        """Puts the codes directly after each clip's own text, and the padding at the end.
 
-        Padding between text and codes would move the codes' positions, and a clip's loss would
-        depend on the captions it is batched with. The chroma is the same for all of them.
+        Padding between text and codes would shift the codes' positions, so a clip's loss would depend on the other
+        captions of its batch.
         """
         steps, chroma, device = embedded.shape[1], self.config.chroma_length, embedded.device
         sequence = torch.cat([conditioning.states, embedded], dim=1)
@@ -226,10 +224,10 @@ class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
         place = torch.arange(sequence.shape[1], device=device)[None]
         gap = (longest - conditioning.lengths)[:, None]
         origin = (place + gap * (place >= starts)).clamp(max=sequence.shape[1] - 1)
-        sequence, places = _take(sequence, origin), starts + torch.arange(steps, device=device)[None]
+        sequence, places = _gather_rows(sequence, origin), starts + torch.arange(steps, device=device)[None]
         if cache is None and len(sequence) > 1:
-            return _take(decode_shared(self.decoder.model.decoder, sequence, chroma), places - chroma)
-        return _take(self._decode(sequence, cache), places)
+            return _gather_rows(decode_shared(self.decoder.model.decoder, sequence, chroma), places - chroma)
+        return _gather_rows(self._decode(sequence, cache), places)
 
     def _decode(self, embedded: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         return self.decoder.model(
@@ -237,7 +235,7 @@ class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
         ).last_hidden_state
 
 
-def _take(sequence: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _gather_rows(sequence: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Rows of `[B, S, D]` by their places `[B, P]` -> `[B, P, D]`."""
     return sequence.gather(1, places[..., None].expand(-1, -1, sequence.shape[-1]))
 
@@ -254,7 +252,7 @@ def _summed_cross_entropy(hidden: torch.Tensor, heads: nn.ModuleList, labels: to
         ]
         return torch.stack([column.view(len(hidden), -1).sum(-1) for column in columns], dim=1)
 
-    return _in_stretches(summed, labels, hidden)
+    return _in_chunks(summed, labels, hidden)
 
 
 def _summed_divergence(
@@ -265,19 +263,19 @@ def _summed_divergence(
     def summed(labels: torch.Tensor, hidden: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
         columns = []
         for k, head in enumerate(heads):
-            wanted = functional.log_softmax(without_adapter(head)(base).float(), dim=-1)
-            found = functional.log_softmax(head(hidden).float(), dim=-1)
-            apart = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
-            columns.append((apart * (labels[:, k] != IGNORED)).sum(-1))
+            target = functional.log_softmax(without_adapter(head)(base).float(), dim=-1)
+            predicted = functional.log_softmax(head(hidden).float(), dim=-1)
+            divergence = functional.kl_div(predicted, target, reduction="none", log_target=True).sum(-1)
+            columns.append((divergence * (labels[:, k] != IGNORED)).sum(-1))
         return torch.stack(columns, dim=1)
 
-    return _in_stretches(summed, labels, hidden, base_states)
+    return _in_chunks(summed, labels, hidden, base_states)
 
 
-def _in_stretches(summed: Callable[..., torch.Tensor], labels: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
-    """Adds up `summed(labels, *states)` `[B, K]` of one stretch of steps after the other.
+def _in_chunks(summed: Callable[..., torch.Tensor], labels: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+    """The sum of `summed(labels, *states)` `[B, K]` over chunks of steps.
 
-    Logits are computed again in the backward pass instead of kept: there are never more than those of a stretch.
+    Logits are recomputed in the backward pass, so that only those of one chunk are in memory.
     """
     steps = max(1, LOGITS_AT_ONCE // len(labels))
     parts = zip(labels.split(steps, dim=2), *(part.split(steps, dim=1) for part in states), strict=True)
@@ -289,27 +287,27 @@ def _in_stretches(summed: Callable[..., torch.Tensor], labels: torch.Tensor, *st
 def language_model_of(
     checkpoint: Checkpoint, *, with_text_encoder: bool
 ) -> tuple[type[PreTrainedModel], dict[str, Any]]:
-    """The class for a checkpoint, and the modules that stand where parts of it are left out.
+    """The class for a checkpoint, and placeholders for the parts that are not loaded.
 
-    Dropout is set to 0: audiocraft trained these models without, transformers' configurations say 0.1.
+    Dropout is set to 0, as audiocraft trained these models; transformers' configurations have 0.1.
     """
     config = checkpoint.config
     config.decoder.dropout = config.decoder.attention_dropout = config.decoder.activation_dropout = 0.0
     config.text_encoder.dropout_rate = 0.0
-    absent = {"audio_encoder": PlaceholderEncoder(config.audio_encoder)}
+    placeholders = {"audio_encoder": PlaceholderEncoder(config.audio_encoder)}
     if not with_text_encoder:
-        absent["text_encoder"] = PlaceholderEncoder(config.text_encoder)
-    return (MelodyLM if config.model_type == MELODY else TextLM), absent
+        placeholders["text_encoder"] = PlaceholderEncoder(config.text_encoder)
+    return (MelodyLM if config.model_type == MELODY else TextLM), placeholders
 
 
 def empty_language_model(checkpoint: Checkpoint, *, with_text_encoder: bool) -> Any:
-    """The language model with the sizes of its weights, on the CPU: all of them are one zero, expanded.
+    """The language model on the CPU with weights that take no memory: one zero, expanded to their sizes.
 
-    PEFT puts adapters on the device of the layers that they belong to, which must not be torch's meta device.
+    Not on torch's meta device, as PEFT puts adapters on the device of their layers.
     """
-    model_class, absent = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
+    model_class, placeholders = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
     with torch.device("meta"), no_init_weights():
-        model: Any = model_class(copy.deepcopy(checkpoint.config), **absent)
+        model: Any = model_class(copy.deepcopy(checkpoint.config), **placeholders)
     model.name_or_path = checkpoint.name
     zero = torch.zeros(())
     for module in model.modules():

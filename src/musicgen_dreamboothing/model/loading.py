@@ -6,15 +6,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.device import return_freed_memory
-from musicgen_dreamboothing.model.adapter import SavedAdapter, compute_in_base_precision, count_active
+from musicgen_dreamboothing.model.adapter import SavedAdapter, attach_adapter, compute_in_base_precision, count_active
 from musicgen_dreamboothing.model.building import build_model
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, empty_language_model, language_model_of
-from musicgen_dreamboothing.model.merging import Merger, put_on
+from musicgen_dreamboothing.model.merging import Merger
 from musicgen_dreamboothing.model.quantized import LAYERS, base_quantization, keep_trainable, to_int8
 from musicgen_dreamboothing.model.weight_files import open_weights
 
@@ -31,20 +30,18 @@ def load_language_model(
 ) -> TextLM | MelodyLM:
     """Loads the language model and, if asked for, the text encoder, which stays in fp32; the codec never.
 
-    Weights are read, converted and put on the device one by one: host memory above the model stays at one matrix.
+    Weights are read, converted and moved one by one, so that host memory holds the model and one matrix at most.
 
     Args:
         checkpoint: the base.
         dtype: of the weights, or of the arithmetic on quantised ones.
         device: where they go.
-        with_text_encoder: whether the text encoder is loaded.
-        quantization: `none`, `nf4` or `int8` (`quantized.base_quantization`); such a base is frozen: it takes adapters,
-            and trains none of its own weights.
-        merger: an adapter that is added to the weights on their way.
-        left_out: weights by name and size that are not read; they are zeros which take no memory.
+        quantization: `none`, `nf4` or `int8` (`quantized.base_quantization`), which can be trained by an adapter only.
+        merger: of an adapter to merge into the weights.
+        left_out: names and sizes of weights that are not read; they are zeros that take no memory.
     """
-    model_class, absent = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
-    options: dict[str, Any] = dict(absent)
+    model_class, placeholders = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
+    options: dict[str, Any] = dict(placeholders)
     bits_and_bytes = base_quantization(quantization, dtype)
     if bits_and_bytes is not None:  # it is quantised where it will stay
         options |= {"quantization_config": bits_and_bytes, "device_map": {"": device}}
@@ -77,22 +74,17 @@ def load_for_generation(
 ) -> tuple[TextLM | MelodyLM, tuple[int, int] | None]:
     """The language model with an adapter: merged into it, or beside its weights where these are quantised.
 
-    Args:
-        checkpoint: the base.
-        dtype: of weights and arithmetic.
-        device: where it will play.
-        adapter: trained on this base.
-        quantization: `none`, `nf4` or `int8`. On NVIDIA's and AMD's GPUs `int8` is bitsandbytes', as in training;
-            elsewhere torch's kernel, which is the fast one on a CPU.
+    On GPUs of NVIDIA and AMD `int8` is that of bitsandbytes, as in training; elsewhere torch's kernel, which is fast on
+    a CPU and does not know DoRA.
 
     Returns:
-        The model, and adapted layers that are active and in all.
+        The model, and `count_active` of the adapter.
 
     Raises:
         UserError: the adapter does not fit, or changes nothing; bitsandbytes is missing.
     """
-    return_freed_memory()  # or what is freed on the way would stay with the process
-    rounds = quantization == "int8" and device.type != "cuda"  # by torch's kernel, which knows nothing of DoRA
+    return_freed_memory()  # otherwise the process keeps what is freed while loading
+    rounds = quantization == "int8" and device.type != "cuda"
     beside = adapter is not None and quantization != "none" and not (rounds and adapter.config.use_dora)
     merger = Merger(checkpoint, adapter) if adapter is not None and not beside else None
     matrices = _layer_matrices(checkpoint) if rounds else {}
@@ -106,8 +98,10 @@ def load_for_generation(
         left_out=matrices,
     )
     active = merger.active_layers if merger is not None else None
-    if adapter is not None and beside:
-        active = _put_beside(model, adapter)
+    if adapter is not None and beside:  # PEFT replaces the modules of the model in place
+        wrapped = attach_adapter(model, adapter).eval()
+        compute_in_base_precision(wrapped)
+        active = count_active(wrapped)
     if adapter is not None and active is not None and not active[0]:
         raise UserError(f"the adapter {adapter.name} changes nothing: all its updates are zero. Was it trained?")
     if rounds:
@@ -130,10 +124,3 @@ def _round_layers(
     )
     weights = weights if merger is None else merger.wrap(weights)
     to_int8(model, lambda name: weights[name][...].to(model.device, dtype))
-
-
-def _put_beside(model: nn.Module, adapter: SavedAdapter) -> tuple[int, int]:
-    """Puts an adapter beside the weights of a model, whose modules are replaced in place by PEFT's."""
-    wrapped = put_on(model, adapter).eval()
-    compute_in_base_precision(wrapped)
-    return count_active(wrapped)

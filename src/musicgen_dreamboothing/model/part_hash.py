@@ -1,4 +1,4 @@
-"""Hashes of one part of a checkpoint: what a cache depends on, whichever repository the part is published in."""
+"""Hashes of one part of a checkpoint, for caches that depend on that part alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformers import PreTrainedConfig
 
 from musicgen_dreamboothing.model.weight_files import Hub, open_weights
 
-SAMPLES, SAMPLE_BYTES = 16, 1 << 14  # of a weight above their product of 256 KB; all of a smaller one
+SAMPLES, SAMPLE_BYTES = 16, 1 << 14  # of each weight; all of a weight below their product of 256 KB
 PREFIXES = {"audio_encoder": ("encoder.", "decoder.", "quantizer."), "text_encoder": ("encoder.", "shared.")}
-# Settings that neither codes nor text states depend on; some of them are changed by loading.
+# Settings without an effect on codes and text states; loading changes some of them.
 WITHOUT_EFFECT = frozenset(
     ("classifier_dropout", "dropout_rate", "eos_token_id", "initializer_factor", "is_decoder", "num_decoder_layers")
 ) | frozenset(("pad_token_id", "scale_decoder_outputs", "tie_word_embeddings", "use_cache"))
-# Names that differ between versions of transformers, and a table that T5 holds twice.
+# Names that differ between versions of transformers, and a table that T5 stores twice.
 RENAMED = (
     (".weight_g", ".parametrizations.weight.original0"),
     (".weight_v", ".parametrizations.weight.original1"),
@@ -27,23 +27,19 @@ RENAMED = (
 
 
 def part_hash(part: str, config: PreTrainedConfig, name: str, hub: Hub, *more: Any) -> str:
-    """A short hash of a part's settings and weights as they are stored.
+    """A short hash of a part's settings and stored weights, whatever the checkpoint's name, commit and file format.
 
-    The name of the checkpoint, its commit, the other parts and the file format make no difference. Of large weights
-    samples are read: tens of milliseconds for EnCodec and T5, instead of seconds.
+    Of large weights only samples are read: tens of milliseconds for EnCodec and T5 instead of seconds.
 
     Args:
         part: `audio_encoder` or `text_encoder`.
         config: of the part.
         name: of the checkpoint: a folder or Hub id.
         hub: keyword arguments for the Hub.
-        more: what else is to change the hash, as JSON values.
-
-    Raises:
-        UserError: as of `open_weights`.
+        more: JSON values that the hash depends on, too.
     """
     digest = hashlib.blake2b(json.dumps([_settings(config), more], sort_keys=True).encode(), digest_size=8)
-    read = tuple(f"{part}.{prefix}" for prefix in PREFIXES[part])  # some files hold weights that nobody reads
+    read = tuple(f"{part}.{prefix}" for prefix in PREFIXES[part])  # some files have weights that are not used
     weights = open_weights(name, hub, lambda key: _current_name(key) if key.startswith(read) else None, convert=False)
     for key in sorted(weights):
         weight = weights[key][...]
@@ -54,7 +50,7 @@ def part_hash(part: str, config: PreTrainedConfig, name: str, hub: Hub, *more: A
 
 
 def _settings(config: PreTrainedConfig) -> dict[str, Any]:
-    """The settings that this kind of part has and others have not, as far as they are not the usual ones."""
+    """The settings of this kind of part that differ from the defaults."""
     own = type(config)().to_dict().keys() - PreTrainedConfig().to_dict().keys() - WITHOUT_EFFECT
     return {key: value for key, value in config.to_diff_dict().items() if key in own}
 
@@ -66,7 +62,7 @@ def _current_name(key: str) -> str:
 
 
 def _blocks(weight: torch.Tensor) -> list[np.ndarray]:
-    """The bytes of a weight, or blocks that lie evenly in it."""
+    """The bytes of a weight, or evenly spaced blocks of them."""
     content = weight.contiguous().reshape(-1).view(torch.uint8).numpy()
     if len(content) <= SAMPLES * SAMPLE_BYTES:
         return [content]

@@ -1,7 +1,7 @@
-"""Weights of 4 and 8 bits: of a frozen base that an adapter is trained on, and of layers that decode.
+"""Weights in 4 and 8 bits: of a frozen base for training an adapter, and of layers for decoding.
 
-The base is quantised by bitsandbytes while it is loaded. Decoding has kernels of torch's own, for a step of a single
-clip takes as long as its weights take to read.
+bitsandbytes quantises the base while it is loaded. Decoding on a CPU has torch's int8 kernel, as the time of a step of
+a single clip is the time to read its weights.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model import seams
 
 QUANTIZATIONS = ("none", "nf4", "int8")
-# Codes of a codebook stand close together in what these layers see, and they are a hundredth of the weights.
+# These layers are sensitive to rounding, and a hundredth of the weights.
 UNQUANTIZED_MODULES = ("decoder.lm_heads", "enc_to_dec_proj", "audio_enc_to_dec_proj", "text_encoder")
-LAYERS = "decoder.model.decoder.layers."  # what the names of the decoder's layers begin with
-BLOCK = 256  # rows that are rounded at once, so that no second copy of a weight is made in fp32
+LAYERS = "decoder.model.decoder.layers."  # prefix of the decoder's layers
+BLOCK = 256  # rows that are rounded at once, so that there is no fp32 copy of a weight
 
 
 def base_quantization(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -53,11 +53,11 @@ def base_quantization(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | Non
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Lets gradients pass a base that bitsandbytes has quantised, and nothing be kept for them but its weights.
+    """Prepares a base that bitsandbytes has quantised for training an adapter.
 
-    On CPUs with bf16 units it lays 4-bit weights out anew in the first evaluation (`Linear4bit.forward`), for a kernel
-    without a backward pass. A model that is trained further then gets no gradient through its base, and no word of it.
-    Its layers of 8 bits keep their inputs, for gradients of weights that are frozen here.
+    On CPUs with bf16 units `Linear4bit.forward` repacks 4-bit weights in the first evaluation for a kernel without a
+    backward pass: from then on no gradient would pass the base, silently. Layers of 8 bits save their inputs for the
+    gradients of weights that are frozen here.
     """
     for module in model.modules():
         seams.keep_4bit_layout(module)
@@ -72,17 +72,17 @@ def _frozen_linear() -> type[nn.Module]:
 
     class FrozenLinear8bitLt(Linear8bitLt):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = _FrozenProduct.apply(x, self.state, super().forward)
-            return found
+            output: torch.Tensor = _FrozenProduct.apply(x, self.state, super().forward)
+            return output
 
     return FrozenLinear8bitLt
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """The product of bitsandbytes' `MatMul8bitLt` and `MatMul8bitFp` (LLM.int8(), Dettmers et al. 2022), both ways.
+    """bitsandbytes' `MatMul8bitLt` and `MatMul8bitFp` (LLM.int8(), Dettmers et al. 2022) without a saved input.
 
-    They hold the layer's input in a place that no hook for saved tensors sees. Recomputation would drop nothing of it,
-    and a step take several times the memory that is planned. The gradient of the input needs the weight alone.
+    They save the layer's input where no hook for saved tensors sees it, so recomputation would not free it, and a step
+    would take several times the planned memory. The gradient of the input needs only the weight.
     """
 
     @staticmethod
@@ -97,9 +97,9 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights, one scale for each output: symmetric, rounded to nearest.
+    """A linear layer with int8 weights and one scale per output: symmetric, rounded to nearest.
 
-    Activations stay as they are. On a CPU they pass torch's kernel in bf16, which is the one that is fast.
+    Activations are not quantised; on a CPU they are cast to bf16, for which torch's kernel is fast.
     """
 
     weight: torch.Tensor
@@ -113,11 +113,11 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: nn.Parameter | None = None) -> Int8Linear:
-        """A layer whose weight `[out, in]` is this one, rounded."""
+        """A layer with a weight `[out, in]`, rounded."""
         largest = weight.abs().amax(dim=1).float()
         scale = torch.where(largest > 0, largest / 127, 1.0)
         if weight.device.type == "cpu":
-            scale = scale.to(torch.bfloat16)  # the kernel's; to divide by another one would shift whole rows
+            scale = scale.to(torch.bfloat16)  # as the kernel uses it: rounding by another scale would shift entire rows
         rounded = torch.empty_like(weight, dtype=torch.int8)
         for first in range(0, len(weight), BLOCK):
             rows = slice(first, first + BLOCK)
@@ -126,7 +126,7 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def joined(cls, linears: Sequence[Int8Linear]) -> Int8Linear:
-        """Layers without biases with their outputs side by side; their weights become views of the joint one."""
+        """Layers without biases as one, outputs concatenated; their weights become views of the joint one."""
         joint = cls(torch.cat([linear.weight for linear in linears]), torch.cat([linear.scale for linear in linears]))
         rows = [len(linear.weight) for linear in linears]
         for linear, weight in zip(linears, joint.weight.split(rows), strict=True):
@@ -137,27 +137,26 @@ class Int8Linear(nn.Module):
         """`[..., in]` -> `[..., out]` in the precision of x."""
         if x.device.type == "cpu":
             flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16).contiguous()
-            found = seams.int8_product(flat, self.weight, self.scale).to(x.dtype)
-            found = found.view(*x.shape[:-1], -1)
+            output = seams.int8_product(flat, self.weight, self.scale).to(x.dtype)
+            output = output.view(*x.shape[:-1], -1)
         else:
             weight = self.weight.to(x.dtype) * self.scale.to(x.dtype)[:, None]  # unscaled, sums would overflow fp16
-            found = functional.linear(x, weight)
-        return found if self.bias is None else found + self.bias
+            output = functional.linear(x, weight)
+        return output if self.bias is None else output + self.bias
 
 
 def to_int8(model: nn.Module, read: Callable[[str], torch.Tensor]) -> None:
-    """Puts layers with 8-bit weights in the place of the linear layers of a decoder's layers.
-
-    Embeddings, heads and projections stay as they are, and so do adapters, which PEFT keeps in a `ModuleDict`.
+    """Replaces the linear layers in the decoder's layers by `Int8Linear`; adapters stay as they are.
 
     Args:
-        model: the language model, whose linear layers may have adapters beside them.
-        read: gives a weight `[out, in]` by its name in the checkpoint.
+        model: the language model.
+        read: returns a weight `[out, in]` by its name in the checkpoint.
     """
     parents = [
         (path, module)
         for path, module in model.named_modules()
-        if path.startswith(LAYERS) and not isinstance(module, nn.Linear | nn.ModuleDict)
+        if path.startswith(LAYERS)
+        and not isinstance(module, nn.Linear | nn.ModuleDict)  # PEFT has adapters in a ModuleDict
     ]
     for path, module in parents:
         for name, child in list(module.named_children()):

@@ -1,9 +1,9 @@
-"""What the backward pass computes again instead of keeping: nothing, what is cheap, or everything.
+"""Which activations the backward pass recomputes: `none`, `light` or `full`.
 
-`light` is for outputs of normalisations and of the activation function. They are a third of what a step keeps, for
-every adapter needs its layer's input, and cost next to nothing to make again (as in "Reducing Activation Recomputation
-in Large Transformer Models", Korthikanti et al. 2022, where attention is what is cheap). `full` keeps each layer's
-input alone and is transformers' own gradient checkpointing.
+`light` recomputes the outputs of normalisations and of the activation function. They are a third of the saved
+activations, as every adapter needs its layer's input, and cheap to compute (compare "Reducing Activation Recomputation
+in Large Transformer Models", Korthikanti et al. 2022). `full` saves only each layer's input and is transformers'
+gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from musicgen_dreamboothing.model.seams import storage_id
 
 @dataclass
 class _Recipe:
-    """How to make an output again; a copy that is still in use somewhere is taken instead."""
+    """How to recompute an output, unless a copy of it is still alive."""
 
     module: nn.Module
     given: torch.Tensor
     autocast: bool
-    made: weakref.ref[torch.Tensor]
+    output_ref: weakref.ref[torch.Tensor]
 
     def output(self) -> torch.Tensor:
-        made = self.made()
+        made = self.output_ref()
         if made is None:
             precision = torch.autocast(self.given.device.type) if self.autocast else nullcontext()
             with torch.no_grad(), precision:
-                made = type(self.module).forward(self.module, self.given)  # its hooks have nothing to do here
-            self.made = weakref.ref(made)
+                made = type(self.module).forward(self.module, self.given)  # without its hooks
+            self.output_ref = weakref.ref(made)
         return made
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """Stands for a tensor in the graph: a recipe, and how its output was looked at."""
+    """Takes the place of a saved tensor: the recipe of its storage, its size and stride."""
 
     recipe: _Recipe
     size: torch.Size
@@ -49,10 +49,9 @@ class _Packed:
 
 
 class LightRecompute:
-    """Keeps the inputs of normalisations and activation functions of a stack, and not their outputs.
+    """Saves the inputs of a stack's normalisations and activation functions instead of their outputs.
 
-    Args:
-        stack: its modules are watched in `kept_small`, nowhere else.
+    It has an effect inside `kept_small` only.
     """
 
     def __init__(self, stack: nn.Module) -> None:
@@ -78,11 +77,11 @@ class LightRecompute:
             self._recipes[_storage(output)] = _Recipe(module, inputs[0].detach(), autocast, weakref.ref(output))
 
     def _pack(self, tensor: torch.Tensor) -> Any:
-        """The tensor itself unless it is an output that was remembered, or a view of all of it."""
+        """The tensor itself, or a recipe if it is a view of a complete recorded output."""
         recipe = self._recipes.get(_storage(tensor)) if self._recipes else None
-        made = recipe.made() if recipe is not None else None
+        made = recipe.output_ref() if recipe is not None else None
         if recipe is None or made is None or tensor.numel() != made.numel() or not tensor.is_contiguous():
-            return tensor.detach()  # an output that its own operation keeps would hold itself in a circle
+            return tensor.detach()  # an output that is saved by its own operation would be a reference cycle
         return _Packed(recipe, tensor.shape, tensor.stride())
 
     def _unpack(self, packed: Any) -> torch.Tensor:
@@ -92,14 +91,14 @@ class LightRecompute:
 
 
 def use_full_recompute(model: Any) -> None:
-    """transformers' gradient checkpointing of every layer, in the place of light recomputation."""
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's wrapper has no such part
-    whole.light = None
-    # transformers 5.23 has given it another name
+    """Switches from light recomputation to transformers' gradient checkpointing of every layer."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.light = None
+    # the name before transformers 5.23 is the second one
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    """What tensors that share memory have in common; a recipe's weak reference tells whether it still is the same."""
+    """A key for recipes; their weak references tell whether the storage still exists."""
     return storage_id(tensor)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import load_peft_weights
 from torch import nn
 
@@ -23,6 +23,7 @@ from musicgen_dreamboothing.model.adapter import (
     PRESETS,
     TEXT_ENCODER,
     SavedAdapter,
+    attach_adapter,
     compute_in_base_precision,
     has_update,
     target_pattern,
@@ -38,11 +39,7 @@ BEYOND_LORA = ("modules_to_save", "trainable_token_indices", "target_parameters"
 
 
 def read_initial_adapter(name: str, **hub: Any) -> SavedAdapter:
-    """Reads an adapter and refuses what cannot be trained on, without a model.
-
-    Args:
-        name: folder or Hub id.
-        hub: keyword arguments for the Hub: cache_dir, token.
+    """Reads an adapter from a folder or the Hub, without a model; `hub`: cache_dir, token.
 
     Raises:
         UserError: there is no LoRA adapter, it cannot be read, it is not finite, or all of its updates are zero.
@@ -67,13 +64,12 @@ def _read_config(name: str, hub: dict[str, Any]) -> tuple[LoraConfig, str | None
     if path is None and not folder.exists():
         raise UserError(f"no adapter at {name!r}: no such folder, and no {CONFIG} of it on the Hub or in the cache")
     if path is None:
-        whole = (
-            "; train a full fine-tune further with --model_name_or_path" if (folder / "config.json").is_file() else ""
-        )
-        raise UserError(f"{name} holds no adapter: there is no {CONFIG} in it{whole}")
+        is_model = (folder / "config.json").is_file()
+        hint = "; train a full fine-tune further with --model_name_or_path" if is_model else ""
+        raise UserError(f"{name} holds no adapter: there is no {CONFIG} in it{hint}")
     try:
         config = PeftConfig.from_pretrained(str(path.parent))
-    except Exception as error:  # PEFT passes on whatever the file makes it stumble over
+    except Exception as error:  # PEFT has no error of its own for that
         raise UserError(f"{CONFIG} of {name} cannot be read: {first_line(error)}") from error
     if not isinstance(config, LoraConfig):
         kind = getattr(config.peft_type, "value", config.peft_type)
@@ -81,7 +77,7 @@ def _read_config(name: str, hub: dict[str, Any]) -> tuple[LoraConfig, str | None
     if config.init_lora_weights not in PLAIN_INITIALISATIONS:
         raise UserError(
             f"the weights of {name} belong to a base changed by {config.init_lora_weights!r}; "
-            "take an adapter that was converted to plain LoRA, such as the final one of a run of this program"
+            "take an adapter that was converted to plain LoRA, such as that of a finished run of this program"
         )
     extras = [extra for extra in BEYOND_LORA if getattr(config, extra)] + ["bias"] * (config.bias != "none")
     if extras:
@@ -98,9 +94,7 @@ def _has_updates(weights: Mapping[str, torch.Tensor]) -> bool:
         for name, weight in weights.items()
         if "lora_A" in name or "lora_embedding_A" in name
     ]
-    return any(
-        has_update(a.double(), b.double()) for a, b in pairs if b is not None and a.dim() == 2 and len(a) == b.shape[-1]
-    )
+    return any(has_update(a, b) for a, b in pairs if b is not None and a.dim() == 2 and len(a) == b.shape[-1])
 
 
 def targets_of(adapter: SavedAdapter, *, with_text_encoder: bool = False) -> str:
@@ -127,11 +121,11 @@ def check_fit(adapter: SavedAdapter, checkpoint: Checkpoint, *, with_text_encode
     """
     if adapter.trains_text_encoder and not with_text_encoder:
         raise UserError(f"the adapter {adapter.name} trains the text encoder too; add --freeze_text_encoder false")
-    model_class, absent = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
+    model_class, placeholders = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
     with torch.device("meta"):
-        model: Any = model_class(copy.deepcopy(checkpoint.config), **absent)
+        model: Any = model_class(copy.deepcopy(checkpoint.config), **placeholders)
         model.name_or_path = checkpoint.name
-        _wrapped(model, adapter, 0.0, with_text_encoder)
+        attach_adapter(model, adapter, _trainable(adapter, 0.0, with_text_encoder), load=False)
 
 
 def start_from_adapter(
@@ -139,41 +133,20 @@ def start_from_adapter(
 ) -> PeftModel:
     """Wraps the language model with a copy of a saved adapter that can be trained: fp32 weights, as `add_adapter`.
 
-    Where the text encoder is trained and the adapter does not know it, its layers get fresh ones.
+    A text encoder that is trained now and was not before gets fresh layers.
 
     Raises:
         UserError: as of `check_fit`.
     """
-    wrapped = _wrapped(model, adapter, dropout, with_text_encoder)
-    set_peft_model_state_dict(wrapped, adapter.weights)
+    wrapped = attach_adapter(model, adapter, _trainable(adapter, dropout, with_text_encoder))
     wrapped.initial_adapter, wrapped.initial_digest = None, weights_digest(wrapped)
     compute_in_base_precision(wrapped)
     return wrapped
 
 
-def _wrapped(model: Any, adapter: SavedAdapter, dropout: float, with_text_encoder: bool) -> PeftModel:
-    """The model with layers as the adapter has them, whose weights are still fresh."""
+def _trainable(adapter: SavedAdapter, dropout: float, with_text_encoder: bool) -> LoraConfig:
     config = copy.deepcopy(adapter.config)
-    # The task would put a wrapper around the model that expects the inputs of another kind of model.
-    config.task_type, config.inference_mode, config.init_lora_weights = None, False, True
-    config.lora_dropout, config.base_model_name_or_path = dropout, None
+    config.inference_mode, config.lora_dropout = False, dropout
     if with_text_encoder and not adapter.trains_text_encoder:
-        targets = targets_of(adapter, with_text_encoder=True)
-        config.target_modules = target_pattern(targets, with_text_encoder=True)
-    made_for = f"; it was made for {base}" if (base := adapter.config.base_model_name_or_path) else ""
-    misfit = UserError(
-        f"the adapter {adapter.name} does not fit {model.name_or_path}: its weights have other names or sizes{made_for}"
-    )
-    try:
-        wrapped = get_peft_model(model, config)
-    except ValueError as error:
-        raise misfit from error
-    sizes = {
-        name: weight.shape for name, weight in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
-    }
-    fresh = {name for name in sizes if ".text_encoder." in name and not adapter.trains_text_encoder}
-    if {name: weight.shape for name, weight in adapter.weights.items()} != {
-        name: size for name, size in sizes.items() if name not in fresh
-    }:
-        raise misfit
-    return wrapped
+        config.target_modules = target_pattern(targets_of(adapter, with_text_encoder=True), with_text_encoder=True)
+    return config

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-MAX_CAPTION_TOKENS = 512  # T5's own training length; what stands behind it is cut off
+MAX_CAPTION_TOKENS = 512  # T5's training length; longer captions are cut
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,8 +35,8 @@ def encode_captions(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields each distinct caption with its states, float32 `[L, D_text]`, in the order of first appearance.
 
-    Captions are encoded one by one. In a padded batch the matrix products have other shapes, so the last digit of a
-    caption's states would depend on the captions beside it; bf16 sampling turns that into different music.
+    Captions are encoded one by one: in a padded batch the last digit of a caption's states would depend on the others,
+    and sampling in bf16 turns that into different music.
     """
     for caption in dict.fromkeys(captions):
         ids, mask = (tensor.to(encoder.device) for tensor in tokenize(tokenizer, [caption]))
@@ -45,7 +45,7 @@ def encode_captions(
 
 
 def pad_states(states: Sequence[np.ndarray | torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """States of several captions to one batch: float32 `[B, L, D_text]` and its mask `[B, L]`."""
+    """States of several captions as one batch: float32 `[B, L, D_text]` and its mask `[B, L]`."""
     rows = [torch.as_tensor(np.asarray(state)).float() for state in states]
     mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

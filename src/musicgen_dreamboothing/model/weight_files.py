@@ -1,7 +1,6 @@
-"""The weights of a checkpoint as lazy tensors, whichever files they were published in.
+"""Opens the weights of a checkpoint as lazy tensors, from safetensors or `pytorch_model*.bin`.
 
-safetensors come first. Where a repository has none, `pytorch_model*.bin` is read by torch's restricted unpickler
-(`weights_only=True`), which can build tensors and nothing else; no other unpickling takes place.
+`.bin` files are read by torch's restricted unpickler (`weights_only=True`), which builds nothing but tensors.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ INDEX = ".index.json"
 LAYOUTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", INDEX))
 AUDIOCRAFT = ("state_dict.bin", "compression_state_dict.bin")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".th", ".ckpt", ".h5", ".msgpack", ".onnx")
-REMAP_BYTES = 1 << 26  # pages of a mapped file that may stay in memory while its weights are converted
+REMAP_BYTES = 1 << 26  # of a mapped file that may stay in memory while its weights are converted
 TENSOR_IMPORTS = re.compile(r"torch\._utils\._rebuild_|torch\.\w+Storage$|collections\.OrderedDict$")
-LEGACY_PICKLES = 5  # in a file that is no zip archive: magic number, version, system, tensors, names of their storages
+LEGACY_PICKLES = 5  # in a file that is no zip archive: magic number, version, system, tensors, storage names
 LFS_POINTER = b"version https://git-lfs"
 
 Hub = dict[str, Any]  # keyword arguments for the loaders of transformers: revision, cache_dir, token
 
 
 def find_file(name: str, file: str, hub: Hub) -> Path | None:
-    """The path of a file of a checkpoint, downloaded if need be; None if the checkpoint has no such file.
+    """The path of a file of a checkpoint, downloaded if necessary; None if the checkpoint has no such file.
 
     Raises:
-        UserError: the repository or the file cannot be had.
+        UserError: the repository or the file cannot be read.
     """
     try:
         return find_cached_file(name, file, **hub)
@@ -53,7 +52,7 @@ def find_file(name: str, file: str, hub: Hub) -> Path | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, without the full stop; two lines where the first ends in a colon."""
+    """The first line of an exception's message without its full stop; two lines if the first ends in a colon."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
 
@@ -62,7 +61,7 @@ def find_weight_files(name: str, hub: Hub) -> list[Path]:
     """The weight files of a checkpoint in a folder or on the Hub: one, or all shards of its index.
 
     Raises:
-        UserError: there are none in a layout of transformers, or a shard is missing.
+        UserError: there are none under names of transformers, or a shard is missing.
     """
     for layout in LAYOUTS:
         path = find_file(name, layout, hub)
@@ -78,7 +77,7 @@ def find_weight_files(name: str, hub: Hub) -> list[Path]:
 
 
 def foreign_weights(name: str) -> str:
-    """What a folder has instead of weights that transformers loads, as a part of an error message; often empty."""
+    """A part of an error message: what a folder has instead of weights that transformers loads; empty if unknown."""
     folder = Path(name)
     if not folder.is_dir():
         return ""
@@ -121,9 +120,9 @@ def open_weights(name: str, hub: Hub, select: Callable[[str], str | None], *, co
         name: folder or Hub id.
         hub: keyword arguments for the Hub.
         select: the new name of a weight, or None to leave it out.
-        convert: whether weights change on their way, to 16 bits or less. Pages of a mapped file stay in the process
-            until it is closed: a base in 16 or 4 bits would take its size in fp32 besides its own. So files are then
-            read piece by piece. Otherwise the mapped pages are the weights.
+        convert: whether weights are converted while loading, for example to 16 bits. Then files are read piece by
+            piece, as pages of a mapped file would stay in memory besides the converted weights; otherwise files are
+            mapped.
 
     Raises:
         UserError: files are missing or damaged, or hold more than tensors.
@@ -145,7 +144,7 @@ def _open_safetensors(path: Path, convert: bool) -> dict[str, Any]:
 
 def _open_pickled(path: Path, convert: bool) -> dict[str, Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's advice on files that will be refused
+        warnings.simplefilter("ignore")  # torch's warnings about files that will be refused
         if not (convert and is_zipfile(path)):
             return _unpickle(path)
         file = _RemappedFile(path)
@@ -153,7 +152,7 @@ def _open_pickled(path: Path, convert: bool) -> dict[str, Any]:
 
 
 def _unpickle(path: Path) -> dict[str, torch.Tensor]:
-    """A `.bin` file of torch: mapped if it is a zip archive, read into memory if it is older than that."""
+    """A `.bin` file of torch: mapped if it is a zip archive, read into memory in the older format."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except UnpicklingError as error:
@@ -166,20 +165,20 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _refused(path: Path, error: UnpicklingError) -> UserError:
-    """Names what a file asked to import, if that is why it was refused."""
+    """Names the import that a file was refused for."""
     reason = str(error).rpartition("WeightsUnpickler error: ")[2]
     named = re.search(r"GLOBAL ([\w.]+)", reason)
     imports = [named[1]] if named else [name for name in _imports(path) if not TENSOR_IMPORTS.match(name)]
     if not imports:
         return _damaged(path, UnpicklingError(reason))
     return UserError(
-        f"{path} is refused: it asks for {imports[0]}, and nothing but tensors is taken from a pickle, which could run "
-        "any program; nothing of it was executed. Take the checkpoint in safetensors"
+        f"{path} is refused: it asks for {imports[0]}, and a pickle with more than tensors could run any program; "
+        "nothing of it was executed. Take the checkpoint in safetensors"
     )
 
 
 def _imports(path: Path) -> list[str]:
-    """What a pickle would import, from its opcodes alone: nothing of it runs."""
+    """The imports of a pickle, from its opcodes, without running it."""
     names: list[str] = []
     strings: list[str] = []
     with contextlib.suppress(ValueError, KeyError, IndexError, OSError, BadZipFile), _pickle_stream(path) as stream:
@@ -209,7 +208,7 @@ def _pickle_stream(path: Path) -> Iterator[IO[bytes]]:
 def _damaged(path: Path, error: BaseException) -> UserError:
     reason = re.split(r"\.\s", first_line(error))[0]
     if not os.access(path, os.R_OK):
-        return UserError(f"{path} cannot be read ({reason}); allow yourself to read it")
+        return UserError(f"{path} cannot be read ({reason}); change its permissions")
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             return UserError(f"{path} is a Git LFS pointer and not the file itself; run `git lfs pull` in its folder")
@@ -217,7 +216,7 @@ def _damaged(path: Path, error: BaseException) -> UserError:
 
 
 class _RemappedFile:
-    """Tensors of a `.bin` file, which is mapped again after every `REMAP_BYTES` to free the pages that were read."""
+    """Tensors of a `.bin` file that is mapped again after every `REMAP_BYTES` to free the pages that were read."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock, self._read = path, threading.Lock(), 0  # transformers reads in several threads
@@ -227,14 +226,14 @@ class _RemappedFile:
     def read(self, name: str) -> torch.Tensor:
         with self._lock:
             if self._read > REMAP_BYTES:
-                self._tensors.clear()  # before the new mapping is there
+                self._tensors.clear()  # before the file is mapped again
                 self._tensors, self._read = _unpickle(self._path), 0
             self._read += self._tensors[name].nbytes
             return self._tensors[name].clone()
 
 
 class _Entry:
-    """One tensor of a file, read when it is indexed, as `safetensors` slices are."""
+    """One tensor of a file, read when it is indexed, as slices of `safetensors` are."""
 
     def __init__(self, file: _RemappedFile, name: str) -> None:
         self._file, self._name = file, name
