@@ -143,7 +143,7 @@ def test_a_run_killed_while_listening_goes_on(
         heard.append(len(waves))
         return killed() if len(heard) == 3 else embed(tagger, waves)
 
-    monkeypatch.setattr(describing, "AT_ONCE", 1)
+    monkeypatch.setattr(describing, "CLIPS_IN_MEMORY", 1)
     monkeypatch.setattr(Tagger, "embed", hear)
     with pytest.raises(KeyboardInterrupt):
         described(two_songs, tmp_path / "data", tiny, clap)
@@ -237,9 +237,9 @@ def test_without_a_clap_one_line_says_so(
     two_songs: Path, tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = described(two_songs, tmp_path / "data", tiny, str(tmp_path / "nowhere"))
-    told = [line for line in capsys.readouterr().out.splitlines() if "CLAP" in line]
-    assert len(told) == 1
-    assert "without it captions say what can be measured" in told[0]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "CLAP" in line]
+    assert len(notes) == 1
+    assert "Captions have tempo and key only" in notes[0]
     assert rows[0]["tags"] == {"genres": [], "moods": [], "instruments": [], "vocals": None}
     assert rows[0]["text"].startswith("punk")
 
@@ -428,8 +428,8 @@ def test_a_run_killed_while_separating_leaves_nothing(
     short_songs: Path, tmp_path: Path, tiny: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(separating, "PIECE", 5000)  # so that a part of the song is written
-    hear, heard = Separator._hear, itertools.count()
-    monkeypatch.setattr(Separator, "_hear", lambda *rest: killed() if next(heard) > 20 else hear(*rest))
+    hear, heard = Separator._forward, itertools.count()
+    monkeypatch.setattr(Separator, "_forward", lambda *rest: killed() if next(heard) > 20 else hear(*rest))
     with pytest.raises(KeyboardInterrupt):
         separated(short_songs, tmp_path / "data", tiny, model)
     stems = tmp_path / "data" / "stems"
@@ -474,7 +474,7 @@ def test_prepare_ends_with_the_doctor(songs: Path, tmp_path: Path, tiny: Path, c
     assert f"Doctor: {tmp_path / 'data'}" in ran.out
     report = tmp_path / "data" / "report.html"
     assert "<audio" in report.read_text(encoding="utf-8")
-    told = ran.out.split("Doctor: ")[1].split("all of it, to listen to")[0]
+    told = ran.out.split("Doctor: ")[1].split("Report with players")[0]
     again = cli(*prepare_words(songs, tmp_path / "data", tiny), "--doctor", "true")
     assert "Doctor: " not in again.out  # nothing is new
     path = tmp_path / "data" / "clips" / "metadata.jsonl"
@@ -494,7 +494,7 @@ def test_the_doctor_goes_on_without_a_codec(songs: Path, tmp_path: Path, tiny: P
     cli(*prepare_words(songs, tmp_path / "data", tiny))
     ran = cli("doctor", tmp_path / "data", "--model_name_or_path", tmp_path / "nowhere")
     assert ran.code == 0
-    assert "the codec is not previewed: " in ran.out
+    assert "note: no codec preview: " in ran.out
     assert (tmp_path / "data" / "report.html").exists()
 
 

@@ -24,7 +24,7 @@ from musicgen_dreamboothing.arguments import (
     note_unused,
 )
 from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
-from musicgen_dreamboothing.data.captions.describe import HEARD, Describing, describe_clips
+from musicgen_dreamboothing.data.captions.describe import FACTS_FILE, DescribeSettings, describe_clips
 from musicgen_dreamboothing.data.doctor.checkup import REPORT, check_up
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
 from musicgen_dreamboothing.data.songs import clips as clipping
@@ -41,7 +41,7 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
 from musicgen_dreamboothing.sharing.clips import open_dataset, push_clips
 from musicgen_dreamboothing.sharing.repository import Repository
 
-OURS = (CLIPS, TOKENS, SONGS, HEARD, REPORT, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
+OURS = (CLIPS, TOKENS, SONGS, FACTS_FILE, REPORT, clipping.WRITTEN)  # what `overwrite_cache` removes, and nothing else
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,10 @@ def _cutting(options: DataArguments, checkpoint: Checkpoint) -> Cutting:
     )
 
 
-def _describing(options: DataArguments, base: Source) -> Describing | None:
+def _describing(options: DataArguments, base: Source) -> DescribeSettings | None:
     if not options.add_metadata:
         return None
-    return Describing(
+    return DescribeSettings(
         captions=options.captions,
         variants=options.caption_variants,
         file_tags=tuple(options.file_tags),
@@ -292,7 +292,7 @@ def _cut(
     songs: list[Song],
     options: DataArguments,
     cutting: Cutting,
-    describing: Describing | None,
+    describing: DescribeSettings | None,
     *,
     keep_others: bool,
 ) -> int:
