@@ -209,7 +209,7 @@ def test_a_class_without_a_key_word_changes_nothing_and_says_so(
 ) -> None:
     run(root, tiny, instance_prompt=None, class_prompt="rock")
     assert [row["text"] for row in metadata(root)] == [LOUD.removeprefix("zxpunk, "), ""]
-    assert "--class_prompt stands behind a key-word" in capsys.readouterr().out
+    assert "note: --class_prompt has no effect without --instance_prompt" in capsys.readouterr().out
 
 
 def test_copies_are_encoded_with_the_captions_and_only_what_is_missing(root: Path, tiny: Path) -> None:
