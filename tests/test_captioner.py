@@ -22,7 +22,7 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.pretrained import captioner as module
 from musicgen_dreamboothing.pretrained.captioner import (
-    MOST_WORDS,
+    MAX_WORDS,
     Captioner,
     WeightBytes,
     captioner_signature,
@@ -133,20 +133,15 @@ def test_the_signature_tells_models_and_questions_apart(tmp_path, checkpoint, mo
     assert len(set(signatures)) == 3
 
 
-def test_another_question_gets_another_answer(checkpoint):
-    waves = [noise(1, 0), noise(1, 1)]
-    assert load(checkpoint).caption(waves) != load(checkpoint, prompt="Why?").caption(waves)
-
-
 def test_what_does_not_describe_sound_is_one_line(tmp_path, tiny):
     mute = write_tiny_captioner(tmp_path / "mute")
     for path in mute.glob("*process*.json"):
         path.unlink()
     for model, reason in [
-        ("Qwen/Qwen2-Audio-7B-Instruct", "no model that describes sound at 'Qwen/Qwen2-Audio-7B-Instruct'"),
+        ("Qwen/Qwen2-Audio-7B-Instruct", "no audio language model at 'Qwen/Qwen2-Audio-7B-Instruct'"),
         (str(tmp_path / "missing"), "missing"),
-        (str(tiny), "a 'musicgen' model doesn't answer questions about sound"),
-        (str(mute), "no model that describes sound"),
+        (str(tiny), "a 'musicgen' model is no audio language model"),
+        (str(mute), "no audio language model"),
     ]:
         with pytest.raises(UserError, match=reason) as error:
             Captioner(model, device="cpu")
@@ -159,7 +154,7 @@ def test_a_language_model_without_ears_is_refused(tmp_path):
 
     config = T5Config(vocab_size=10, d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=1, decoder_start_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="a 't5' model doesn't answer questions about sound"):
+    with pytest.raises(UserError, match="a 't5' model is no audio language model"):
         Captioner(str(tmp_path))
 
 
@@ -193,7 +188,7 @@ def test_a_model_that_does_not_fit_is_one_line(device, free):
     with pytest.raises(UserError, match=r"--captioner Qwen takes 16\.8 GB in 16 bits") as error:
         fits_in_4_bits("Qwen", SEVEN_B, torch.device(device), free)
     text = str(error.value)
-    assert f"{free / GB:.1f} GB are free on {device}; close what else uses it, choose a smaller model" in text
+    assert f"{free / GB:.1f} GB are free on {device}. Fix: close other programs, choose a smaller model" in text
     assert ("5.6 GB in 4 bits" in text) == device.startswith("cuda")
     assert "\n" not in text
 
@@ -267,7 +262,7 @@ def test_answers_become_captions(answer, caption):
 def test_long_answers_are_cut_at_a_stop():
     sentence = "drums and bass play loud in a big room. "
     assert clean(sentence * 20) == (sentence * 6).strip(" .")
-    assert len(clean("word " * 500).split()) == MOST_WORDS
+    assert len(clean("word " * 500).split()) == MAX_WORDS
     assert clean(", ".join(["one two three"] * 40)).endswith("three")
     assert not re.search(r"[,.]$", clean("a, " * 300))
 

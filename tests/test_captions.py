@@ -25,8 +25,8 @@ from musicgen_dreamboothing.data.captions.captions import (
     with_word_dropout,
     word_dropout_variants,
 )
-from musicgen_dreamboothing.data.captions.describe import Describing, describe_clips
-from musicgen_dreamboothing.data.captions.templates import Heard, captions
+from musicgen_dreamboothing.data.captions.describe import DescribeSettings, describe_clips
+from musicgen_dreamboothing.data.captions.templates import ClipFacts, captions
 from musicgen_dreamboothing.data.prepare import Prepared, prepare, refresh
 from musicgen_dreamboothing.data.songs.cutting import SongRecord
 from musicgen_dreamboothing.data.songs.song import Song
@@ -74,7 +74,7 @@ def test_the_noun_stands_behind_the_key_word_and_once(
 
 
 def test_described_clips_have_it_in_every_variant_and_do_not_say_it_again() -> None:
-    heard = Heard(tempo=118, key="A minor", genres=["rock", "blues"], instruments=["guitar"])
+    heard = ClipFacts(tempo=118, key="A minor", genres=["rock", "blues"], instruments=["guitar"])
     found = captions(heard, instance_prompt="zxpunk", class_prompt="rock", own=None, seed=1, variants=8)
     assert len(found) == 8
     assert all(caption.startswith("zxpunk rock, ") for caption in found)
@@ -197,11 +197,11 @@ def test_described_clips_have_it_too(root: Path, capsys: pytest.CaptureFixture[s
     shutil.copy(root / "songs" / "0.wav", root / "clips" / "0.wav")
     song = Song("0", lambda: root / "songs" / "0.wav", "zxpunk, loud", "train", "")
     record = SongRecord("0", "", "", clips=[{"file_name": "0.wav", "tempo": 118.0, "key": "A minor"}])
-    describing = Describing(clap=str(root / "none"), class_prompt="rock")
+    describing = DescribeSettings(clap=str(root / "none"), class_prompt="rock")
     (found,) = describe_clips(root, SAMPLING_RATE, [song], [record], "zxpunk", describing).values()
     assert len(found.captions) == 4
     assert all(caption.startswith("zxpunk rock, loud, ") for caption in found.captions)
-    assert "without it captions say what can be measured" in capsys.readouterr().out
+    assert "Captions have tempo and key only" in capsys.readouterr().out
 
 
 def test_a_class_without_a_key_word_changes_nothing_and_says_so(
@@ -209,7 +209,7 @@ def test_a_class_without_a_key_word_changes_nothing_and_says_so(
 ) -> None:
     run(root, tiny, instance_prompt=None, class_prompt="rock")
     assert [row["text"] for row in metadata(root)] == [LOUD.removeprefix("zxpunk, "), ""]
-    assert "--class_prompt stands behind a key-word" in capsys.readouterr().out
+    assert "note: --class_prompt has no effect without --instance_prompt" in capsys.readouterr().out
 
 
 def test_copies_are_encoded_with_the_captions_and_only_what_is_missing(root: Path, tiny: Path) -> None:

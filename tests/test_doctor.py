@@ -22,10 +22,12 @@ from musicgen_dreamboothing.analysis.sound import Sound
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.captions.metadata import update_metadata
-from musicgen_dreamboothing.data.doctor import report
-from musicgen_dreamboothing.data.doctor.examination import CACHE, Clip, Coded, Examination, examine
-from musicgen_dreamboothing.data.doctor.findings import Finding, advice, findings
-from musicgen_dreamboothing.data.doctor.report import lines, write_report
+from musicgen_dreamboothing.data.doctor import page as report
+from musicgen_dreamboothing.data.doctor.advice import advice
+from musicgen_dreamboothing.data.doctor.examination import CACHE, Clip, Examination, PreviewedClip, examine
+from musicgen_dreamboothing.data.doctor.findings import Finding, findings
+from musicgen_dreamboothing.data.doctor.page import write_report
+from musicgen_dreamboothing.data.doctor.summary import lines
 from musicgen_dreamboothing.data.songs.clips import listed_clips
 from musicgen_dreamboothing.data.songs.cutting import SongRecord
 
@@ -36,10 +38,10 @@ ILL: dict[str, Callable[[], Wave]] = {
     "1 clip mostly silent": lambda: np.pad(music(1, RATE, 12), ((0, 0), (0, 3 * RATE))),
     "1 clip off centre (DC offset)": lambda: 0.9 * music(4, RATE, 20) + np.float32(0.05),
     "No treble above 4.1 kHz in 1 clip": lambda: low_passed(music(4, RATE, 14), RATE, 4000),
-    "1 clip with one side upside down": lambda: music(4, RATE, 15) * np.array([[1], [-1]], np.float32),
-    "1 clip with one dead side": lambda: music(4, RATE, 16) * np.array([[1], [0]], np.float32),
+    "1 clip with one channel inverted": lambda: music(4, RATE, 15) * np.array([[1], [-1]], np.float32),
+    "1 clip with one silent channel": lambda: music(4, RATE, 16) * np.array([[1], [0]], np.float32),
     "1 clip partly out of phase": lambda: np.concatenate([music(4, RATE, 17), music(4, RATE, 3) - music(4, RATE, 17)]),
-    "1 clip in stereo with two equal sides": lambda: np.repeat(music(4, RATE, 18), 2, axis=0),
+    "1 clip in stereo with two equal channels": lambda: np.repeat(music(4, RATE, 18), 2, axis=0),
     "1 clip far quieter than the others": lambda: 0.03 * music(4, RATE, 19),
 }
 
@@ -98,7 +100,7 @@ def test_every_illness_is_found_where_it_is_and_nowhere_else(tmp_path: Path) -> 
     found = findings(look(write_folder(tmp_path / "songs", {**healthy(), **ill})))
     expected = {title: (f"ill {number}-000.flac",) for number, title in enumerate(ILL)}
     assert {finding.title: finding.clips for finding in found} == expected
-    assert [finding.severity for finding in found] == ["mend"] * 2 + ["listen"] * 6 + ["know"]
+    assert [finding.severity for finding in found] == ["fix"] * 2 + ["listen"] * 6 + ["note"]
 
 
 def test_a_take_in_two_songs_and_in_both_splits(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_a_take_in_two_songs_and_in_both_splits(tmp_path: Path) -> None:
     found = {finding.title: finding for finding in findings(look(folder)) if "far quieter" not in finding.title}
     assert list(found) == [
         "3 clips both trained on and held out",
-        "2 clips that are one take in several songs",
+        "2 clips that are one recording in several songs",
         "2 clips that repeat each other within a song",
     ]
     assert found["3 clips both trained on and held out"].where == ("a-000.flac = b-000.flac = d-000.flac",)
@@ -123,10 +125,10 @@ def test_broken_and_missing_clips_are_named_and_the_others_are_heard(tmp_path: P
     seen = look(folder)
     (finding,) = findings(seen)
     assert finding.title == "2 clips can't be read"
-    assert finding.severity == "mend"
+    assert finding.severity == "fix"
     assert [place.partition(":")[0] for place in finding.where] == ["song 0-000.flac", "song 1-000.flac"]
     assert "the file is missing" in finding.where[1]
-    assert len(seen.heard) == 1
+    assert len(seen.readable) == 1
     assert any("song 0-000.flac" in line for line in lines(seen))
 
 
@@ -148,7 +150,7 @@ def test_a_clip_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     seen = look(folder)
     (finding,) = findings(seen)
     assert (finding.title, finding.where) == ("1 clip can't be read", ("song 0-000.flac: Permission denied",))
-    assert len(seen.heard) == 2
+    assert len(seen.readable) == 2
     write_report(seen, folder / "report.html")
     (folder / "clips" / "metadata.jsonl").chmod(0)
     with pytest.raises(UserError, match=r"metadata\.jsonl can't be read \(Permission denied\)"):
@@ -234,8 +236,8 @@ def test_a_hurt_cache_is_made_anew(tmp_path: Path, content: str) -> None:
 
 def test_another_rate_hears_anew(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "songs", healthy(1))
-    assert look(folder).heard[0][1].bandwidth == RATE / 2
-    assert examine(folder, preview=None, rate=2 * RATE).heard[0][1].bandwidth == pytest.approx(RATE / 2, rel=0.05)
+    assert look(folder).readable[0][1].bandwidth == RATE / 2
+    assert examine(folder, preview=None, rate=2 * RATE).readable[0][1].bandwidth == pytest.approx(RATE / 2, rel=0.05)
 
 
 def test_processes_hear_the_same(tmp_path: Path) -> None:
@@ -325,12 +327,12 @@ def song(**changes: Any) -> SongRecord:
 @pytest.mark.parametrize(
     ("seen", "found"),
     [
-        (examination(clip(text="")), [("1 clip without a caption", "mend")]),
-        (examination(clip(vocals=True), clip(1, vocals=False)), [("1 clip with somebody singing", "listen")]),
+        (examination(clip(text="")), [("1 clip without a caption", "fix")]),
+        (examination(clip(vocals=True), clip(1, vocals=False)), [("1 clip with vocals", "listen")]),
         (examination(clip(), songs=(song(skipped="a.mp3: is silent"),)), [("1 song skipped", "listen")]),
         (examination(clip(), songs=(song(damage="a.mp3: ends early"),)), [("1 song damaged", "listen")]),
-        (examination(clip(), songs=(song(note="a.mp3: has no bars"),)), [("1 song with a remark", "know")]),
-        (examination(clip(), clip(1, sound=None, broken="gone")), [("1 clip can't be read", "mend")]),
+        (examination(clip(), songs=(song(note="a.mp3: has no bars"),)), [("1 song with a remark", "note")]),
+        (examination(clip(), clip(1, sound=None, broken="gone")), [("1 clip can't be read", "fix")]),
         (examination(clip(), clip(1, sound=sound(lufs=None))), []),
         (examination(clip(sound=sound(lufs=None))), []),
     ],
@@ -382,7 +384,7 @@ def test_advice_on_what_most_clips_share(changes: dict[str, Any], words: str) ->
 @pytest.mark.parametrize(("mel_db", "words"), [(1.0, "hardly any"), (4.0, "fine detail"), (9.0, "audibly rougher")])
 def test_advice_on_the_codecs_ceiling(mel_db: float, words: str) -> None:
     wave = np.zeros((1, 10), np.float32)
-    assert words in advice(examination(clip(), previews=(Coded(clip(), wave, wave, mel_db, 3.0),)))[-1]
+    assert words in advice(examination(clip(), previews=(PreviewedClip(clip(), wave, wave, mel_db, 3.0),)))[-1]
 
 
 # The screen
@@ -410,9 +412,9 @@ def test_the_screen_is_never_overrun() -> None:
 @pytest.mark.parametrize(
     ("vocals", "said"),
     [
-        ((None, None), "voices     not listened for: it takes --add_metadata true and a CLAP that hears them"),
-        ((True, None, False), "voices     somebody sings in 1 of 3 clips, 1 unclear"),
-        ((False, False), "voices     somebody sings in 0 of 2 clips"),
+        ((None, None), "vocals     unknown: --add_metadata true with a CLAP model detects them"),
+        ((True, None, False), "vocals     in 1 of 3 clips, 1 unclear"),
+        ((False, False), "vocals     in 0 of 2 clips"),
     ],
 )
 def test_the_screen_says_whether_anybody_listened_for_voices(vocals: tuple[bool | None, ...], said: str) -> None:
@@ -438,8 +440,8 @@ def test_the_screen_says_what_was_done_about_levels() -> None:
     seen = examination(clip(), songs=tuple(song(clips=clips, **change) for change in changes))
     assert [(found.severity, found.title, found.where) for found in findings(seen)] == [
         ("listen", "1 song with clips left out because of invalid samples", ("a.mp3: 2 clips",)),
-        ("know", "1 song below the target loudness because of single peaks", ("a.mp3: by 3.0 LU",)),
-        ("know", "1 song from which a DC offset was removed", ("a.mp3: up to 25.0% of its peak",)),
+        ("note", "1 song below the target loudness because of single peaks", ("a.mp3: by 3.0 LU",)),
+        ("note", "1 song from which a DC offset was removed", ("a.mp3: up to 25.0% of its peak",)),
     ]
 
 
@@ -462,7 +464,7 @@ def test_the_screen_says_how_much_there_is() -> None:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     """Of a folder with a hostile name and songs of hostile names, two of them ill."""
-    waves = healthy(4) | {"ill-000": ILL["Clipping in 1 clip"](), "ill-001": ILL["1 clip with one side upside down"]()}
+    waves = healthy(4) | {"ill-000": ILL["Clipping in 1 clip"](), "ill-001": ILL["1 clip with one channel inverted"]()}
     tags = {"genres": [HOSTILE], "vocals": False}
     folder = tmp_path_factory.mktemp("page") / "Näïve <Live> & Loud"
     write_folder(folder, waves, text=HOSTILE, source=HOSTILE, key=HOSTILE, tags=tags)
@@ -532,8 +534,7 @@ def test_a_page_without_findings_and_previews(tmp_path: Path) -> None:
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert page.all("audio") == page.all("img") == []
     assert "Nothing wrong was found." in page.words
-    assert "voices" in page.words
-    assert "not listened for" in page.words
+    assert "unknown: --add_metadata true" in page.words
 
 
 def test_a_finding_lists_its_clips_up_to_a_limit(tmp_path: Path) -> None:

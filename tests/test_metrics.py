@@ -15,7 +15,7 @@ from made_music import music
 from scipy import linalg, special, stats
 
 from musicgen_dreamboothing.analysis.key import TONICS
-from musicgen_dreamboothing.data.captions.templates import Heard, captions
+from musicgen_dreamboothing.data.captions.templates import ClipFacts, captions
 from musicgen_dreamboothing.evaluation.metrics import adherence as adherence_module
 from musicgen_dreamboothing.evaluation.metrics import distances as metrics
 from musicgen_dreamboothing.evaluation.metrics.adherence import (
@@ -554,7 +554,9 @@ def test_examples_in_the_docstrings() -> None:
 
 @pytest.mark.parametrize("key", [f"{tonic} {mode}" for tonic in TONICS for mode in ("major", "minor")])
 def test_captions_that_are_written_here_are_understood(key: str) -> None:
-    heard = Heard(tempo=118, key=key, genres=["punk rock"], instruments=["guitar", "bass"], moods=["dark"], vocals=True)
+    heard = ClipFacts(
+        tempo=118, key=key, genres=["punk rock"], instruments=["guitar", "bass"], moods=["dark"], vocals=True
+    )
     written = captions(heard, instance_prompt="my band", own=None, seed=0, variants=24)
     assert len(written) == 24
     asked = [asked_of(caption) for caption in written]

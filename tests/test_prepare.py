@@ -200,7 +200,7 @@ def test_metadata_tells_where_each_clip_comes_from(cli: Cli, songs: Path, tmp_pa
     ran = cli(*prepare_words(songs, tmp_path / "data", tiny))
     assert ran.code == 0
     assert ran.out.endswith(
-        f"prepared in {tmp_path}/data: edit captions in {tmp_path}/data/clips/metadata.jsonl, then\n"
+        f"Prepared in {tmp_path}/data. Edit captions in {tmp_path}/data/clips/metadata.jsonl, then run\n"
         f"  musicgen-dreamboothing train --dataset_name {tmp_path}/data --output_dir runs/mine "
         f"--model_name_or_path {tiny} --instance_prompt punk\n"
     )
@@ -343,7 +343,7 @@ def test_a_table_that_is_no_text_is_named(cli: Cli, tmp_path: Path, tiny: Path, 
 
 def test_songs_without_any_words_are_refused(songs: Path, tmp_path: Path, tiny: Path) -> None:
     (songs / "album 0" / "song 0.txt").write_text(" \n")
-    with pytest.raises(UserError, match=r"no song has a caption: give the style a key-word with --instance_prompt, .*"):
+    with pytest.raises(UserError, match=r"no song has a caption\. Fix: give the style a name with"):
         run(songs, tmp_path / "data", tiny, instance_prompt=None)
     assert not list((tmp_path / "data").rglob("*.flac"))
 
@@ -416,7 +416,7 @@ def test_what_cannot_be_used_is_skipped_named_and_counted(cli: Cli, tmp_path: Pa
     (tmp_path / "songs" / "good.wav").unlink()
     (tmp_path / "songs" / "torn.mp3").unlink()
     ran = cli(*words)
-    assert (ran.code, ran.err) == (1, "musicgen-dreamboothing: no song could be used; the reasons stand above\n")
+    assert (ran.code, ran.err) == (1, "musicgen-dreamboothing: no song could be used; see the reasons above\n")
     assert ran.out.startswith("0 clips from 0 songs, 0.0 minutes\n4 songs skipped:\n  empty.wav: ")
 
 
@@ -624,12 +624,12 @@ def test_a_deleted_line_stays_away(work: Path, tiny: Path, capsys: pytest.Captur
     for _ in range(2):
         made = run(work / "songs", work / "data", tiny)
         assert (made.clips, made.clips_encoded) == (4, 0)
-        left_out = f"1 clip of these left out, by deleted lines of {work}/data/clips/metadata.jsonl"
+        left_out = f"Left out 1 clip, whose lines were deleted from {work}/data/clips/metadata.jsonl"
         assert left_out in capsys.readouterr().out
         assert list(codes(work / "data")) == [row["file_name"] for row in metadata(work / "data")]
     (work / "data" / "clips" / "metadata.jsonl").unlink()  # to begin anew
     assert run(work / "songs", work / "data", tiny).clips == 5
-    assert "left out" not in capsys.readouterr().out
+    assert "Left out" not in capsys.readouterr().out
 
 
 def test_without_any_line_there_is_nothing_to_do(cli: Cli, work: Path, tiny: Path) -> None:
@@ -643,7 +643,7 @@ def test_a_missing_clip_is_told(cli: Cli, work: Path, tiny: Path) -> None:
     (work / "data" / "clips" / "song_0-001.flac").unlink()
     ran = cli(*prepare_words(work / "songs", work / "data", tiny))
     assert ran.code == 0
-    assert f"left out: 1 line of {work}/data/clips/metadata.jsonl whose file is missing" in ran.out
+    assert f"note: left out 1 line of {work}/data/clips/metadata.jsonl whose file is missing" in ran.out
     assert len(codes(work / "data")) == 4
 
 
@@ -716,7 +716,7 @@ def test_a_limit_on_songs_keeps_what_is_on_record(work: Path, tiny: Path, capsys
         assert (made.clips, made.songs_cut, made.clips_encoded) == (4, 0, 0)
         assert before == (metadata(data), (data / "songs.jsonl").read_bytes(), sorted((data / "clips").glob("*.flac")))
         assert list(codes(data)) == [row["file_name"] for row in metadata(data)]
-        kept = {1: "2 songs prepared earlier kept", None: "", 2: "1 song prepared earlier kept"}[most]
+        kept = {1: "Kept 2 songs prepared earlier", None: "", 2: "Kept 1 song prepared earlier"}[most]
         assert kept in capsys.readouterr().out
 
 

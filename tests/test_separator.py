@@ -26,6 +26,7 @@ from random_demucs import RATE, STEMS, random_demucs, save_pickle, save_safetens
 
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.pretrained import demucs_files
 from musicgen_dreamboothing.pretrained import separator as separating
 from musicgen_dreamboothing.pretrained.separator import Separator, parse_stems, signature
 
@@ -313,7 +314,7 @@ def test_pickled_models_are_the_same_models(tmp_path, separator):
 
 
 def test_the_signature_follows_the_weights(tmp_path, path, monkeypatch):
-    monkeypatch.setattr(separating, "_read", lambda path: pytest.fail("loaded a model"))
+    monkeypatch.setattr(demucs_files, "_read", lambda path: pytest.fail("loaded a model"))
     other = save_safetensors(random_demucs(seed=1), tmp_path / "other.safetensors")
     (tmp_path / "a.yaml").write_text("models: [other, other]\nweights: [[1, 1, 1, 1], [1, 1, 1, 1]]")
     (tmp_path / "b.yaml").write_text("models: [other, other]\nweights: [[1, 1, 1, 1], [2, 1, 1, 1]]")
@@ -399,7 +400,7 @@ def test_published_models_come_from_the_hubs_cache(tmp_path, path, separator):
     (repository / "refs" / "main").write_text(files.name)
     (files / "htdemucs.yaml").write_text("models: ['955717e8']")
     message = refusal("htdemucs", cache_dir=str(tmp_path))
-    assert "htdemucs are neither on this machine nor within reach" in message
+    assert "htdemucs are not in the cache and can't be downloaded" in message
     assert "give a folder with the files of huggingface.co/adefossez/HTDemucs" in message
     (files / "955717e8.safetensors").symlink_to(path)
     found = Separator(device=CPU, cache_dir=str(tmp_path))
@@ -412,7 +413,7 @@ def test_an_unknown_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = refusal(name)
     if name:
-        assert f"no demucs model {name!r}: it takes a folder, a file, or one of hdemucs_mmi, htdemucs, " in message
+        assert f"no demucs model {name!r}; possible are a folder, a file, and hdemucs_mmi, htdemucs, " in message
         assert "_q" not in message.removeprefix(f"no demucs model {name!r}")
 
 
@@ -425,7 +426,7 @@ def test_names_of_stems():
     assert parse_stems(["vocals", "drums", "vocals"], STEMS) == ("drums", "vocals")
     assert parse_stems([], STEMS) == ("drums", "bass", "other")
     with pytest.raises(
-        UserError, match="--keep_stems guitar is unknown to this model; it takes drums, bass, other, voc"
+        UserError, match="--keep_stems guitar is unknown to this model; possible are drums, bass, other, voc"
     ):
         parse_stems(["drums", "guitar"], STEMS)
     with pytest.raises(UserError, match="no vocals to remove; choose --keep_stems from speech, noise"):

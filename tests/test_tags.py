@@ -264,7 +264,7 @@ def test_a_few_tags_are_enough_best_first(clap, group):
     labels = [f"kind {number}" for number in range(40)]
     many = Tagger(str(clap), {group: labels}, device="cpu")
     tags = many.tags(ensemble(many, *(GROUPS[group].noun.format(label) for label in labels)))[0][group]
-    assert len(tags) == GROUPS[group].most
+    assert len(tags) == GROUPS[group].max_tags
     assert [tag.score for tag in tags] == sorted((tag.score for tag in tags), reverse=True)
 
 
@@ -294,7 +294,7 @@ def test_what_is_no_clap_model_is_one_line(tmp_path, tiny):
         (str(tmp_path / "missing"), "missing"),
         (str(tiny), "it is a 'musicgen' model"),
         (str(pickled), "model.safetensors"),
-        (str(slow), "it hears 32000 Hz, not 48000"),
+        (str(slow), "its rate is 32000 Hz, not 48000"),
     ]:
         with pytest.raises(UserError, match=reason) as error:
             Tagger(model, LABELS, device="cpu")
@@ -303,22 +303,22 @@ def test_what_is_no_clap_model_is_one_line(tmp_path, tiny):
 
 
 def test_the_default_without_an_ear_for_words_gives_way(tmp_path, monkeypatch, capsys):
-    deaf, proven = write_tiny_clap(tmp_path / "deaf"), write_tiny_clap(tmp_path / "proven")
-    model = ClapModel.from_pretrained(deaf)
+    flat, proven = write_tiny_clap(tmp_path / "flat"), write_tiny_clap(tmp_path / "proven")
+    model = ClapModel.from_pretrained(flat)
     torch.nn.init.zeros_(model.text_model.pooler.dense.weight)
     torch.nn.init.ones_(model.text_model.pooler.dense.bias)
-    model.save_pretrained(deaf)
-    monkeypatch.setattr(clap_module, "DEFAULT", str(deaf))
+    model.save_pretrained(flat)
+    monkeypatch.setattr(clap_module, "DEFAULT", str(flat))
     monkeypatch.setattr(clap_module, "PROVEN", str(proven))
-    assert clap_module.load_tagger(str(deaf), LABELS, device="cpu").name == str(proven)
-    assert "all words are the same; listening with" in capsys.readouterr().out
+    assert clap_module.load_tagger(str(flat), LABELS, device="cpu").name == str(proven)
+    assert "has the same embedding for all texts; using" in capsys.readouterr().out
     monkeypatch.setattr(clap_module, "DEFAULT", "another")
-    with pytest.raises(UserError, match="all words are the same"):  # whoever chose it is told, and chooses again
-        clap_module.load_tagger(str(deaf), LABELS, device="cpu")
+    with pytest.raises(UserError, match="the same embedding for all texts"):
+        clap_module.load_tagger(str(flat), LABELS, device="cpu")
 
 
 def test_a_model_without_an_ear_for_words_is_told_before_it_listens(tmp_path):
-    folder = write_tiny_clap(tmp_path / "deaf")
+    folder = write_tiny_clap(tmp_path / "flat")
     model = ClapModel.from_pretrained(folder)
     torch.nn.init.zeros_(model.text_model.pooler.dense.weight)
     torch.nn.init.ones_(model.text_model.pooler.dense.bias)
@@ -326,7 +326,8 @@ def test_a_model_without_an_ear_for_words_is_told_before_it_listens(tmp_path):
     with pytest.raises(UserError) as error:
         Tagger(str(folder), LABELS, device="cpu")
     assert str(error.value) == (
-        f"to the CLAP model {str(folder)!r} all words are the same; take --clap_model_name_or_path {PROVEN}"
+        f"the CLAP model {str(folder)!r} has the same embedding for all texts. "
+        f"Fix: use --clap_model_name_or_path {PROVEN}"
     )
     assert another_clap(PROVEN) == "another --clap_model_name_or_path"
 

@@ -1,4 +1,4 @@
-"""Names of files and folders that several stages share, and by which what this program made is recognised."""
+"""Names of files and folders that several stages share."""
 
 from __future__ import annotations
 

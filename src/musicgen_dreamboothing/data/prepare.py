@@ -24,7 +24,7 @@ from musicgen_dreamboothing.arguments import (
     note_unused,
 )
 from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
-from musicgen_dreamboothing.data.captions.describe import HEARD, Describing, describe_clips
+from musicgen_dreamboothing.data.captions.describe import FACTS_FILE, DescribeSettings, describe_clips
 from musicgen_dreamboothing.data.captions.metadata import WRITTEN, update_metadata
 from musicgen_dreamboothing.data.doctor.checkup import REPORT, check_up
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
@@ -41,14 +41,14 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
 from musicgen_dreamboothing.sharing.clips import open_dataset, push_clips
 from musicgen_dreamboothing.sharing.repository import Repository
 
-OURS = (CLIPS, TOKENS, SONGS, HEARD, REPORT, WRITTEN)  # what `overwrite_cache` removes, and nothing else
+OURS = (CLIPS, TOKENS, SONGS, FACTS_FILE, REPORT, WRITTEN)  # what `overwrite_cache` removes, and nothing else
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder, and what this run had to do for it.
+    """A prepared folder, and what this run did.
 
-    `rows` are its clips with the captions of this run: another one may change the metadata in the next moment.
+    `rows` are its clips with the captions of this run, as another run may change the metadata meanwhile.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Prepared:
 
 @quiet_libraries()
 def prepare(options: PrepareArguments) -> Prepared:
-    """Cuts, captions and encodes songs; a second run does only what changed.
+    """Cuts, captions and encodes songs; a second run processes only changes.
 
     Raises:
         UserError: no such songs, no caption for any of them, or no song that can be used.
@@ -69,21 +69,19 @@ def prepare(options: PrepareArguments) -> Prepared:
     check_values(options)
     check_durations(options)
     note_unused(options)
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # as an Accelerator reads what it is launched with
-    PartialState(cpu=on_cpu, timeout=timedelta(seconds=WAIT))
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(seconds=WAIT))
     checkpoint = checkpoint_of(options)
     result = prepare_songs(options.songs, Path(options.output_dir), options, checkpoint)
-    is_new = bool(result.songs_cut or result.clips_encoded or result.captions_encoded)  # the report tells captions too
-    is_new = is_new or not (result.folder / REPORT).exists()
-    if options.doctor and is_new and PartialState().is_main_process:
+    has_changed = bool(result.songs_cut or result.clips_encoded or result.captions_encoded)
+    if options.doctor and (has_changed or not (result.folder / REPORT).exists()) and PartialState().is_main_process:
         check_up(result.folder, checkpoint, workers=options.preprocessing_num_workers)
-    log(f"prepared in {result.folder}: edit captions in {result.folder / CLIPS / METADATA}, then")
-    log(f"  musicgen-dreamboothing train {_train_words(result.folder, options)}")
+    log(f"Prepared in {result.folder}. Edit captions in {result.folder / CLIPS / METADATA}, then run")
+    log(f"  musicgen-dreamboothing train {_train_arguments(result.folder, options)}")
     return result
 
 
 def check_durations(options: DataArguments) -> None:
-    """Refuses a least length above that of a clip; the default one gives way to a shorter clip.
+    """Refuses a minimum length above that of clips, except the default one.
 
     Raises:
         UserError: no song could be cut like that.
@@ -95,57 +93,46 @@ def check_durations(options: DataArguments) -> None:
         )
 
 
-def _train_words(folder: Path, options: PrepareArguments) -> str:
-    """The options of a training on this folder, with the same base and captions: all of it is encoded already."""
-    words = ["--dataset_name", str(folder), "--output_dir", "runs/mine"]
+def _train_arguments(folder: Path, options: PrepareArguments) -> str:
+    """The arguments of a training on this folder with the same base and captions, which are encoded already."""
+    arguments = ["--dataset_name", str(folder), "--output_dir", "runs/mine"]
     if options.model_name_or_path != DEFAULT_MODEL:
-        words += ["--model_name_or_path", options.model_name_or_path]
-    if options.instance_prompt:
-        words += ["--instance_prompt", options.instance_prompt]
-    if options.class_prompt:
-        words += ["--class_prompt", options.class_prompt]
-    if options.word_dropout:
-        words += ["--word_dropout", f"{options.word_dropout:g}"]
-    return shlex.join(words)
+        arguments += ["--model_name_or_path", options.model_name_or_path]
+    for name in ("instance_prompt", "class_prompt", "word_dropout"):
+        if value := getattr(options, name):
+            arguments += [f"--{name}", f"{value:g}" if isinstance(value, float) else value]
+    return shlex.join(arguments)
 
 
 def checkpoint_of(options: ModelArguments) -> Checkpoint:
-    """The base checkpoint that the options name."""
-    return load_checkpoint(
-        Source(
-            options.model_name_or_path,
-            options.model_revision,
-            options.cache_dir,
-            options.token,
-            options.trust_remote_code,
-        ),
-        pad_token_id=options.pad_token_id,
-        start_token_id=options.decoder_start_token_id,
-    )
+    """The base checkpoint of the options."""
+    name, revision = options.model_name_or_path, options.model_revision
+    source = Source(name, revision, options.cache_dir, options.token, options.trust_remote_code)
+    return load_checkpoint(source, pad_token_id=options.pad_token_id, start_token_id=options.decoder_start_token_id)
 
 
 def prepare_songs(
     songs: str, folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True
 ) -> Prepared:
     """Brings a prepared folder up to date with its songs."""
-    _check_captions(options)
+    _note_class_prompt(options)
     _refuse_own_clips(songs, folder)
     cutting, describing = _cutting(options, checkpoint), _describing(options, checkpoint.source)
     dataset = _open_dataset(options, checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         state = PartialState()
-        with state.main_process_first():  # what it downloads is there for the others
+        with state.main_process_first():  # the others use its downloads
             collection = _find(songs, options, checkpoint.source)
         for note in collection.notes:
             log(note)
-        found, limited = collection.songs, _is_limited(songs, options)
+        sources, limited = collection.songs, _is_limited(songs, options)
         if options.overwrite_cache and state.is_main_process:
             _remove(folder, OURS)
         state.wait_for_everyone()
         if options.audio_separation:
-            found = _without_dropped_stems(folder, found, options, checkpoint.source.cache_dir, keep_others=limited)
-        cut = _cut(folder, found, options, cutting, describing, keep_others=limited)
+            sources = _separated(folder, sources, options, checkpoint.source.cache_dir, keep_others=limited)
+        cut = _cut(folder, sources, options, cutting, describing, keep_others=limited)
         state.wait_for_everyone()
         tokens = _tokenize(folder, options, checkpoint, text_states=text_states)
         if dataset is not None:
@@ -155,28 +142,29 @@ def prepare_songs(
 
 
 def _refuse_own_clips(songs: str, folder: Path) -> None:
-    """Refuses songs in the folders that this run writes to: they would be deleted as clips of an earlier one."""
-    source, written = Path(songs).expanduser(), [(folder / name).resolve() for name in (CLIPS, TOKENS)]
-    if not source.exists() or not any(path.is_dir() for path in written):
+    """Refuses songs in the folders that this run writes to: they would be deleted as old clips."""
+    source, outputs = Path(songs).expanduser(), [(folder / name).resolve() for name in (CLIPS, TOKENS)]
+    if not source.exists() or not any(path.is_dir() for path in outputs):
         return
     for path in [source, *(scan(source).songs if source.is_dir() else [])]:
-        place = path.resolve()
-        for own in written:
-            if place.is_relative_to(own):
-                raise UserError(f"{path} can't be read as songs: this run writes to {own}; choose another --output_dir")
+        for output in outputs:
+            if path.resolve().is_relative_to(output):
+                raise UserError(
+                    f"{path} can't be read as songs: this run writes to {output}; choose another --output_dir"
+                )
 
 
 def _open_dataset(options: DataArguments, checkpoint: Checkpoint) -> Repository | None:
-    """The dataset that the clips go to, by the main process; a missing login shows here, before the work."""
+    """The dataset to upload clips to, in the main process; a missing login is an error before the work."""
     if not options.push_metadata_repo_id or not PartialState().is_main_process:
         return None
     name, private = options.push_metadata_repo_id, options.push_metadata_private
     return open_dataset(name, token=checkpoint.source.token, private=private)
 
 
-def _check_captions(options: DataArguments) -> None:
+def _note_class_prompt(options: DataArguments) -> None:
     if options.class_prompt and not options.instance_prompt:
-        log("--class_prompt stands behind a key-word: without --instance_prompt captions stay as they are")
+        log("note: --class_prompt has no effect without --instance_prompt")
 
 
 def _cutting(options: DataArguments, checkpoint: Checkpoint) -> Cutting:
@@ -191,10 +179,10 @@ def _cutting(options: DataArguments, checkpoint: Checkpoint) -> Cutting:
     )
 
 
-def _describing(options: DataArguments, base: Source) -> Describing | None:
+def _describing(options: DataArguments, base: Source) -> DescribeSettings | None:
     if not options.add_metadata:
         return None
-    return Describing(
+    return DescribeSettings(
         captions=options.captions,
         variants=options.caption_variants,
         file_tags=tuple(options.file_tags),
@@ -207,10 +195,10 @@ def _describing(options: DataArguments, base: Source) -> Describing | None:
     )
 
 
-def _without_dropped_stems(
+def _separated(
     folder: Path, songs: list[Song], options: DataArguments, cache_dir: str | None, *, keep_others: bool
 ) -> list[Song]:
-    """The songs with the stems that are to be kept, which are made once and kept in `stems/`."""
+    """The songs with some stems only, which are stored in `stems/`."""
     from musicgen_dreamboothing.data.songs.stems import keep_stems
 
     return keep_stems(
@@ -238,21 +226,21 @@ def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, t
 
 
 def _find(songs: str, options: DataArguments, base: Source) -> Collection:
-    """The songs, which must have some words to be called by."""
-    found = find_songs(songs, _columns(options), token=base.token, cache_dir=base.cache_dir)
-    if not options.instance_prompt and not options.add_metadata and not any(song.caption for song in found.songs):
+    """The songs, at least one of which must get a caption."""
+    collection = find_songs(songs, _columns(options), token=base.token, cache_dir=base.cache_dir)
+    if not options.instance_prompt and not options.add_metadata and not any(song.caption for song in collection.songs):
         raise UserError(
-            "no song has a caption: give the style a key-word with --instance_prompt, "
-            "a column with --text_column_name, put a song.txt beside each song, "
-            "or have them described: --add_metadata true"
+            "no song has a caption. Fix: give the style a name with --instance_prompt, "
+            "name a column with --text_column_name, put a song.txt beside each song, "
+            "or describe them with --add_metadata true"
         )
-    return found
+    return collection
 
 
 def _columns(options: DataArguments) -> Columns:
     eval_split = options.eval_split_name
     if eval_split == options.train_split_name:
-        log(f"--eval_split_name {eval_split} is the training split; songs are held out of it instead")
+        log(f"note: --eval_split_name {eval_split} is the training split; songs are held out of it instead")
         eval_split = None
     return Columns(
         options.target_audio_column_name,
@@ -265,7 +253,7 @@ def _columns(options: DataArguments) -> Columns:
 
 
 def _is_limited(songs: str, options: DataArguments) -> bool:
-    """Whether only some files of a Hub dataset are read; what is on this machine is read as a whole."""
+    """Whether only some files of a Hub dataset are read; local songs are always read completely."""
     if not isinstance(options, TrainArguments) or Path(songs).expanduser().exists():
         return False
     return bool(options.max_train_samples or options.max_eval_samples)
@@ -273,7 +261,7 @@ def _is_limited(songs: str, options: DataArguments) -> bool:
 
 def refresh(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool = True) -> Prepared:
     """Brings the tokens of a prepared folder up to date with its clips and captions, without the songs."""
-    _check_captions(options)
+    _note_class_prompt(options)
     with folder_lock(folder, wait=True):
         if options.overwrite_cache and PartialState().is_main_process:
             _remove(folder, (TOKENS,))
@@ -292,18 +280,18 @@ def _cut(
     songs: list[Song],
     options: DataArguments,
     cutting: Cutting,
-    describing: Describing | None,
+    describing: DescribeSettings | None,
     *,
     keep_others: bool,
 ) -> int:
-    """How many songs had to be cut; the main process writes what is known of their clips."""
+    """Cuts and describes songs, and updates the metadata; returns how many songs were cut."""
     records, fresh = cut_songs(folder, songs, cutting, options.preprocessing_num_workers, keep_others=keep_others)
     if (others := len(records) - len(songs)) > 0:
-        log(f"{plural(others, 'song')} prepared earlier kept, which the limit on samples leaves out of this run")
+        log(f"Kept {plural(others, 'song')} prepared earlier, which the limit on samples leaves out of this run")
     for line in summary_lines(records):
         log(line)
     if not any(record.clips for record in records):
-        raise UserError("no song could be used; the reasons stand above")
+        raise UserError("no song could be used; see the reasons above")
     prompt, descriptions = options.instance_prompt, {}
     if describing is not None:
         record_of = {record.source: record for record in records}
@@ -312,7 +300,7 @@ def _cut(
     if PartialState().is_main_process:
         deleted = update_metadata(folder, songs, records, prompt, descriptions, options.class_prompt)
         if deleted:
-            log(f"{plural(deleted, 'clip')} of these left out, by deleted lines of {folder / CLIPS / METADATA}")
+            log(f"Left out {plural(deleted, 'clip')}, whose lines were deleted from {folder / CLIPS / METADATA}")
     return fresh
 
 

@@ -1,4 +1,4 @@
-"""`run.json`: what a run was asked to do, and whether it is done."""
+"""`run.json`: options, data and state of a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ FILE = "run.json"
 
 @dataclass
 class RunRecord:
-    """The contents of `run.json`; `data` is a fingerprint of clips and captions, `base_revision` one of the base.
+    """The contents of `run.json`.
 
-    `split` says how the batch was split, and among how many processes: another one would add up in another order.
-    `prepared` is the folder with the clips and tokens; it may have moved since. `clips` says which clips are trained on
-    and which are held out, as `Split.from_json` reads it; records of earlier versions lack it.
+    Attributes:
+        options: of the command.
+        base_model, base_revision: the base model, and a fingerprint of it.
+        data: fingerprint of clips and captions.
+        split: how a batch is split, and among how many processes; it changes the order of sums.
+        prepared: folder with clips and tokens; it may have moved since.
+        finished: whether the training is done.
+        summary: results of the training.
+        log: lines of the training.
+        clips: training and held-out clips for `Split.from_json`; records of earlier versions lack them.
+        versions: of this package and the libraries, when the run began.
+        init_adapter: revision and digest of the adapter that the run started from.
     """
 
     options: dict[str, Any]
@@ -31,14 +40,14 @@ class RunRecord:
     prepared: str = ""
     finished: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
-    log: list[dict[str, Any]] = field(default_factory=list)  # of the training, line by line
+    log: list[dict[str, Any]] = field(default_factory=list)
     clips: dict[str, Any] | None = None
-    versions: dict[str, str] = field(default_factory=dict)  # of this package and the libraries, when the run began
-    init_adapter: dict[str, Any] | None = None  # revision and digest of the adapter that the run began from
+    versions: dict[str, str] = field(default_factory=dict)
+    init_adapter: dict[str, Any] | None = None
 
     @property
     def key_phrase(self) -> str:
-        """What calls up the style; empty where the captions have no key-word."""
+        """What every caption begins with; empty without an instance prompt."""
         return key_phrase(self.options.get("instance_prompt"), self.options.get("class_prompt"))
 
     def write(self, folder: Path) -> None:
@@ -63,10 +72,7 @@ def _one_clip_a_line(clips: dict[str, Any]) -> str:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """The record of an earlier run in this folder; a file of another kind counts as none.
-
-    What a later version wrote besides is passed over.
-    """
+    """The record of a run in this folder, None without a valid one; fields of later versions are ignored."""
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
         names = {entry.name for entry in dataclasses.fields(RunRecord)}

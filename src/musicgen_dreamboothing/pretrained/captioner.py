@@ -1,4 +1,4 @@
-"""Captions by a language model that hears: Qwen2-Audio, Music Flamingo and others of their kind in transformers."""
+"""Captions by audio language models of transformers: Qwen2-Audio, Music Flamingo and others."""
 
 from __future__ import annotations
 
@@ -27,14 +27,12 @@ from musicgen_dreamboothing.console import UserError, log, quiet_loading
 from musicgen_dreamboothing.device import best_device, best_dtype, free_memory, is_out_of_memory, release_memory
 from musicgen_dreamboothing.hub import Source, name_with_commit, weights_fingerprint
 
-__all__ = ["PROMPT", "Captioner", "WeightBytes", "captioner_signature", "clean", "fits_in_4_bits", "weight_bytes"]
-
 PROMPT = (
     "Describe this music in one sentence of at most 30 words, as a prompt for a music generator: genre, mood, "
     "instruments, rhythm and sound. No artist, no title, no lyrics, no explanation."
 )
 EXAMPLES = "Qwen/Qwen2-Audio-7B-Instruct or nvidia/music-flamingo-2601-hf"
-MAX_NEW_TOKENS, MOST_WORDS = 96, 60  # of an answer, and of the caption that is made of it
+MAX_NEW_TOKENS, MAX_WORDS = 96, 60  # of an answer, and of the caption made of it
 WORKING_SHARE = 0.05  # of the weights in 16 bits: cache and activations of one clip of 30 s
 NF4_BYTES = 1 / 2 + 1 / 64  # of a weight with its scale, which is quantised as well
 
@@ -50,59 +48,56 @@ _SUBJECT = re.compile(
 
 
 def captioner_signature(model: str) -> str:
-    """Changes whenever the caption that a `Captioner` with its usual settings gives a clip could; nothing is loaded."""
+    """A hash of everything that the captions of a `Captioner` depend on; nothing is loaded."""
     weights = weights_fingerprint(Path(model)) if Path(model).is_dir() else model
-    settings = json.dumps([weights, PROMPT, MAX_NEW_TOKENS, MOST_WORDS])
+    settings = json.dumps([weights, PROMPT, MAX_NEW_TOKENS, MAX_WORDS])
     return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
 class Captioner:
-    """A model of transformers that takes sound and text and answers in text; it is asked `PROMPT` for each clip.
+    """An audio-text-to-text model that answers `PROMPT` for each clip.
 
     Args:
         model: a folder or Hub id.
-        revision, cache_dir, token: for the Hub.
-        device: CUDA, MPS or the CPU, whichever there is, if not given.
-        dtype: of the weights; what suits the device, if not given.
+        cache_dir, token: for the Hub.
+        device: the best one by default.
+        dtype: of the weights; by default what suits the device.
         batch_size: clips in one batch; fewer where memory runs out.
         max_new_tokens: of an answer.
-        prompt: what is asked instead.
 
     Raises:
-        UserError: there is no such model, it isn't of that kind, or it doesn't fit into memory.
+        UserError: there is no such model, it is of another kind, or it doesn't fit into memory.
     """
 
     def __init__(
         self,
         model: str,
         *,
-        revision: str | None = None,
         cache_dir: str | None = None,
         token: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         batch_size: int = 4,
         max_new_tokens: int = MAX_NEW_TOKENS,
-        prompt: str = PROMPT,
     ) -> None:
         self._device = torch.device(device) if device else best_device()
         self._dtype = dtype or best_dtype(self._device)
-        source = Source(model, revision, cache_dir, token)
+        source = Source(model, None, cache_dir, token)
         self._model, self._processor = _load(source, self._device, self._dtype)
-        self._batch_size, self._max_new_tokens, self._prompt = batch_size, max_new_tokens, prompt
+        self._batch_size, self._max_new_tokens = batch_size, max_new_tokens
         self.rate = int(self._processor.feature_extractor.sampling_rate)  # Hz
         self.name = name_with_commit(source)
 
     def caption(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[str]:
-        """Waves `[C, S]` with their rates in Hz -> a caption each, on one line; empty where the model says nothing.
+        """Waves `[C, S]` with their rates in Hz -> one line each, which may be empty.
 
-        Greedy: the same sound gets the same caption. Most models hear 30 s of a longer wave.
+        Decoding is greedy. Most models use 30 s of a longer wave.
         """
         starts = range(0, len(waves), self._batch_size)
         return [text for start in starts for text in self._answers_in_memory(waves[start : start + self._batch_size])]
 
     def _answers_in_memory(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[str]:
-        """The answers in two halves where the memory doesn't suffice for all at once."""
+        """The answers, in halves of the batch where memory runs out."""
         try:
             return self._answers(waves)
         except RuntimeError as error:
@@ -110,7 +105,7 @@ class Captioner:
                 raise
             if len(waves) == 1:
                 raise UserError(
-                    f"--captioner ran out of memory on {self._device} with a single clip; close what else uses it, "
+                    f"--captioner ran out of memory on {self._device} with a single clip. Fix: close other programs, "
                     "choose a smaller model, or leave --captioner out"
                 ) from error
         release_memory()
@@ -120,23 +115,23 @@ class Captioner:
     @torch.inference_mode()
     def _answers(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[str]:
         sounds = [audio.resample(audio.to_channels(wave, 1), rate, self.rate)[0] for wave, rate in waves]
-        asked = self._processor.apply_chat_template(
-            [_conversation(sound, self._prompt) for sound in sounds],
+        inputs = self._processor.apply_chat_template(
+            [_conversation(sound) for sound in sounds],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True},
         ).to(self._device, self._dtype)
-        unset = dict.fromkeys(("temperature", "top_p", "top_k"))  # many checkpoints bring some, for sampling
-        found = self._model.generate(**asked, do_sample=False, max_new_tokens=self._max_new_tokens, **unset)
-        if not self._model.config.is_encoder_decoder:  # decoders repeat what they were asked
-            found = found[:, asked["input_ids"].shape[1] :]
-        return [clean(text) for text in self._processor.tokenizer.batch_decode(found, skip_special_tokens=True)]
+        unset = dict.fromkeys(("temperature", "top_p", "top_k"))  # of sampling; many checkpoints set some
+        tokens = self._model.generate(**inputs, do_sample=False, max_new_tokens=self._max_new_tokens, **unset)
+        if not self._model.config.is_encoder_decoder:  # decoders repeat the question
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        return [clean(text) for text in self._processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def _conversation(sound: Any, prompt: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "audio", "audio": sound}, {"type": "text", "text": prompt}]}]
+def _conversation(sound: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "audio", "audio": sound}, {"type": "text", "text": PROMPT}]}]
 
 
 def _load(source: Source, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -151,10 +146,10 @@ def _load(source: Source, device: torch.device, dtype: torch.dtype) -> tuple[Any
     except (OSError, ValueError, ImportError, HfHubHTTPError, HFValidationError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
-            f"no model that describes sound at {source.name!r} ({reason}); --captioner takes one of transformers' "
-            f"audio-text-to-text models, such as {EXAMPLES}"
+            f"no audio language model at {source.name!r} ({reason}). Fix: --captioner with an audio-text-to-text model "
+            f"of transformers, such as {EXAMPLES}"
         ) from error
-    processor.tokenizer.padding_side = "left"  # answers begin where the questions end
+    processor.tokenizer.padding_side = "left"  # for batched generation
     return model.eval().requires_grad_(False), processor
 
 
@@ -164,7 +159,12 @@ def _load_weights(
     free = free_memory(device)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "use_safetensors": True}
     if fits_in_4_bits(source.name, sizes, device, free):
-        options["quantization_config"] = _nf4(dtype)
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     try:
         with quiet_loading():
             return model_class.from_pretrained(source.name, **options, **source.arguments())
@@ -176,13 +176,7 @@ def _load_weights(
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """What the weights of a model take on a device.
-
-    Attributes:
-        plain: in the precision that it computes in.
-        nf4: with the weights of its linear layers in 4 bits.
-        bits: of the precision that it computes in.
-    """
+    """Bytes of a model's weights: in its precision of so many bits, and with linear layers in 4 bits."""
 
     plain: int
     nf4: int
@@ -190,7 +184,7 @@ class WeightBytes:
 
 
 def weight_bytes(model_class: Any, config: Any, dtype: torch.dtype) -> WeightBytes:
-    """Counts the weights of a configuration; none of them is loaded."""
+    """Counts the weights of a configuration without loading them."""
     with torch.device("meta"), quiet_loading():
         model = model_class(config)
     head = model.get_output_embeddings()
@@ -201,13 +195,7 @@ def weight_bytes(model_class: Any, config: Any, dtype: torch.dtype) -> WeightByt
 
 
 def fits_in_4_bits(name: str, sizes: WeightBytes, device: torch.device, free: int) -> bool:
-    """Whether a model that doesn't fit as it is fits in 4 bits on a CUDA device; False where it fits as it is.
-
-    Args:
-        name: of the model, for messages.
-        sizes: what its weights take.
-        device: where it is loaded.
-        free: bytes of the device.
+    """Whether a model has to be loaded in 4 bits on a device with so many free bytes.
 
     Raises:
         UserError: it does not fit at all.
@@ -231,17 +219,8 @@ def _too_large(name: str, sizes: WeightBytes, device: torch.device, free: int) -
         install = "; 4 bits need: pip install 'musicgen-dreamboothing[quantization]'"
     return (
         f"--captioner {name} takes {_gb(sizes.plain)} in {sizes.bits} bits{less} and some for each clip, and "
-        f"{_gb(free)} are free on {device}; close what else uses it, choose a smaller model, or leave --captioner "
+        f"{_gb(free)} are free on {device}. Fix: close other programs, choose a smaller model, or leave --captioner "
         f"out{install}"
-    )
-
-
-def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
     )
 
 
@@ -250,15 +229,15 @@ def _gb(size: int) -> str:
 
 
 def _model_class(config: Any) -> Any:
-    """The class that hears and answers; transformers lists such models in one or the other place."""
+    """The model class for audio and text; transformers lists such models in two mappings."""
     for classes in (MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING):
         if type(config) in classes and "audio" in classes[type(config)].input_modalities:
             return classes[type(config)]
-    raise ValueError(f"a {config.model_type!r} model doesn't answer questions about sound")
+    raise ValueError(f"a {config.model_type!r} model is no audio language model")
 
 
 def clean(text: str) -> str:
-    """An answer as a caption: one line, without quotes, politeness and "The music is", `MOST_WORDS` at most.
+    """An answer as a caption: one line without quotes, polite phrases and "The music is", at most `MAX_WORDS` words.
 
     >>> clean('Sure, here is a description:\\n"The music is a fast **punk rock** song, with loud guitars."')
     'fast punk rock song, with loud guitars'
@@ -270,11 +249,11 @@ def clean(text: str) -> str:
 
 
 def _cut(text: str) -> str:
-    """`MOST_WORDS` words at most, whole sentences or phrases where there are some."""
+    """At most `MAX_WORDS` words, cut behind a sentence or phrase where possible."""
     words = text.split()
-    if len(words) <= MOST_WORDS:
+    if len(words) <= MAX_WORDS:
         return text
-    short = " ".join(words[:MOST_WORDS])
+    short = " ".join(words[:MAX_WORDS])
     for stops in (r"[.!?;](?=\s|$)", r",(?=\s|$)"):
         ends = [stop.end() for stop in re.finditer(stops, short)]
         if ends and ends[-1] > len(short) // 2:

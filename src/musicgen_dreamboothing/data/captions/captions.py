@@ -1,4 +1,4 @@
-"""Captions: what a clip is called, the key-word always first; and captions that lack some of their words."""
+"""Instance prompt and class prompt in captions, and word dropout."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import hashlib
 
 import numpy as np
 
-WORD_DROPOUT_VARIANTS = (
-    4  # copies of a caption with some words left out: T5 encodes them once, and each epoch draws one
-)
+WORD_DROPOUT_VARIANTS = 4  # copies of a caption without some words: T5 encodes them once, each epoch draws one
 
 
 def key_phrase(instance_prompt: str | None, class_prompt: str | None = None) -> str:
     """What every caption begins with: DreamBooth's "[identifier] [class noun]" (Ruiz et al. 2022).
 
-    The noun ties what the base knows of the class to the key-word, and leaves the key-word to what is new.
+    The noun ties what the base knows of the class to the instance prompt, which is left with what is new.
 
     >>> key_phrase("zxpunk", "rock"), key_phrase("my rock", "rock"), key_phrase(None, "rock")
     ('zxpunk rock', 'my rock', '')
     """
-    word, noun = (instance_prompt or "").strip(), (class_prompt or "").strip()
-    has_noun = f" {word}".lower().endswith(f" {noun}".lower())
-    return f"{word} {noun}" if word and noun and not has_noun else word
+    prompt, noun = (instance_prompt or "").strip(), (class_prompt or "").strip()
+    has_noun = f" {prompt}".lower().endswith(f" {noun}".lower())
+    return f"{prompt} {noun}" if prompt and noun and not has_noun else prompt
 
 
 def with_instance_prompt(instance_prompt: str | None, caption: str | None, class_prompt: str | None = None) -> str:
-    """The caption of a clip: its own words behind the key phrase, which never replaces them.
+    """A caption that begins with the key phrase.
 
     >>> with_instance_prompt("punk", "fast and loud")
     'punk, fast and loud'
@@ -36,29 +34,27 @@ def with_instance_prompt(instance_prompt: str | None, caption: str | None, class
     >>> with_instance_prompt("zxpunk", "Zxpunk song with drums", "rock")
     'Zxpunk rock song with drums'
     """
-    word, own = (instance_prompt or "").strip(), (caption or "").strip()
+    prompt, own = (instance_prompt or "").strip(), (caption or "").strip()
     phrase = key_phrase(instance_prompt, class_prompt)
     if not phrase or _begins_with(own, phrase):
         return own
-    if _begins_with(own, word):
-        return own[: len(word)] + phrase[len(word) :] + own[len(word) :]
+    if _begins_with(own, prompt):
+        return own[: len(prompt)] + phrase[len(prompt) :] + own[len(prompt) :]
     return f"{phrase}, {own}" if own else phrase
 
 
 def with_word_dropout(caption: str, phrase: str, dropout: float, rng: np.random.Generator) -> str:
     """The caption without each of its words at this probability, as audiocraft's `T5Conditioner` does (`word_dropout`).
 
-    The key phrase stays, and so does a caption of which nothing would be left: to train without any is the business
-    of caption dropout.
+    The key phrase stays, and so does a caption of which nothing would be left: that is caption dropout.
 
     >>> with_word_dropout("punk, loud and fast", "punk", 1.0, np.random.default_rng(0))
     'punk'
     """
     words = caption.split()
-    spared = len(phrase.split()) if _begins_with(caption, phrase) else 0
-    kept = rng.random(len(words)) >= dropout
-    kept[:spared] = True
-    return " ".join(word for word, stays in zip(words, kept, strict=True) if stays).rstrip(" ,;:") or caption
+    keep = rng.random(len(words)) >= dropout
+    keep[: len(phrase.split()) if _begins_with(caption, phrase) else 0] = True
+    return " ".join(word for word, stays in zip(words, keep, strict=True) if stays).rstrip(" ,;:") or caption
 
 
 def word_dropout_variants(caption: str, phrase: str, dropout: float) -> list[str]:
@@ -72,5 +68,4 @@ def word_dropout_variants(caption: str, phrase: str, dropout: float) -> list[str
 
 def _begins_with(caption: str, prompt: str) -> bool:
     """Whether the caption's first words are the prompt: `punk rock` begins with `punk`, `punkish` does not."""
-    rest = caption[len(prompt) :]
-    return caption.lower().startswith(prompt.lower()) and not rest[:1].isalnum()
+    return caption.lower().startswith(prompt.lower()) and not caption[len(prompt) :][:1].isalnum()

@@ -1,6 +1,6 @@
-"""Describes clips: tags by CLAP, words of an audio language model, and captions of all that is known.
+"""Describes clips: tags by CLAP, sentences of an audio language model, and captions made of all that is known.
 
-What was heard in a clip is kept in `heard.jsonl` by the clip's bytes, so that nothing is listened to twice.
+What a model says of a clip is stored in `heard.jsonl`, keyed by the clip's bytes, so that no clip is processed twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from accelerate import PartialState
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError, log, progress_bar
-from musicgen_dreamboothing.data.captions.templates import Heard, captions
+from musicgen_dreamboothing.data.captions.templates import ClipFacts, captions
 from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.songs.cutting import SongRecord
 from musicgen_dreamboothing.data.songs.file_tags import file_tags
@@ -26,25 +26,26 @@ from musicgen_dreamboothing.data.songs.song import Song
 from musicgen_dreamboothing.device import release_memory
 from musicgen_dreamboothing.files import digest, write_json_lines
 
-HEARD = "heard.jsonl"
-PARTS = "heard-*.jsonl"  # of each process, while it listens
-AT_ONCE = 16  # clips in memory
-SINGS, IS_SILENT = 0.8, 0.2  # probabilities from which a voice is called there, or not there
+FACTS_FILE = "heard.jsonl"
+PART_FILES = "heard-*.jsonl"  # one for each process while it works
+CLIPS_IN_MEMORY = 16
+VOCALS_FROM, NO_VOCALS_UP_TO = 0.8, 0.2  # probabilities; between them it is unknown
 
 Batch = Sequence[tuple[Wave, int]]
+Annotate = Callable[[Batch], Sequence[Any]]
 Key = tuple[str, str, str]  # of a line of `heard.jsonl`: digest of the clip, column, signature of the model
 
 
 @dataclass(frozen=True)
-class Describing:
+class DescribeSettings:
     """How clips are described.
 
     Attributes:
-        captions: `own` takes what a person gave, `measured` what is heard, `own+measured` puts this behind that.
+        captions: `own` takes the song's caption, `measured` the facts, `own+measured` the caption and then the facts.
         variants: captions of each clip.
-        file_tags: what is believed of the tags in the songs' files: some of genre, bpm, key and comment.
+        file_tags: tags of the songs' files to use: some of genre, bpm, key and comment.
         clap: CLAP model.
-        labels: folder with lists of labels; None takes ours.
+        labels: folder with lists of labels; None takes the built-in ones.
         captioner: audio language model, or None.
         class_prompt: noun behind the instance prompt.
         cache_dir, token: for the Hub.
@@ -63,15 +64,15 @@ class Describing:
 
 @dataclass
 class Description:
-    """Of one clip: what is heard, and its captions, the usual one first."""
+    """The facts about one clip and its captions, the default one first."""
 
-    heard: Heard
+    facts: ClipFacts
     captions: list[str] = field(default_factory=list)
 
     def columns(self) -> dict[str, Any]:
-        """What stands in the metadata besides the caption."""
-        tags = {name: getattr(self.heard, name) for name in ("genres", "moods", "instruments", "vocals")}
-        return {"tempo": self.heard.tempo, "key": self.heard.key, "tags": tags, "variants": self.captions[1:]}
+        """Columns of the metadata besides the caption."""
+        tags = {name: getattr(self.facts, name) for name in ("genres", "moods", "instruments", "vocals")}
+        return {"tempo": self.facts.tempo, "key": self.facts.key, "tags": tags, "variants": self.captions[1:]}
 
 
 def describe_clips(
@@ -80,105 +81,98 @@ def describe_clips(
     songs: list[Song],
     records: list[SongRecord],
     instance_prompt: str | None,
-    describing: Describing,
+    settings: DescribeSettings,
 ) -> dict[str, Description]:
-    """A description of every clip by its file name; under `accelerate launch` the processes share the listening."""
+    """A description of every clip by its file name; under `accelerate launch` the processes share the clips."""
     names = [clip["file_name"] for record in records for clip in record.clips]
-    impressions = _impressions(folder, rate, names, describing)
-    found = {}
+    annotations = _annotations(folder, rate, names, settings)
+    descriptions = {}
     for song, record in zip(songs, records, strict=True):
-        own = _own_tags(song, describing) if record.clips else {}
+        own_tags = _own_tags(song, settings.file_tags) if record.clips else {}
         for clip in record.clips:
-            heard = _heard(clip, impressions.get(clip["file_name"], {}), own)
-            words = None if describing.captions == "measured" else song.caption
-            words = words or impressions.get(clip["file_name"], {}).get("caption")
-            shown = Heard() if describing.captions == "own" else heard
-            written = captions(
-                shown,
-                instance_prompt=instance_prompt,
-                class_prompt=describing.class_prompt,
-                own=words,
-                seed=_seed(clip["file_name"]),
-                variants=describing.variants,
+            name = clip["file_name"]
+            annotation = annotations.get(name, {})
+            facts = ClipFacts.from_dict(
+                {"tempo": clip.get("tempo"), "key": clip.get("key"), "own": own_tags, **annotation.get("tags", {})}
             )
-            found[clip["file_name"]] = Description(heard, written)
-    _say_if_untagged(describing.clap, [heard["tags"] for heard in impressions.values() if "tags" in heard])
-    return found
+            caption = None if settings.captions == "measured" else song.caption
+            texts = captions(
+                ClipFacts() if settings.captions == "own" else facts,
+                instance_prompt=instance_prompt,
+                class_prompt=settings.class_prompt,
+                own=caption or annotation.get("caption"),
+                seed=int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "little"),
+                variants=settings.variants,
+            )
+            descriptions[name] = Description(facts, texts)
+    _note_untagged(settings.clap, [annotation["tags"] for annotation in annotations.values() if "tags" in annotation])
+    return descriptions
 
 
-def _say_if_untagged(clap: str, tags: Sequence[Mapping[str, Any]]) -> None:
+def _note_untagged(clap: str, tags: Sequence[Mapping[str, Any]]) -> None:
     from musicgen_dreamboothing.pretrained.clap import GROUPS, another_clap
 
-    if tags and not any(heard[group] for heard in tags for group in GROUPS):
-        log(f"{clap} found no tag that fits any clip; {another_clap(clap)} may hear more")
+    if tags and not any(groups[name] for groups in tags for name in GROUPS):
+        log(f"note: {clap} gave no clip any tag. Fix: try {another_clap(clap)}")
 
 
-def _heard(clip: Mapping[str, Any], impression: Mapping[str, Any], own: Mapping[str, Any]) -> Heard:
-    return Heard.from_dict(
-        {"tempo": clip.get("tempo"), "key": clip.get("key"), "own": dict(own), **impression.get("tags", {})}
-    )
-
-
-def _own_tags(song: Song, describing: Describing) -> dict[str, Any]:
-    """What the song's file says of itself, as far as it is asked for."""
-    if not describing.file_tags:
+def _own_tags(song: Song, names: Sequence[str]) -> dict[str, Any]:
+    """The tags in the song's file that are asked for."""
+    if not names:
         return {}
     tags = asdict(file_tags((song.original or song.read)()))
-    return {name: tags[name] for name in describing.file_tags if tags[name]}
-
-
-def _seed(file_name: str) -> int:
-    """The same in every process and at every time."""
-    return int.from_bytes(hashlib.blake2b(file_name.encode(), digest_size=4).digest(), "little")
+    return {name: tags[name] for name in names if tags[name]}
 
 
 @dataclass(frozen=True)
-class _Listener:
+class _Annotator:
     """Fills one column of `heard.jsonl`.
 
     Attributes:
         column: its name.
-        signature: what its content depends on besides the clip.
-        start: loads the model, and gives its name with the commit, and what turns waves into the column.
+        signature: of everything besides the clip that the content depends on.
+        load: loads the model; returns its name with the commit, and the function from waves to the column.
     """
 
     column: str
     signature: str
-    start: Callable[[], tuple[str, Callable[[Batch], Sequence[Any]]]]
+    load: Callable[[], tuple[str, Annotate]]
 
     def key(self, digest: str) -> Key:
         """Of the line of a clip."""
         return digest, self.column, self.signature
 
 
-def _impressions(folder: Path, rate: int, names: list[str], describing: Describing) -> dict[str, dict[str, Any]]:
-    """What the models that are asked for hear in each clip, from `heard.jsonl` as far as it stands there."""
+def _annotations(folder: Path, rate: int, names: list[str], settings: DescribeSettings) -> dict[str, dict[str, Any]]:
+    """The columns of each clip, from `heard.jsonl` as far as they are stored there."""
     state, known = PartialState(), _read_lines(folder)
     digests = {name: digest(folder / CLIPS / name) for name in names}
-    listeners = _listeners(describing)
+    annotators = _annotators(settings)
     state.wait_for_everyone()  # all have read before one of them writes
-    for listener in listeners:
-        missing = list({one: name for name, one in digests.items() if listener.key(one) not in known}.values())
-        _listen(folder, rate, missing[state.process_index :: state.num_processes], digests, listener)
+    for annotator in annotators:
+        missing = list({one: name for name, one in digests.items() if annotator.key(one) not in known}.values())
+        _annotate(folder, rate, missing[state.process_index :: state.num_processes], digests, annotator)
     state.wait_for_everyone()
     known = _read_lines(folder)
     state.wait_for_everyone()
-    if state.is_main_process and (parts := list(folder.glob(PARTS))):
-        write_json_lines(folder / HEARD, known.values())
+    if state.is_main_process and (parts := list(folder.glob(PART_FILES))):
+        write_json_lines(folder / FACTS_FILE, known.values())
         for part in parts:
             part.unlink()
     return {
         name: {
-            listener.column: known[listener.key(one)]["found"] for listener in listeners if listener.key(one) in known
+            annotator.column: known[annotator.key(one)]["found"]
+            for annotator in annotators
+            if annotator.key(one) in known
         }
         for name, one in digests.items()
     }
 
 
 def _read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
-    """All lines, also those of other models and of clips that this run leaves out; one may be torn by a kill."""
+    """All lines, also those of other models and of clips that this run leaves out; a kill may have torn one."""
     lines = {}
-    for path in (folder / HEARD, *sorted(folder.glob(PARTS))):
+    for path in (folder / FACTS_FILE, *sorted(folder.glob(PART_FILES))):
         for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
             try:
                 row = json.loads(line)
@@ -189,66 +183,60 @@ def _read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
     return lines
 
 
-def _listeners(describing: Describing) -> list[_Listener]:
+def _annotators(settings: DescribeSettings) -> list[_Annotator]:
     from musicgen_dreamboothing.pretrained.captioner import Captioner, captioner_signature
     from musicgen_dreamboothing.pretrained.clap import load_tagger, read_labels, tagger_signature
 
-    labels = read_labels(describing.labels)
-    hub: dict[str, Any] = {"cache_dir": describing.cache_dir, "token": describing.token}
+    labels = read_labels(settings.labels)
+    hub: dict[str, Any] = {"cache_dir": settings.cache_dir, "token": settings.token}
 
-    def clap() -> tuple[str, Callable[[Batch], Sequence[Any]]]:
-        tagger = load_tagger(describing.clap, labels, device=PartialState().device, **hub)
+    def load_clap() -> tuple[str, Annotate]:
+        tagger = load_tagger(settings.clap, labels, device=PartialState().device, **hub)
         return tagger.name, lambda waves: _tags(tagger, waves)
 
-    by = f"{tagger_signature(describing.clap, labels)}-{SINGS}-{IS_SILENT}"
-    listeners = [_Listener("tags", by, clap)]
-    if (model := describing.captioner) is not None:
+    def load_captioner() -> tuple[str, Annotate]:
+        captioner = Captioner(settings.captioner or "", device=PartialState().device, **hub)
+        return captioner.name, captioner.caption
 
-        def captioner() -> tuple[str, Callable[[Batch], Sequence[Any]]]:
-            loaded = Captioner(model, device=PartialState().device, **hub)
-            return loaded.name, loaded.caption
-
-        listeners.append(_Listener("caption", captioner_signature(model), captioner))
-    return listeners
+    annotators = [_Annotator("tags", tagger_signature(settings.clap, labels), load_clap)]
+    if settings.captioner is not None:
+        annotators.append(_Annotator("caption", captioner_signature(settings.captioner), load_captioner))
+    return annotators
 
 
 def _tags(tagger: Any, waves: Batch) -> list[dict[str, Any]]:
-    embedded = tagger.embed(waves)
+    embeddings = tagger.embed(waves)
     return [
-        {name: [tag.label for tag in tags] for name, tags in groups.items()} | {"vocals": _voice(chance)}
-        for groups, chance in zip(tagger.tags(embedded), tagger.vocals(embedded), strict=True)
+        {name: [tag.label for tag in tags] for name, tags in groups.items()} | {"vocals": _has_vocals(probability)}
+        for groups, probability in zip(tagger.tags(embeddings), tagger.vocals(embeddings), strict=True)
     ]
 
 
-def _voice(chance: float) -> bool | None:
-    if IS_SILENT < chance < SINGS:
-        return None
-    return chance >= SINGS
+def _has_vocals(probability: float) -> bool | None:
+    return None if NO_VOCALS_UP_TO < probability < VOCALS_FROM else probability >= VOCALS_FROM
 
 
-def _listen(folder: Path, rate: int, names: list[str], digests: Mapping[str, str], listener: _Listener) -> None:
-    """Appends what is heard in clips; without a CLAP the captions say less, and a person is told."""
+def _annotate(folder: Path, rate: int, names: list[str], digests: Mapping[str, str], annotator: _Annotator) -> None:
+    """Appends the column of some clips to the file of this process; a missing CLAP is only noted."""
     if not names:
         return
     try:
-        model, listen = listener.start()
+        model, annotate = annotator.load()
     except UserError as error:
-        if listener.column != "tags":
+        if annotator.column != "tags":
             raise
-        log(f"{error}; without it captions say what can be measured")
+        log(f"note: {error}. Captions have tempo and key only")
         return
     state = PartialState()
-    pending = iter(
-        progress_bar(names, unit="clip", desc=f"listening: {listener.column}", disable=not state.is_main_process)
-    )
-    with (folder / PARTS.replace("*", str(state.process_index))).open("a", encoding="utf-8") as journal:
+    bar = progress_bar(names, unit="clip", desc=annotator.column, disable=not state.is_main_process)
+    pending = iter(bar)
+    with (folder / PART_FILES.replace("*", str(state.process_index))).open("a", encoding="utf-8") as journal:
         journal.write("\n")  # behind a line that a kill tore
-        while batch := list(islice(pending, AT_ONCE)):
-            found = listen([(audio.decode(folder / CLIPS / name, rate), rate) for name in batch])
-            for name, heard in zip(batch, found, strict=True):
-                line = {"digest": digests[name], "column": listener.column, "by": listener.signature, "found": heard}
-                line["model"] = model
-                journal.write(json.dumps(line, ensure_ascii=False) + "\n")
+        while batch := list(islice(pending, CLIPS_IN_MEMORY)):
+            values = annotate([(audio.decode(folder / CLIPS / name, rate), rate) for name in batch])
+            for name, value in zip(batch, values, strict=True):
+                line = {"digest": digests[name], "column": annotator.column, "by": annotator.signature, "found": value}
+                journal.write(json.dumps(line | {"model": model}, ensure_ascii=False) + "\n")
             journal.flush()
-    del listen
+    del annotate
     release_memory()

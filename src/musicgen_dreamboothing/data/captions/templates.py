@@ -1,8 +1,7 @@
-"""Words for what was measured: several captions of a clip, in varied order and phrasing.
+"""Captions from facts: several for each clip, in varied order and phrasing.
 
-The patterns are `assets/captions.txt`. They stay near the text MusicGen learned from: short descriptions, and lists
-such as "bpm: 118. key: A minor" (audiocraft's `augment_music_info_description`). Listens to nothing: all that is needed
-is kept in a `Heard`, so captions can be written anew at any time.
+The patterns in `assets/captions.txt` follow the text that MusicGen was trained on: short descriptions, and lists such
+as "bpm: 118. key: A minor" (audiocraft's `augment_music_info_description`).
 """
 
 from __future__ import annotations
@@ -10,22 +9,22 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
 from musicgen_dreamboothing.data.captions.captions import key_phrase, with_instance_prompt
 
-ROUNDS = 8  # how often all patterns are tried before fewer variants have to do
-MOST = {"genres": 2, "moods": 2, "instruments": 4}  # named in one caption
-SAID_TEMPO, SAID_KEY = r"\b(bpm|tempo)\b", r"\b[a-g]([#♯b♭]| sharp| flat)? (major|minor)\b"
-SAID_VOICE = r"\b(instrumental|vocals?|sung|sings|singing|singers?|voices?)\b"
+ROUNDS = 8  # tries of all patterns to reach the number of variants
+MAX_LABELS = {"genres": 2, "moods": 2, "instruments": 4}  # named in one caption
+STATES_TEMPO, STATES_KEY = r"\b(bpm|tempo)\b", r"\b[a-g]([#♯b♭]| sharp| flat)? (major|minor)\b"
+STATES_VOCALS = r"\b(instrumental|vocals?|sung|sings|singing|singers?|voices?)\b"
 
 
 @dataclass
-class Heard:
-    """What is known of a clip; every field may be missing. Plain values only: it is a JSON object in the metadata.
+class ClipFacts:
+    """What is known of a clip; every field may be missing.
 
     Attributes:
         tempo: beats per minute.
@@ -34,7 +33,7 @@ class Heard:
         moods: adjectives.
         instruments: nouns that need no article.
         vocals: whether somebody sings.
-        own: what the song's own file says, `genre`, `bpm`, `key` or `comment`: believed more than what was measured.
+        own: tags of the song's file, `genre`, `bpm`, `key` or `comment`; they take precedence over measurements.
     """
 
     tempo: float | None = None
@@ -45,19 +44,15 @@ class Heard:
     vocals: bool | None = None
     own: dict[str, Any] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; `from_dict` gives an equal object back."""
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Heard:
-        """From `to_dict`'s values or a part of them; null counts as missing, other names are left alone."""
+    def from_dict(cls, values: Mapping[str, Any]) -> ClipFacts:
+        """From values by field name; null counts as missing, other names are ignored."""
         names = {known.name for known in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names and value is not None})
 
 
 def captions(
-    heard: Heard,
+    facts: ClipFacts,
     *,
     instance_prompt: str | None,
     own: str | None,
@@ -65,67 +60,67 @@ def captions(
     variants: int,
     class_prompt: str | None = None,
 ) -> list[str]:
-    """Up to `variants` different captions of one clip, at least one; more variants begin with the fewer ones.
+    """Up to `variants` different captions of one clip, at least one; fewer variants are a prefix of more.
 
-    The instance prompt stands first in each, with the noun of its class. A person's own caption (or the comment in the
-    file) follows as it was written, and measured facts only say behind it what it doesn't say. Where little is known,
-    there are fewer ways to say it and fewer captions; with nothing known, one that may be empty.
+    The instance prompt comes first in each, with the noun of its class. The song's own caption (or the comment in its
+    file) follows unchanged, and then the facts that it does not state. Few known facts give few captions; none at all
+    give one, which may be empty.
 
-    >>> heard = Heard(tempo=118.2, key="A minor", genres=["punk rock"], instruments=["guitar", "bass", "drums"])
-    >>> for caption in captions(heard, instance_prompt="my band", own=None, seed=1, variants=3):
+    >>> facts = ClipFacts(tempo=118.2, key="A minor", genres=["punk rock"], instruments=["guitar", "bass", "drums"])
+    >>> for caption in captions(facts, instance_prompt="my band", own=None, seed=1, variants=3):
     ...     print(caption)
     my band, punk rock track in A minor at 118 bpm with bass, guitar and drums
     my band, punk rock, drums, guitar and bass, at 118 bpm, in A minor
     my band, genre: punk rock. instrument: guitar, drums, bass. bpm: 118. key: A minor
-    >>> captions(heard, instance_prompt=None, own="Fast punk rock in A minor.", seed=1, variants=1)
+    >>> captions(facts, instance_prompt=None, own="Fast punk rock in A minor.", seed=1, variants=1)
     ['Fast punk rock in A minor. 118 bpm, guitar, bass and drums']
-    >>> captions(Heard(), instance_prompt="my band", own=None, seed=1, variants=3)
+    >>> captions(ClipFacts(), instance_prompt="my band", own=None, seed=1, variants=3)
     ['my band']
     """
     if variants < 1:
         raise ValueError(f"a clip has at least one caption, not {variants}")
-    words = " ".join(str(own or heard.own.get("comment") or "").split())
-    unsaid = _unsaid(_with_file_tags(heard), f"{key_phrase(instance_prompt, class_prompt)} {words}")
-    found: dict[str, str] = {}
-    patterns = [pattern for pattern in _patterns() if not (words and "[" in pattern)]  # behind a sentence only lists
-    for phrase in _phrases(patterns, unsaid, random.Random(seed)):
-        caption = with_instance_prompt(instance_prompt, _behind(words, phrase), class_prompt)
-        found.setdefault(caption.lower(), caption)
-        if len(found) == variants:
+    own = " ".join(str(own or facts.own.get("comment") or "").split())
+    unstated = _unstated(_with_file_tags(facts), f"{key_phrase(instance_prompt, class_prompt)} {own}")
+    texts: dict[str, str] = {}
+    patterns = [pattern for pattern in _patterns() if not (own and "[" in pattern)]  # behind a sentence only lists
+    for phrase in _phrases(patterns, unstated, random.Random(seed)):
+        caption = with_instance_prompt(instance_prompt, _join(own, phrase), class_prompt)
+        texts.setdefault(caption.lower(), caption)
+        if len(texts) == variants:
             break
-    return list(found.values()) or [with_instance_prompt(instance_prompt, words, class_prompt)]
+    return list(texts.values()) or [with_instance_prompt(instance_prompt, own, class_prompt)]
 
 
-def phrasing(pattern: str, facts: Mapping[str, str]) -> str:
-    """Fills one pattern with the facts there are; what lacks one is left out (see `assets/captions.txt`).
+def phrasing(pattern: str, words: Mapping[str, str]) -> str:
+    """Fills one pattern; parts whose word is missing are left out (see `assets/captions.txt`).
 
     >>> phrasing("[{mood} ]track[ with {instruments}], {tempo} bpm, in {key}", {"mood": "dark", "key": "A minor"})
     'dark track, in A minor'
     >>> phrasing("[{mood} ]track[ with {instruments}], {tempo} bpm", {"tempo": "118"})
     '118 bpm'
     """
-    said = ""
+    text = ""
     first, *rest = re.split(r"([,.] )", pattern)
     for separator, part in zip(["", *rest[::2]], [first, *rest[1::2]], strict=True):
-        if filled := _fill(part, facts):
-            said += (separator if said else "") + filled.strip()
-    return re.sub(r"\b(instrumental|vocal|music|track)( \1\b)+", r"\1", said)  # the label "dance music" and "music"
+        if filled := _fill(part, words):
+            text += (separator if text else "") + filled.strip()
+    return re.sub(r"\b(instrumental|vocal|music|track)( \1\b)+", r"\1", text)  # the label "dance music" and "music"
 
 
-def _fill(part: str, facts: Mapping[str, str]) -> str:
+def _fill(part: str, words: Mapping[str, str]) -> str:
     """One part of a pattern, or nothing."""
-    wanted = re.findall(r"\{(\w+)\}", part)
-    needed = re.findall(r"\{(\w+)\}", re.sub(r"\[.*?\]", "", part))
-    if not any(name in facts for name in wanted) or not all(name in facts for name in needed):
+    names = re.findall(r"\{(\w+)\}", part)
+    required = re.findall(r"\{(\w+)\}", re.sub(r"\[.*?\]", "", part))
+    if not any(name in words for name in names) or not all(name in words for name in required):
         return ""
-    kept = re.sub(r"\[(.*?)\]", lambda inner: _fill(inner[1], facts), part)
-    return re.sub(r"\{(\w+)\}", lambda name: facts[name[1]], kept)
+    filled = re.sub(r"\[(.*?)\]", lambda inner: _fill(inner[1], words), part)
+    return re.sub(r"\{(\w+)\}", lambda name: words[name[1]], filled)
 
 
-def _phrases(patterns: Sequence[str], heard: Heard, rng: random.Random) -> Iterator[str]:
+def _phrases(patterns: Sequence[str], facts: ClipFacts, rng: random.Random) -> Iterator[str]:
     """All patterns filled, in a new order in each round; none is empty."""
     for _ in range(ROUNDS):
-        phrases = (phrasing(pattern, _facts(heard, rng)) for pattern in rng.sample(patterns, len(patterns)))
+        phrases = (phrasing(pattern, _words(facts, rng)) for pattern in rng.sample(patterns, len(patterns)))
         yield from filter(None, phrases)
 
 
@@ -135,13 +130,16 @@ def _patterns() -> tuple[str, ...]:
     return tuple(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
-def _with_file_tags(heard: Heard) -> Heard:
+def _with_file_tags(facts: ClipFacts) -> ClipFacts:
     """The file's own genre first, its tempo and key instead of measured ones."""
-    own_genres = re.split(r"[,;/]", str(heard.own.get("genre") or "").lower())
-    tempo, key = heard.own.get("bpm") or heard.tempo, heard.own.get("key") or heard.key
-    genres = _plain([*own_genres, *heard.genres])
+    own_genres = re.split(r"[,;/]", str(facts.own.get("genre") or "").lower())
     return replace(
-        heard, tempo=tempo, key=key, genres=genres, moods=_plain(heard.moods), instruments=_plain(heard.instruments)
+        facts,
+        tempo=facts.own.get("bpm") or facts.tempo,
+        key=facts.own.get("key") or facts.key,
+        genres=_plain([*own_genres, *facts.genres]),
+        moods=_plain(facts.moods),
+        instruments=_plain(facts.instruments),
     )
 
 
@@ -150,30 +148,33 @@ def _plain(labels: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(filter(None, (" ".join(re.sub(r"[,{}]", " ", label).split()) for label in labels))))
 
 
-def _unsaid(heard: Heard, said: str) -> Heard:
-    """What a text doesn't say yet."""
+def _unstated(facts: ClipFacts, text: str) -> ClipFacts:
+    """The facts that a text does not state yet."""
+
+    def states(pattern: str) -> bool:
+        return re.search(pattern, text, re.IGNORECASE) is not None
 
     def without(labels: list[str]) -> list[str]:
-        return [label for label in labels if not re.search(rf"(?<!\w){re.escape(label)}(?!\w)", said, re.IGNORECASE)]
+        return [label for label in labels if not states(rf"(?<!\w){re.escape(label)}(?!\w)")]
 
     return replace(
-        heard,
-        tempo=None if re.search(SAID_TEMPO, said, re.IGNORECASE) else heard.tempo,
-        key=None if re.search(SAID_KEY, said, re.IGNORECASE) else heard.key,
-        vocals=None if re.search(SAID_VOICE, said, re.IGNORECASE) else heard.vocals,
-        genres=without(heard.genres),
-        moods=without(heard.moods),
-        instruments=without(heard.instruments),
+        facts,
+        tempo=None if states(STATES_TEMPO) else facts.tempo,
+        key=None if states(STATES_KEY) else facts.key,
+        vocals=None if states(STATES_VOCALS) else facts.vocals,
+        genres=without(facts.genres),
+        moods=without(facts.moods),
+        instruments=without(facts.instruments),
     )
 
 
-def _facts(heard: Heard, rng: random.Random) -> dict[str, str]:
-    """The words for one caption: labels are drawn anew each time, and their order with them."""
+def _words(facts: ClipFacts, rng: random.Random) -> dict[str, str]:
+    """The words of one caption by their names in patterns; labels and their order are drawn each time."""
     genres, moods, instruments = (
-        rng.sample(labels, min(len(labels), MOST[name]))
-        for name, labels in (("genres", heard.genres), ("moods", heard.moods), ("instruments", heard.instruments))
+        rng.sample(labels, min(len(labels), MAX_LABELS[name]))
+        for name, labels in (("genres", facts.genres), ("moods", facts.moods), ("instruments", facts.instruments))
     )
-    facts = {
+    words = {
         "genre": "".join(genres[:1]),
         "genres": ", ".join(genres),
         "mood": "".join(moods[:1]),
@@ -181,12 +182,12 @@ def _facts(heard: Heard, rng: random.Random) -> dict[str, str]:
         "mood_list": ", ".join(moods),
         "instruments": _enumeration(instruments),
         "instrument_list": ", ".join(instruments),
-        "tempo": f"{heard.tempo:.0f}" if heard.tempo else "",
-        "key": heard.key or "",
-        "voice": {True: "vocals", False: "instrumental", None: ""}[heard.vocals],
-        "sung": {True: "vocal", False: "instrumental", None: ""}[heard.vocals],
+        "tempo": f"{facts.tempo:.0f}" if facts.tempo else "",
+        "key": facts.key or "",
+        "voice": {True: "vocals", False: "instrumental", None: ""}[facts.vocals],
+        "sung": {True: "vocal", False: "instrumental", None: ""}[facts.vocals],
     }
-    return {name: fact for name, fact in facts.items() if fact}
+    return {name: word for name, word in words.items() if word}
 
 
 def _enumeration(labels: Sequence[str]) -> str:
@@ -197,11 +198,11 @@ def _enumeration(labels: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(labels[:-1]), *labels[-1:]]))
 
 
-def _behind(words: str, phrase: str) -> str:
+def _join(own: str, phrase: str) -> str:
     """
-    >>> _behind("Loud and fast.", "118 bpm"), _behind("loud and fast", "118 bpm"), _behind("", "118 bpm")
+    >>> _join("Loud and fast.", "118 bpm"), _join("loud and fast", "118 bpm"), _join("", "118 bpm")
     ('Loud and fast. 118 bpm', 'loud and fast, 118 bpm', '118 bpm')
     """
-    if not words or not phrase:
-        return words or phrase
-    return f"{words} {phrase}" if words[-1] in ".!?…" else f"{words.rstrip(',;: ')}, {phrase}"
+    if not own or not phrase:
+        return own or phrase
+    return f"{own} {phrase}" if own[-1] in ".!?…" else f"{own.rstrip(',;: ')}, {phrase}"

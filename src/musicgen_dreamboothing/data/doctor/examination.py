@@ -1,6 +1,6 @@
-"""Examines a prepared folder: every clip is listened to once, and what was found is kept in `doctor.json`.
+"""Measures every clip of a prepared folder once; the measurements are stored in `doctor.json`.
 
-Only facts are gathered here. What they mean is said in `findings.py`, and shown in `report.py`.
+`findings.py` and `advice.py` interpret them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from musicgen_dreamboothing.files import digest, write_text
 from musicgen_dreamboothing.workers import in_processes
 
 CACHE = "doctor.json"
-VERSION = 1  # of the measurements: another number has all clips measured again
-KEEP_EVERY = 64  # clips: what a kill can cost
+VERSION = 1  # of the measurements: another number measures all clips again
+SAVE_EVERY = 64  # clips: what a kill can cost
 PREVIEWS, PREVIEW_SECONDS = 3, 10.0
 
 Preview = Callable[[Wave], Wave]
@@ -41,7 +41,7 @@ Preview = Callable[[Wave], Wave]
 
 @dataclass(frozen=True)
 class Clip:
-    """One line of the metadata, and what its file sounds like.
+    """One line of the metadata, and the measurements of its file.
 
     Attributes:
         file_name: in `clips/`.
@@ -52,7 +52,7 @@ class Clip:
         tempo: bpm.
         key: such as `A minor`.
         tags: genres, moods and instruments.
-        vocals: whether somebody was heard singing; None where nobody listened for it.
+        vocals: whether somebody sings; None where it is unknown.
         sound: None where the file could not be read.
         broken: why it could not.
         variants: its other captions.
@@ -73,8 +73,8 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Coded:
-    """A stretch of a clip before and after the codec, `[C, S]` both, and how far apart they are in dB."""
+class PreviewedClip:
+    """A part of a clip before and after the codec, `[C, S]` both, and their distance in dB."""
 
     clip: Clip
     original: Wave
@@ -85,16 +85,16 @@ class Coded:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything that is known of a prepared folder.
+    """Everything that was measured in a prepared folder.
 
     Attributes:
         folder: where it is.
-        rate: at which its clips were heard, in Hz: that of the codec.
-        clips: in the order of the metadata, broken ones too.
-        songs: what became of each song.
+        rate: at which its clips were decoded, in Hz: that of the codec.
+        clips: in the order of the metadata, unreadable ones too.
+        songs: records of the songs that were cut.
         duplicates: pairs of `clips`, by number.
-        previews: what the codec makes of some clips.
-        caption_faults: captions that the text encoder reads only in part, as far as it is known.
+        previews: some clips before and after the codec.
+        caption_faults: captions that the text encoder reads only in part.
     """
 
     folder: Path
@@ -102,21 +102,26 @@ class Examination:
     clips: tuple[Clip, ...]
     songs: tuple[SongRecord, ...]
     duplicates: tuple[Duplicate, ...]
-    previews: tuple[Coded, ...]
+    previews: tuple[PreviewedClip, ...]
     caption_faults: Mapping[str, Fault] = field(default_factory=dict)
 
     @property
-    def heard(self) -> list[tuple[Clip, Sound]]:
+    def readable(self) -> list[tuple[Clip, Sound]]:
         """The clips that could be read."""
         return [(clip, clip.sound) for clip in self.clips if clip.sound]
 
     @property
+    def loudness(self) -> list[float]:
+        """LUFS, of the clips that have a loudness."""
+        return [sound.lufs for _, sound in self.readable if sound.lufs is not None]
+
+    @property
     def minutes(self) -> float:
-        """Of music that could be read, in all splits."""
-        return sum(sound.seconds for _, sound in self.heard) / 60
+        """Of readable music, in all splits."""
+        return sum(sound.seconds for _, sound in self.readable) / 60
 
     def path(self, clip: Clip) -> Path:
-        """Where a clip's file is."""
+        """Of a clip's file."""
         return self.folder / CLIPS / clip.file_name
 
 
@@ -128,20 +133,18 @@ def examine(
     workers: int = 1,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Examination:
-    """Listens to all clips of a prepared folder.
-
-    A clip that was measured before is not decoded again. One that cannot be read is named, and the others go on.
+    """Measures all clips of a prepared folder that were not measured before; unreadable ones are listed as such.
 
     Args:
-        folder: with `clips/metadata.jsonl`, and `songs.jsonl` where `prepare` made it.
-        preview: codes and decodes a wave `[1 or 2, S]` at `rate`, of any length; what comes back may be mono, and
-            longer. None leaves the previews out.
+        folder: with `clips/metadata.jsonl`, and `songs.jsonl` if `prepare` made it.
+        preview: encodes and decodes a wave `[1 or 2, S]` at `rate`; the result may be mono, and longer. None leaves
+            the previews out.
         rate: of the codec, in Hz.
         workers: processes that measure.
-        tokenizer: of the text encoder; None leaves out whether it can read the captions.
+        tokenizer: of the text encoder; None leaves out the check of captions.
 
     Raises:
-        UserError: there is no metadata, or a line of it is no JSON, or no clip in it can be read.
+        UserError: there is no metadata, a line of it is not JSON, or no clip in it can be read.
     """
     rows = _rows(folder)
     paths = [folder / CLIPS / row["file_name"] for row in rows]
@@ -149,7 +152,7 @@ def examine(
     clips = tuple(_clip(row, sounds[path]) for row, path in zip(rows, paths, strict=True))
     if not any(clip.sound for clip in clips):
         raise UserError(f"no clip listed in {folder / CLIPS / METADATA} can be read; run prepare again")
-    previews = _previews(folder, _chosen(clips), preview, rate) if preview else ()
+    previews = _previews(folder, _clips_to_preview(clips), preview, rate) if preview else ()
     captions = (text for clip in clips for text in (clip.text, *clip.variants))
     faults = caption_faults(captions, tokenizer) if tokenizer else {}
     return Examination(folder, rate, clips, tuple(read_records(folder)), _duplicates(clips), previews, faults)
@@ -166,26 +169,26 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _sounds(cache: Path, paths: list[Path], rate: int, workers: int) -> dict[Path, Sound | str]:
-    """What each file sounds like, or why that is unknown. Equal files are measured once."""
+    """The measurements of each file, or why it can't be read. Equal files are measured once."""
     known, digests, unreadable = _read_cache(cache, rate), dict[Path, str](), dict[Path, str]()
     for path in paths:
         if reason := _why_unreadable(path):
             unreadable[path] = reason
         else:
             digests[path] = digest(path)
-    missing = {found: path for path, found in digests.items() if found not in known}
+    missing = {one: path for path, one in digests.items() if one not in known}
     broken: dict[str, str] = {}
-    places = [path.absolute() for path in missing.values()]
-    results = in_processes(partial(measure_file, rate=rate), places, workers, unit="clip", doing="listening")
-    for number, (found, result) in enumerate(zip(missing, results, strict=True), start=1):
+    files = [path.absolute() for path in missing.values()]
+    results = in_processes(partial(measure_file, rate=rate), files, workers, unit="clip", doing="measuring")
+    for number, (one, result) in enumerate(zip(missing, results, strict=True), start=1):
         if isinstance(result, Sound):
-            known[found] = result
+            known[one] = result
         else:
-            broken[found] = result
-        if number % KEEP_EVERY == 0:
+            broken[one] = result
+        if number % SAVE_EVERY == 0:
             _write_cache(cache, rate, known)
-    _write_cache(cache, rate, {found: known[found] for found in digests.values() if found in known})
-    return unreadable | {path: known.get(found) or broken[found] for path, found in digests.items()}
+    _write_cache(cache, rate, {one: known[one] for one in digests.values() if one in known})
+    return unreadable | {path: known.get(one) or broken[one] for path, one in digests.items()}
 
 
 def _why_unreadable(path: Path) -> str:
@@ -200,21 +203,21 @@ def _why_unreadable(path: Path) -> str:
 
 
 def _read_cache(path: Path, rate: int) -> dict[str, Sound]:
-    """Earlier measurements by digest; none where the file is not of this version, or was hurt."""
+    """Earlier measurements by digest; none where the file is of another version, or damaged."""
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return {found: Sound(**values) for found, values in kept[f"v{VERSION}@{rate}"].items()}
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {one: Sound(**values) for one, values in stored[f"v{VERSION}@{rate}"].items()}
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         return {}
 
 
 def _write_cache(path: Path, rate: int, known: dict[str, Sound]) -> None:
-    kept = {f"v{VERSION}@{rate}": {found: asdict(sound) for found, sound in known.items()}}
-    write_text(path, json.dumps(kept, ensure_ascii=False))
+    sounds = {f"v{VERSION}@{rate}": {one: asdict(sound) for one, sound in known.items()}}
+    write_text(path, json.dumps(sounds, ensure_ascii=False))
 
 
-def _clip(row: dict[str, Any], found: Sound | str) -> Clip:
-    """People edit these lines: what is not as it should be counts as missing."""
+def _clip(row: dict[str, Any], sound: Sound | str) -> Clip:
+    """From a line of the metadata, which people edit: invalid values count as missing."""
     tags = row["tags"] if isinstance(row.get("tags"), dict) else {}
     groups = [tags.get(group) for group in ("genres", "moods", "instruments")]
     tempo, key, vocals = row.get("tempo") or tags.get("tempo"), row.get("key") or tags.get("key"), tags.get("vocals")
@@ -229,8 +232,8 @@ def _clip(row: dict[str, Any], found: Sound | str) -> Clip:
         key=str(key) if key else None,
         tags=tuple(str(word) for group in groups if isinstance(group, list) for word in group),
         vocals=vocals if isinstance(vocals, bool) else None,
-        sound=found if isinstance(found, Sound) else None,
-        broken=found if isinstance(found, str) else None,
+        sound=sound if isinstance(sound, Sound) else None,
+        broken=sound if isinstance(sound, str) else None,
     )
 
 
@@ -240,12 +243,11 @@ def _number(value: object) -> float | None:
 
 def _duplicates(clips: Iterable[Clip]) -> tuple[Duplicate, ...]:
     empty = np.zeros(0, np.uint32)
-    prints = [clip.sound.words() if clip.sound else empty for clip in clips]
-    return tuple(find_duplicates(prints))
+    return tuple(find_duplicates([clip.sound.words() if clip.sound else empty for clip in clips]))
 
 
-def _chosen(clips: Iterable[Clip]) -> list[Clip]:
-    """Three clips that sound as they should, from the middles of songs that lie far apart; always the same ones."""
+def _clips_to_preview(clips: Iterable[Clip]) -> list[Clip]:
+    """Three clips without defects, from the middles of songs that are far apart in the list; always the same ones."""
     songs: dict[str, list[Clip]] = {}
     for clip in clips:
         if clip.sound and clip.sound.silence < defects.SILENT_SHARE and clip.sound.channels in defects.SOUND_CHANNELS:
@@ -262,12 +264,13 @@ def _spread(items: list[Any]) -> list[Any]:
     return [items[(2 * part + 1) * len(items) // (2 * count)] for part in range(count)]
 
 
-def _previews(folder: Path, clips: list[Clip], preview: Preview, rate: int) -> tuple[Coded, ...]:
-    return tuple(_coded(folder, clip, preview, rate) for clip in progress_bar(clips, unit="clip", desc="codec preview"))
+def _previews(folder: Path, clips: list[Clip], preview: Preview, rate: int) -> tuple[PreviewedClip, ...]:
+    bar = progress_bar(clips, unit="clip", desc="codec preview")
+    return tuple(_previewed(folder, clip, preview, rate) for clip in bar)
 
 
-def _coded(folder: Path, clip: Clip, preview: Preview, rate: int) -> Coded:
-    """The middle of a clip, and what the codec makes of it; in mono where the codec answers in mono."""
+def _previewed(folder: Path, clip: Clip, preview: Preview, rate: int) -> PreviewedClip:
+    """The middle of a clip before and after the codec; in mono if the codec is mono."""
     wave = audio.decode(folder / CLIPS / clip.file_name, rate)
     samples = min(wave.shape[1], round(PREVIEW_SECONDS * rate))
     start = (wave.shape[1] - samples) // 2
@@ -275,4 +278,5 @@ def _coded(folder: Path, clip: Clip, preview: Preview, rate: int) -> Coded:
     length = min(samples, coded.shape[1])
     original, coded = audio.to_channels(wave[:, start : start + length], len(coded)), coded[:, :length]
     gain = np.float32(1 / max(peak(original), 1e-3))  # quiet music must not hide below the floor of the distance
-    return Coded(clip, original, coded, mel_distance(gain * coded, gain * original, rate), si_sdr(coded, original))
+    mel_db = mel_distance(gain * coded, gain * original, rate)
+    return PreviewedClip(clip, original, coded, mel_db, si_sdr(coded, original))

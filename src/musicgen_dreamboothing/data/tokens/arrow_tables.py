@@ -1,7 +1,6 @@
-"""Tables that are only appended to: a folder of Arrow files, each of which is whole or not there.
+"""Append-only tables: a folder of Arrow files that are written atomically and mapped into memory by readers.
 
-Whoever reads such a table maps its files into memory. As no file is changed or deleted, runs that share a folder leave
-each other's tables alone.
+As no file is changed or deleted, runs can share a table.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ FILE, UNFINISHED = "[0-9]*-[0-9]*.arrow", "[0-9]*-[0-9]*.unfinished"
 
 
 def append_rows(folder: Path, rows: Iterable[dict[str, Any]], features: datasets.Features, process: int = 0) -> None:
-    """Writes rows as the next file of a table; processes that append at the same time have numbers of their own."""
+    """Writes rows as the next file of a table; processes that append at the same time have different numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [int(path.name.split("-")[0]) for path in folder.glob(f"[0-9]*-{process}.arrow")]
     path = folder / f"{max(numbers, default=-1) + 1:06d}-{process}.arrow"
@@ -37,9 +36,9 @@ def append_rows(folder: Path, rows: Iterable[dict[str, Any]], features: datasets
 
 
 def read_rows(folder: Path, features: datasets.Features) -> datasets.Dataset:
-    """All rows of a table in the order in which they were written; none where there is no such folder.
+    """All rows of a table in the order of writing; none if there is no such folder.
 
-    A file that is damaged, or has other columns, is passed over: its rows count as missing and are made again.
+    Files that are damaged or have other columns are ignored: their rows count as missing and are made again.
     """
     tables = []
     for path in sorted(folder.glob(FILE)):
@@ -51,7 +50,7 @@ def read_rows(folder: Path, features: datasets.Features) -> datasets.Dataset:
 
 
 def delete_unfinished(folder: Path) -> None:
-    """Deletes what a run that was killed had not written to its end; nobody may be appending."""
+    """Deletes the unfinished files of killed runs; nobody may be appending."""
     for path in folder.glob(UNFINISHED):
         path.unlink()
 
@@ -59,13 +58,9 @@ def delete_unfinished(folder: Path) -> None:
 def join_rows(
     table: datasets.Dataset, places: Sequence[int], rows: Sequence[dict[str, Any]], features: datasets.Features
 ) -> datasets.Dataset:
-    """Rows in their order, each beside the columns of its place in the table, which stays in its files.
+    """The rows of the table at `places`, which may repeat, with the columns of `rows` added; the table stays on disk.
 
-    Args:
-        table: as `read_rows` gives it.
-        places: the row of the table for each of `rows`; the same one may occur again.
-        rows: values by the names of `features`.
-        features: of the columns that are added.
+    `features` are those of the added columns.
     """
     order, columns = list[int](), [dict.fromkeys(features)] * len(table)
     repeated, taken = list[datasets.Dataset](), set[int]()
@@ -81,7 +76,7 @@ def join_rows(
     if not rows:
         return _without_rows(datasets.Features({**table.features, **features}))
     stored = datasets.concatenate_datasets([table, *repeated])
-    # In blocks of the same lengths: of one that is sliced, a worker process would get the whole with each slice.
+    # In blocks of the same lengths: a slice of a longer block would be pickled as the whole block for worker processes.
     ends = np.cumsum([len(chunk) for chunk in stored.data.column(0).chunks]).tolist()
     added = [datasets.Dataset.from_list(columns[a:b], features) for a, b in pairwise([0, *ends])]
     return datasets.concatenate_datasets([stored, datasets.concatenate_datasets(added)], axis=1).select(order)

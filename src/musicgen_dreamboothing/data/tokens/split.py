@@ -1,4 +1,4 @@
-"""Which clips a run trains on and which it holds out: chosen once, written into `run.json`, and read from there."""
+"""The split into training and held-out clips: chosen once, and stored in `run.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.songs.song import EVAL
 
-MIN_SONGS_TO_SPLIT = 3  # of fewer songs none is held out: too much would be lost
+MIN_SONGS_TO_SPLIT = 3  # of fewer songs none is held out
 COLUMNS = ("digest", "file_name", "source", "start", "seconds", "text", "variants")
 
 Row = dict[str, Any]
@@ -18,13 +18,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Split:
-    """The clips of a run, with the captions that it gives them.
+    """The clips of a run, with its captions.
 
     Attributes:
-        codes: the folder in `tokens/` that has their codes.
+        codes: the folder in `tokens/` with their codes.
         train: clips to train on, as rows with `COLUMNS`.
         held_out: clips held out.
-        copies: songs that are one recording, in groups.
+        copies: groups of songs that are one recording.
         left_out: songs that are not trained on, as the evaluation split has the same recording.
     """
 
@@ -35,7 +35,7 @@ class Split:
     left_out: tuple[str, ...] = ()
 
     def limited(self, train: int | None, held_out: int | None) -> Split:
-        """The first clips only; None or 0 takes all."""
+        """The first clips only; None or 0 means all."""
         return replace(self, train=self.train[: train or None], held_out=self.held_out[: held_out or None])
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Split:
         """From `to_json`.
 
         Raises:
-            UserError: it is something else.
+            UserError: the values are damaged.
         """
         try:
             train, held_out = (
@@ -67,14 +67,13 @@ def split_songs(
 ) -> Split:
     """Holds out songs, never single clips of a song.
 
-    An explicit evaluation split wins. Else `eval_fraction` of the songs are held out, at least one,
-    chosen by a hash of seed and name: another order of the songs changes nothing. Songs that are the same recording
-    are on one side: they are held out together, and what is in an evaluation split is not trained on.
+    If there is an explicit evaluation split, it is held out. Otherwise `eval_fraction` of the songs are, at least one,
+    chosen by a hash of seed and name. Songs that are the same recording are on one side of the split.
 
     Args:
         rows: all clips, with `COLUMNS` and `split`.
-        recordings: the recording that each song is.
-        codes: the folder in `tokens/` that has the codes.
+        recordings: the recording of each song.
+        codes: the folder in `tokens/` with the codes.
         eval_fraction: share of the songs, from 0 to 1.
         seed: of the choice.
     """
@@ -99,12 +98,12 @@ def split_songs(
 
 
 def _held_out(songs: Mapping[str, set[str]], fraction: float, seed: int) -> set[str]:
-    """A share of the recordings: those with the fewest songs first, for all copies of one are held out together."""
+    """A share of the recordings; those with the fewest songs first, as all copies of one are held out together."""
     if fraction <= 0 or len(songs) < MIN_SONGS_TO_SPLIT:
         return set()
 
-    def drawn(recording: str) -> str:
+    def rank(recording: str) -> str:
         return hashlib.sha256(f"{seed} {recording}".encode(errors="backslashreplace")).hexdigest()
 
-    ordered = sorted(songs, key=lambda recording: (len(songs[recording]), drawn(recording)))
+    ordered = sorted(songs, key=lambda recording: (len(songs[recording]), rank(recording)))
     return set(ordered[: max(1, round(fraction * len(songs)))])

@@ -1,9 +1,8 @@
 """Clips to tokens: EnCodec runs once for each clip, T5 once for each distinct caption.
 
 `tokens/codes-<hash>` has codes without the delay pattern, keyed by the bytes of the clip; the hash is of the codec.
-`text_states.py` keeps text states beside it. Neither knows a clip's caption or a run's key-word: what reads them, reads
-the metadata too, and puts its own key-word in front. So runs with other key-words or bases share a folder, and as
-nothing that is stored is changed or deleted, each of them finds what it began with.
+Captions and the instance prompt are not stored there: readers take them from the metadata and their options. So runs
+with other instance prompts or bases share a folder; nothing that is stored is changed or deleted.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec, load
 from musicgen_dreamboothing.model.keyword import texts_of
 
 INFO = "info.json"  # names the base that clips were last encoded for
-PART_CLIPS = 64  # codes are put on disk after so many clips: what a kill can cost
+PART_CLIPS = 64  # codes are written after so many clips: what a kill can cost
 READ_AHEAD = 8  # clips, at least
 ENCODE_BATCH = 8  # clips at once on a CPU, whose LSTM products of 4 rows are slow; on a GPU its free memory decides
-MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec wants somewhat less for a clip of 30 s
-# What an earlier version wrote: tables, the same ones when it was killed, and files beside and in them.
+MAX_ENCODE_BATCH, ENCODE_BYTES = 16, 0.8e9  # EnCodec needs somewhat less for a clip of 30 s
+# Of earlier versions: tables, the same ones after a kill, and files beside and in them.
 OLD_TABLES = tuple(table + end for table in ("clips", "captions", "words", "parts/*") for end in ("", ".new", ".old"))
 OLD_FILES = ("key_word.json", "clips.arrow", "captions.arrow", "words.arrow", "parts/*.arrow")
 OLD_TABLE_FILES = ("data-*.arrow", "dataset_info.json", "state.json")
@@ -59,20 +58,14 @@ CODE_FEATURES = datasets.Features(
         "digest": datasets.Value("string"),
         "codes": datasets.List(datasets.List(datasets.Value("uint16"))),  # [K, T]
         "frames": datasets.Value("int32"),  # T
-        "fingerprint": datasets.List(datasets.Value("uint32")),  # of the sound, see `listening.duplicates`
+        "fingerprint": datasets.List(datasets.Value("uint32")),  # of the sound, see `analysis.duplicates`
     }
 )
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """What a run reads of a prepared folder, and what had to be done for it.
-
-    Attributes:
-        rows: the clips as the metadata lists them, with the captions of this run.
-        clips_encoded: how many clips had to be encoded.
-        captions_encoded: how many captions.
-    """
+    """The clips of the metadata with the captions of this run, and how many clips and captions were encoded."""
 
     rows: list[dict[str, Any]]
     clips_encoded: int
@@ -90,17 +83,16 @@ def tokenize_clips(
     word_dropout: float = 0.0,
     text_states: bool = True,
 ) -> Tokenized:
-    """Adds to `tokens/` what a run needs; under `accelerate launch` the processes share the clips.
+    """Adds the missing tokens of a prepared folder; under `accelerate launch` the processes share the clips.
 
     Args:
         folder: the prepared folder.
         checkpoint: the base whose codec and text encoder are used.
         batch_size: clips encoded at once; 0 chooses by the device.
         workers: threads that read clips while the codec computes.
-        instance_prompt: put in front of captions that do not begin with it, and
-        class_prompt: the noun behind it.
-        word_dropout: above 0 a few copies of each caption lack this share of the words behind these two.
-        text_states: False where the text encoder is trained, and no state of it stays true.
+        instance_prompt, class_prompt: put in front of captions that do not begin with them.
+        word_dropout: share of words that the extra copies of each caption lack; 0 makes no copies.
+        text_states: False if the text encoder is trained, so that no states can be stored.
 
     Raises:
         UserError: no clip is left.
@@ -108,7 +100,7 @@ def tokenize_clips(
     state = PartialState()
     rows = clip_rows(folder, instance_prompt, class_prompt)
     if state.is_main_process:
-        _begin(folder / TOKENS, checkpoint)
+        _clean_up(folder / TOKENS, checkpoint)
         for note in caption_notes(rows, load_tokenizer(checkpoint)):
             log(note)
     state.wait_for_everyone()
@@ -118,8 +110,8 @@ def tokenize_clips(
         recordings_of(folder, rows, *read_codes(folder, codes_name(checkpoint)))
         if text_states:
             captions = captions_of(rows, key_phrase(instance_prompt, class_prompt), word_dropout)
-            words = texts_of(instance_prompt) if instance_prompt else []
-            captioned = len(add_states(folder, captions + words, checkpoint).intersection(captions))
+            prompts = texts_of(instance_prompt) if instance_prompt else []
+            captioned = len(add_states(folder, captions + prompts, checkpoint).intersection(captions))
     state.wait_for_everyone()
     return Tokenized(rows, encoded, captioned)
 
@@ -129,26 +121,26 @@ def codes_name(checkpoint: Checkpoint) -> str:
     return f"codes-{checkpoint.codec_hash}"
 
 
-def _begin(tokens: Path, checkpoint: Checkpoint) -> None:
-    """Notes the base, and deletes what cannot be used: unfinished files and tables of an earlier version."""
+def _clean_up(tokens: Path, checkpoint: Checkpoint) -> None:
+    """Writes the name of the base, and deletes unfinished files and tables of earlier versions."""
     for table in (*tokens.glob("codes-*"), *tokens.glob("text-*")):
         delete_unfinished(table)
-    noted = read_info(tokens)
-    if "identity" in noted:
+    info = read_info(tokens)
+    if "identity" in info:
         _delete_old_tables(tokens)
-    if noted != {"model": checkpoint.name}:
+    if info != {"model": checkpoint.name}:
         write_json(tokens / INFO, {"model": checkpoint.name})
 
 
 def read_info(tokens: Path) -> dict[str, Any]:
-    """The contents of `info.json`; none where it is missing or damaged."""
+    """The contents of `info.json`; empty if it is missing or damaged."""
     with suppress(OSError, ValueError, TypeError):
         return dict(json.loads((tokens / INFO).read_text(encoding="utf-8")))
     return {}
 
 
 def _delete_old_tables(tokens: Path) -> None:
-    """Deletes the files that an earlier version wrote; what a person has put beside them stays."""
+    """Deletes the files that an earlier version wrote, and no others."""
     tables = [path for table in OLD_TABLES for path in tokens.glob(table) if path.is_dir()]
     for folder, patterns in ((tokens, OLD_FILES), *((table, OLD_TABLE_FILES) for table in tables)):
         for path in (path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
@@ -161,9 +153,7 @@ def _delete_old_tables(tokens: Path) -> None:
 def clip_rows(
     folder: Path, instance_prompt: str | None = None, class_prompt: str | None = None
 ) -> list[dict[str, Any]]:
-    """The clips listed in the metadata whose file exists, with the digest of each file.
-
-    The key phrase is put in front of captions that do not begin with it.
+    """The clips in the metadata whose file exists, with its digest, and captions that begin with the key phrase.
 
     Raises:
         UserError: there is none.
@@ -174,14 +164,14 @@ def clip_rows(
     if not rows:
         raise UserError(f"{clips / METADATA} lists no clip whose file is there")
     if len(rows) < len(listed):
-        log(f"left out: {plural(len(listed) - len(rows), 'line')} of {clips / METADATA} whose file is missing")
+        log(f"note: left out {plural(len(listed) - len(rows), 'line')} of {clips / METADATA} whose file is missing")
     return [_clip_row(row, clips, instance_prompt, class_prompt) for row in rows]
 
 
 def _clip_row(
     row: dict[str, Any], clips: Path, instance_prompt: str | None, class_prompt: str | None
 ) -> dict[str, Any]:
-    """Fills in what a person who wrote the metadata by hand may have left out."""
+    """A row of the metadata, which people may write by hand, with all columns."""
     name = row["file_name"]
     return {
         **{key: str(row.get(key) or usual) for key, usual in (("source", name), ("split", TRAIN))},
@@ -198,12 +188,12 @@ def _clip_row(
 
 
 def _number(value: Any) -> float:
-    """Seconds that a person may have written; 0 for what is none."""
+    """Seconds; 0 for values that are no finite number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def captions_of(rows: Iterable[Mapping[str, Any]], phrase: str, word_dropout: float) -> list[str]:
-    """All texts that a run may draw for these clips: captions, other captions, and copies without some words."""
+    """All texts that a run may draw for these clips: captions, variants, and copies with word dropout."""
     captions = list(dict.fromkeys(text for row in rows for text in (row["text"], *row["variants"])))
     if not word_dropout:
         return captions
@@ -217,11 +207,11 @@ def read_codes(folder: Path, name: str) -> tuple[datasets.Dataset, dict[str, int
 
 
 def _add_codes(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int) -> int:
-    """Encodes what is missing, each process its share."""
+    """Encodes the clips that have no codes, each process its share; returns their number in all."""
     state = PartialState()
     _, known = read_codes(folder, codes_name(checkpoint))
     missing = list({row["digest"]: row for row in rows if row["digest"] not in known}.values())
-    state.wait_for_everyone()  # all have looked before one of them writes
+    state.wait_for_everyone()  # all have read before one of them writes
     if share := missing[state.process_index :: state.num_processes]:
         _encode_missing(folder, share, checkpoint, batch_size, workers)
     state.wait_for_everyone()
@@ -231,15 +221,10 @@ def _add_codes(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint,
 def recordings_of(
     folder: Path, rows: Sequence[Mapping[str, Any]], table: datasets.Dataset, row_of: Mapping[str, int]
 ) -> dict[str, str]:
-    """For each song the first one, by name, that is the same recording: its own name where there is no other.
+    """For each song the first one, by name, that is the same recording: its own name if there is no other.
 
-    What is found is kept in `tokens/`: of thousands of songs it takes a while.
-
-    Args:
-        folder: the prepared folder.
-        rows: the clips, with `source`, `digest` and `start` in seconds.
-        table: codes with fingerprints.
-        row_of: the row of each digest in it.
+    Stored in `tokens/`, as thousands of songs take a while. `rows` are clips with `source`, `digest` and `start` in
+    seconds, `table` and `row_of` are those of `read_codes`.
     """
     clips = sorted((row["source"], row["start"], row["digest"]) for row in rows)
     key = hashlib.blake2b(json.dumps(clips).encode(), digest_size=8).hexdigest()
@@ -253,18 +238,18 @@ def recordings_of(
     for source, start, one in clips:
         parts.setdefault(source, []).append((start, np.asarray(prints[row_of[one]]["fingerprint"], np.uint32)))
     first = same_recordings([joined_fingerprint(parts[name]) for name in names])
-    found = {name: names[number] for name, number in zip(names, first, strict=True)}
+    recordings = {name: names[number] for name, number in zip(names, first, strict=True)}
     if PartialState().is_main_process:
-        write_json(path, {name: other for name, other in found.items() if name != other})
-    return found
+        write_json(path, {name: other for name, other in recordings.items() if name != other})
+    return recordings
 
 
 def _encode_missing(
     folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
 ) -> None:
-    """Runs EnCodec over the clips; the codec leaves memory at the end."""
+    """Encodes clips; the codec is freed at the end."""
     state, table = PartialState(), folder / TOKENS / codes_name(checkpoint)
-    device = state.device  # of this process, and the CPU where `--use_cpu` says so
+    device = state.device
     batch_size = batch_size or batch_size_of(device)
     model = load_codec(checkpoint, device)
     pending: list[dict[str, Any]] = []
@@ -273,8 +258,8 @@ def _encode_missing(
             waves = torch.from_numpy(np.stack([wave for _, wave, _ in batch]))
             codes = codec.encode(model, waves, checkpoint).cpu().numpy().astype(np.uint16)
             pending += [
-                {"digest": row["digest"], "codes": code, "frames": code.shape[1], "fingerprint": words}
-                for (row, _, words), code in zip(batch, codes, strict=True)
+                {"digest": row["digest"], "codes": code, "frames": code.shape[1], "fingerprint": print_}
+                for (row, _, print_), code in zip(batch, codes, strict=True)
             ]
             bar.update(len(batch))
             if len(pending) >= PART_CLIPS:
@@ -287,7 +272,7 @@ def _encode_missing(
 
 
 def batch_size_of(device: torch.device) -> int:
-    """Clips of 30 s that EnCodec takes at once on a device."""
+    """Clips of 30 s for EnCodec at once."""
     if device.type != "cuda":
         return ENCODE_BATCH
     free, _ = torch.cuda.mem_get_info(device)
@@ -297,7 +282,7 @@ def batch_size_of(device: torch.device) -> int:
 def _equal_length_batches(
     clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, batch_size: int, workers: int
 ) -> Iterator[list[ReadClip]]:
-    """Clips of equal length: padding would change the codes of the shorter ones."""
+    """Batches of equal length: padding would change the codes of shorter clips."""
     ordered = sorted(rows, key=lambda row: (-row["seconds"], row["file_name"]))
     clips_read = _read(clips, ordered, checkpoint, workers, max(READ_AHEAD, batch_size))
     for _, group in groupby(clips_read, key=lambda clip: clip[1].shape[-1]):
@@ -314,12 +299,9 @@ def _equal_length_batches(
 def _read(
     clips: Path, rows: Sequence[dict[str, Any]], checkpoint: Checkpoint, workers: int, read_ahead: int
 ) -> Iterator[ReadClip]:
-    """Clips in order; a few are read ahead, so that memory doesn't grow with their number.
+    """Clips in order; a batch of the codec is read ahead while it encodes the one before.
 
-    They are a batch of the codec's at least, which is read while it encodes the one before.
-
-    Decoding and resampling are done by C, which lets others work meanwhile: two processes took as long as two threads
-    for 27 minutes of FLAC (4.0 s), and 0.7 s more to start.
+    Threads suffice, as decoding and resampling release the GIL: two processes took as long for 27 minutes of FLAC.
     """
     ahead: deque[Future[ReadClip]] = deque()
     pool = ThreadPoolExecutor(max(1, workers))
@@ -335,7 +317,7 @@ def _read(
 
 
 def _read_clip(clips: Path, row: dict[str, Any], checkpoint: Checkpoint) -> ReadClip:
-    """A clip as the codec takes it: its rate, the model's channels, whole frames."""
+    """A clip at the codec's rate, in the model's channels, padded to whole frames."""
     decoded = audio.decode(clips / row["file_name"], checkpoint.sampling_rate)
     wave = audio.to_channels(decoded, checkpoint.audio_channels)
     wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % checkpoint.hop_length)))

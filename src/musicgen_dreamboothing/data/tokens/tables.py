@@ -1,4 +1,4 @@
-"""The token tables of a run: its clips with their codes, and the text states of its captions."""
+"""The token tables of a run: clips with their codes, and the text states of captions."""
 
 from __future__ import annotations
 
@@ -28,13 +28,9 @@ ROW_FEATURES = datasets.Features(
 
 @dataclass(frozen=True)
 class Tables:
-    """The token tables.
+    """Clips to train on and clips held out, text states of all captions if they are cached, and the split.
 
-    Attributes:
-        train: clips to train on.
-        held_out: clips held out.
-        captions: text states of all captions, if they are cached.
-        split: the same clips as plain values; empty for generated clips of the class.
+    The split is empty for generated clips of the class.
     """
 
     train: datasets.Dataset
@@ -45,15 +41,15 @@ class Tables:
     @property
     def fingerprint(self) -> str:
         """Changes with every clip and every caption."""
-        found = hashlib.sha256()
+        hasher = hashlib.sha256()
         for table in (self.train, self.held_out):
             for digest, caption, others in zip(table["digest"], table["text"], table["variants"], strict=True):
-                found.update("\n".join([f"{digest} {caption}", *others, ""]).encode())
-        return found.hexdigest()[:16]
+                hasher.update("\n".join([f"{digest} {caption}", *others, ""]).encode())
+        return hasher.hexdigest()[:16]
 
     @property
     def longest_caption(self) -> int | None:
-        """In tokens of the text encoder, which need not be loaded for it; None where no states are cached."""
+        """In tokens of the text encoder; None if no states are cached."""
         return max(self.captions["length"], default=None) if self.captions is not None else None
 
     @property
@@ -73,18 +69,17 @@ def load_tables(
     key_phrase: str = "",
     word_dropout: float = 0.0,
 ) -> Tables:
-    """Splits the clips of a prepared folder, as `split_songs` does, and reads their tokens.
+    """Splits the clips of a prepared folder with `split_songs`, and reads their tokens.
 
     Args:
         folder: the prepared folder.
-        rows: its clips, from `tokens.clip_rows`.
+        rows: its clips, from `clip_rows`.
         checkpoint: the base whose codec and text encoder are used.
         eval_fraction: share of the songs that is held out.
         seed: of the split.
-        limits: clips to train on and clips to hold out, at most.
-        text_states: whether text states are read, of all texts that `captions_of` the rows gives with
-        key_phrase: of the run, and
-        word_dropout: of the run.
+        limits: largest number of clips to train on, and to hold out.
+        text_states: whether to read the text states of all captions.
+        key_phrase, word_dropout: of the run; see `captions_of`.
 
     Raises:
         UserError: nothing is left to train on.
@@ -106,7 +101,7 @@ def load_tables(
 
 
 def tables_of_split(folder: Path, split: Split) -> Tables:
-    """The clips of an earlier run, without text states; those whose codes are gone are named, counted and left out.
+    """The clips of an earlier run, without text states; those without codes are left out with a note.
 
     Raises:
         UserError: no clip that was trained on is left.
@@ -116,14 +111,14 @@ def tables_of_split(folder: Path, split: Split) -> Tables:
         if gone := [row for row in rows if row["digest"] not in row_of]:
             songs = list(dict.fromkeys(row["source"] for row in gone))
             log(
-                f"left out: {plural(len(gone), 'clip')} of {len(rows)} {what}, "
+                f"note: left out {plural(len(gone), 'clip')} of {len(rows)} {what}, "
                 f"as {folder} has no codes of them any more: {first_names(songs)}"
             )
     train, held_out = _clips_of(split, table, row_of)
     if not len(train):
         raise UserError(
-            f"{folder} has no codes of the clips that this run was trained on; prepare the same songs there again, "
-            "or name another folder with --data DIR"
+            f"{folder} has no codes of the clips that this run was trained on. Fix: prepare the same songs there "
+            "again, or give another folder with --data DIR"
         )
     return Tables(train, held_out, split=split)
 
@@ -131,7 +126,7 @@ def tables_of_split(folder: Path, split: Split) -> Tables:
 def _clips_of(
     split: Split, table: datasets.Dataset, row_of: dict[str, int]
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Clips with their codes, to train on and held out."""
+    """Training and held-out clips with their codes."""
     codes = table.remove_columns("fingerprint")
 
     def joined(rows: Sequence[Row]) -> datasets.Dataset:

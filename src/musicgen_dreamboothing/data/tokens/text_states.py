@@ -1,4 +1,4 @@
-"""Text states of captions: T5 runs once for each distinct text, and what it gives is kept for every run.
+"""Text states of captions: T5 runs once for each distinct text.
 
 `tokens/text-<hash>` has a row for each text; the hash is of the text encoder and its tokenizer.
 """
@@ -21,7 +21,7 @@ from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.keyword import texts_of
 
-PART_TEXTS = 1024  # states are on disk after so many texts: what a kill can cost
+PART_TEXTS = 1024  # states are written after so many texts: what a kill can cost
 
 STATE_FEATURES = datasets.Features(
     {
@@ -33,12 +33,12 @@ STATE_FEATURES = datasets.Features(
 
 
 def states_folder(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Where a prepared folder has the text states of this checkpoint's text encoder."""
+    """The folder with the text states of this checkpoint's text encoder."""
     return folder / TOKENS / f"text-{checkpoint.text_hash}"
 
 
 def add_states(folder: Path, texts: Iterable[str], checkpoint: Checkpoint) -> set[str]:
-    """Encodes the texts of which a prepared folder has no states, and returns them."""
+    """Encodes the texts without states in a prepared folder, and returns them."""
     table = states_folder(folder, checkpoint)
     known = set(read_rows(table, STATE_FEATURES)["text"])
     missing = [one for one in dict.fromkeys(texts) if one not in known]
@@ -73,7 +73,7 @@ def read_states(folder: Path, texts: Iterable[str], checkpoint: Checkpoint) -> d
 
 
 def key_word_states(folder: Path, instance_prompt: str, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Text states `[L, D_text]` of `texts_of` the key-word, in 16 bits.
+    """Text states `[L, D_text]` in 16 bits of `texts_of` the instance prompt.
 
     Raises:
         UserError: there are none.
