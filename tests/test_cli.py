@@ -206,8 +206,8 @@ def test_every_verb_runs_its_function(run: Cli, monkeypatch: pytest.MonkeyPatch)
 
     seen: list[object] = []
     monkeypatch.setattr(chain, "demo", seen.append)
-    assert run("demo", "--seed", 3, "--proof", "true") == Ran(0, "", "")
-    assert seen == [arguments.DemoArguments(seed=3, proof=True)]
+    assert run("demo", "--seed", 3, "--restart", "true") == Ran(0, "", "")
+    assert seen == [arguments.DemoArguments(seed=3, restart=True)]
 
 
 def test_the_public_names_are_there() -> None:

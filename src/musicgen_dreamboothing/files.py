@@ -40,6 +40,17 @@ def write_array(path: Path, values: np.ndarray) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays by name as .npz in one move."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _temporary(path: Path) -> Path:
     """A name beside the file that no other process writes to."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")

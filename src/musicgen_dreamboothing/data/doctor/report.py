@@ -5,12 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.analysis import defects
@@ -19,7 +17,7 @@ from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.data.doctor.examination import Clip, Coded, Examination
 from musicgen_dreamboothing.data.doctor.findings import Finding, advice, codec_word, findings
 from musicgen_dreamboothing.files import write_text
-from musicgen_dreamboothing.pages import COARSE, FINE, data_uri, loudest_power, mp3, spectrogram
+from musicgen_dreamboothing.pages import COARSE, FINE, data_uri, loudest_power, mp3, render, spectrogram
 
 COLUMNS, LINES = 100, 40  # of the screen
 FEW = 3  # clips or songs that one finding names on it
@@ -146,11 +144,10 @@ class _Player:
 
 def write_report(examination: Examination, path: Path) -> None:
     """Writes the page with pictures and players inside, in one move; 200 clips take less than 8 MB."""
-    template = files("musicgen_dreamboothing.assets").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
     found = findings(examination)
     players, flagged = _players(examination, found), _flagged(found)
-    text = environment.from_string(template).render(
+    text = render(
+        "report.html.jinja",
         name=examination.folder.resolve().name,
         facts=[(name, value) for name, value in _facts(examination) if value and name != "codec"],
         counts=[(key, sum(one.severity == key for one in found), words) for key, words in COUNTED.items()],
