@@ -219,8 +219,8 @@ def test_every_verb_runs_its_function(run: Cli, monkeypatch: pytest.MonkeyPatch)
 
     seen: list[object] = []
     monkeypatch.setattr(chain, "demo", seen.append)
-    assert run("demo", "--seed", 3) == Ran(0, "", "")
-    assert seen == [arguments.DemoArguments(seed=3)]
+    assert run("demo", "--seed", 3, "--restart", "true") == Ran(0, "", "")
+    assert seen == [arguments.DemoArguments(seed=3, restart=True)]
 
 
 def test_the_public_functions_take_options_as_keywords(tmp_path: Path) -> None:

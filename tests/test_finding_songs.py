@@ -24,7 +24,7 @@ from musicgen_dreamboothing.data.songs.names import NameIndex, printable
 from musicgen_dreamboothing.data.songs.song import Collection, Columns
 from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.songs.tracks import parse_cue_sheet
-from musicgen_dreamboothing.evaluation.playing import NOTE
+from musicgen_dreamboothing.evaluation.clips import NOTE
 from musicgen_dreamboothing.training.samples import LISTING
 
 Cli = Callable[..., Ran]

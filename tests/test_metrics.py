@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from made_music import music
-from scipy import linalg, special, stats
+from scipy import special, stats
 
 from musicgen_dreamboothing.analysis.key import TONICS
 from musicgen_dreamboothing.data.captions.templates import ClipFacts, captions
 from musicgen_dreamboothing.evaluation.metrics import adherence as adherence_module
-from musicgen_dreamboothing.evaluation.metrics import distances as metrics
 from musicgen_dreamboothing.evaluation.metrics.adherence import (
     Asked,
     adherence,
@@ -29,24 +28,16 @@ from musicgen_dreamboothing.evaluation.metrics.adherence import (
     tempo_multiple,
 )
 from musicgen_dreamboothing.evaluation.metrics.distances import (
-    cross_entropy,
-    cross_entropy_change,
-    diversity,
-    drift,
-    frechet_change,
-    frechet_distance,
-    frechet_infinity,
+    Change,
     gap_closed,
-    is_collapsed,
     kernel_change,
     kernel_distance,
-    perplexity,
     style_change,
     style_distance,
     style_gap,
-    tag_divergence,
-    text_audio_score,
 )
+from musicgen_dreamboothing.evaluation.metrics.losses import cross_entropy, cross_entropy_change, perplexity
+from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
 from musicgen_dreamboothing.evaluation.metrics.statistics import (
     binomial_interval,
     bootstrap,
@@ -54,6 +45,7 @@ from musicgen_dreamboothing.evaluation.metrics.statistics import (
     paired_difference,
     resampled,
 )
+from musicgen_dreamboothing.evaluation.metrics.variety import diversity, drift, is_collapsed
 from musicgen_dreamboothing.training.trainer import codebook_metrics
 
 RATE = 16_000
@@ -146,66 +138,16 @@ def test_pairs_tell_more_than_means() -> None:
         paired_difference(before, after[1:], seed=0)
 
 
-@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (8, 10), (10, 10), (1, 1), (37, 60)])
-@pytest.mark.parametrize("level", [0.5, 0.95])
-def test_binomial_interval_is_wilsons(successes: int, trials: int, level: float) -> None:
-    expected = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
-    assert binomial_interval(successes, trials, level) == pytest.approx(tuple(expected))
-
-
-def test_no_trials_tell_nothing_and_some_counts_cannot_be() -> None:
+def test_wilsons_interval_of_a_share() -> None:
+    assert binomial_interval(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
+    assert binomial_interval(0, 10) == pytest.approx((0.0, 0.278), abs=1e-3)
     assert binomial_interval(0, 0) == (0, 1)
     for successes, trials in ((3, 2), (-1, 4)):
-        with pytest.raises(ValueError, match="cannot be"):
+        with pytest.raises(ValueError, match="must"):
             binomial_interval(successes, trials)
 
 
 # Distances of sets
-
-
-def test_frechet_distance_of_a_set_to_itself_is_zero() -> None:
-    rows = normal(40, 6, 0)
-    assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-6)
-
-
-def test_frechet_distance_of_known_gaussians() -> None:
-    """|m_a - m_b|² + the sum of (s_a - s_b)² over independent directions."""
-    a, b = normal(20_000, 3, 0), normal(20_000, 3, 1) * [1, 2, 3] + [2, 0, 0]
-    assert frechet_distance(a, b) == pytest.approx(4 + 0 + 1 + 4, rel=0.03)
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
-
-
-def test_frechet_distance_is_that_of_the_matrix_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "SHRINKAGE", 0.0)
-    mix = np.random.default_rng(2).standard_normal((4, 4))
-    a, b = normal(50, 4, 0) @ mix, normal(30, 4, 1, mean=2)
-    c_a, c_b = np.cov(a.T), np.cov(b.T)
-    root = linalg.sqrtm(c_a @ c_b).real
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c_a + c_b - 2 * root)
-    assert frechet_distance(a, b) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("shift", [0.0, 2.0])
-def test_frechet_infinity_has_no_bias_for_few_clips(shift: float) -> None:
-    sets = [(normal(30, 6, 2 * n), normal(24, 6, 2 * n + 1, mean=shift)) for n in range(12)]
-    plain = np.mean([frechet_distance(*pair) for pair in sets])
-    found = [frechet_infinity(*pair, seed=0) for pair in sets]
-    assert plain > shift**2 + 1
-    assert np.mean([one.value for one in found]) == pytest.approx(shift**2, abs=0.5)
-    assert all(one.slope > 0 for one in found)
-    assert np.median([one.r_squared for one in found]) > 0.7
-    assert all(one.r_squared <= 1 for one in found)
-
-
-def test_frechet_infinity_repeats_itself() -> None:
-    a, b = normal(30, 4, 0), normal(30, 4, 1)
-    assert frechet_infinity(a, b, seed=3) == frechet_infinity(a, b, seed=3)
-    assert frechet_infinity(a, b, seed=3) != frechet_infinity(a, b, seed=4)
-
-
-def test_frechet_infinity_refuses_too_few_clips() -> None:
-    with pytest.raises(ValueError, match="20 clips are too few for a Fréchet distance in 6 dimensions: it takes 21"):
-        frechet_infinity(normal(90, 6, 0), normal(20, 6, 1), seed=0)
 
 
 def brute_kernel(a: np.ndarray, b: np.ndarray) -> float:
@@ -297,13 +239,11 @@ def test_changes_have_the_distances_and_their_intervals() -> None:
     prompts, names = np.repeat(np.arange(5), 4), np.repeat(np.arange(12), 2)
     style = style_change(base, tuned, songs, 0, prompts=prompts, reference_songs=names)
     kernel = kernel_change(base, tuned, songs, 0, prompts=prompts, reference_songs=names)
-    frechet = frechet_change(base[:, :1], tuned[:, :1], songs[:, :1], 0)
     for clips, side in ((base, "base"), (tuned, "tuned")):
         expected = style_distance(clips, songs, clip_songs=prompts, reference_songs=names)
         assert getattr(style, side).value == pytest.approx(expected)
         assert getattr(kernel, side).value == pytest.approx(kernel_distance(songs, clips))
-        assert getattr(frechet, side).value == frechet_infinity(songs[:, :1], clips[:, :1], 0).value
-    for found in (style, kernel, frechet):
+    for found in (style, kernel):
         assert found.change is not None
         assert found.change[1] < 0  # nearer, surely
         for one in (found.base, found.tuned):
@@ -315,7 +255,7 @@ def test_changes_have_the_distances_and_their_intervals() -> None:
 
 
 @pytest.mark.parametrize("change", [style_change, kernel_change])
-def test_intervals_of_a_distance_hold_what_it_is(change: Callable[..., metrics.Change]) -> None:
+def test_intervals_of_a_distance_hold_what_it_is(change: Callable[..., Change]) -> None:
     """Over many samples, nearly as often as they should: the truth is the mean over all of them."""
     found = [
         change(normal(30, 2, 3 * n, 1.0), normal(30, 2, 3 * n + 1), normal(30, 2, 3 * n + 2), 0) for n in range(30)
@@ -323,15 +263,6 @@ def test_intervals_of_a_distance_hold_what_it_is(change: Callable[..., metrics.C
     truth = np.mean([one.base.value for one in found])
     held = [one.base.interval is not None and one.base.interval[0] <= truth <= one.base.interval[1] for one in found]
     assert np.mean(held) > 0.8
-
-
-def test_too_few_clips_for_halves_leave_no_interval() -> None:
-    songs, base, tuned = normal(10, 1, 0), normal(10, 1, 1, mean=2), normal(10, 1, 2)
-    found = frechet_change(base, tuned, songs, 0)
-    assert found.base.value > found.tuned.value
-    assert (found.base.interval, found.tuned.interval, found.change) == (None, None, None)
-    with pytest.raises(ValueError, match="too few"):
-        frechet_change(base, tuned, songs[:5], 0)
 
 
 def test_style_distance_needs_two_songs() -> None:
@@ -473,11 +404,8 @@ def neutral(seed: int, prompts: int = 6, seeds: int = 5) -> np.ndarray:
 def test_nothing_drifts_where_nothing_changed() -> None:
     before = neutral(0)
     found = drift(before, before.copy(), seed=0)
-    assert found.clips.shape == (6, 5)
-    assert found.clips.max() < 1e-9
     assert found.same_seed.value == pytest.approx(0, abs=1e-9)
     assert found.other_seeds.value == pytest.approx(1)
-    assert found.yardstick == pytest.approx(8, rel=0.3)  # |x - y|²/2 of unit Gaussians in 8 dimensions
 
 
 def test_another_seed_is_a_drift_of_one() -> None:
@@ -493,8 +421,9 @@ def test_drift_by_hand() -> None:
     after = before.copy()
     after[..., 0] += 4
     found = drift(before, after, seed=0)
-    assert found.same_seed.value == pytest.approx(8 / found.yardstick)
-    assert found.other_seeds.value == pytest.approx(1 + 8 / found.yardstick)
+    spread = np.mean([diversity(rows) for rows in before])
+    assert found.same_seed.value == pytest.approx(8 / spread)
+    assert found.other_seeds.value == pytest.approx(1 + 8 / spread)
     assert drift(2 * before, 2 * after, seed=0).other_seeds.value == pytest.approx(found.other_seeds.value)
 
 
@@ -508,7 +437,7 @@ def test_drift_needs_pairs_and_seeds(shapes: tuple[tuple[int, ...], ...]) -> Non
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="drift needs"):
         drift(*(rng.standard_normal(shape) for shape in shapes), seed=0)
-    with pytest.raises(ValueError, match="yardstick"):
+    with pytest.raises(ValueError, match="can't be measured"):
         drift(np.ones((3, 2, 4)), np.zeros((3, 2, 4)), seed=0)
 
 

@@ -14,17 +14,10 @@ from transformers import EncodecModel
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.demo.recipe import ASSETS
+from musicgen_dreamboothing.evaluation.metrics.code_index import TOKENS, TokenIndex, nearest_by_tokens
+from musicgen_dreamboothing.evaluation.metrics.copies import LEAST_SECONDS, TrainingClip
 from musicgen_dreamboothing.evaluation.metrics.embedding import SignalEmbedder
-from musicgen_dreamboothing.evaluation.metrics.originality import (
-    EMBEDDING,
-    LEAST_SECONDS,
-    TOKENS,
-    TokenIndex,
-    TrainingClip,
-    WindowIndex,
-    nearest_by_embedding,
-    nearest_by_tokens,
-)
+from musicgen_dreamboothing.evaluation.metrics.sound_index import EMBEDDING, WindowIndex, nearest_by_embedding
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 

@@ -1,16 +1,16 @@
-"""Figures of sound, on sounds whose tempo and pulse are known."""
+"""Signal statistics; and tempo and pulse of tools/tiny, on sounds whose tempo and pulse are known."""
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from musicgen_dreamboothing.evaluation.metrics.signal import (
-    Space,
-    embed,
-    onset_envelope,
-    pulse,
-    tempo,
-    tempo_matches,
-)
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools" / "tiny"))
+
+from rhythm import pulse, tempo, tempo_matches
+
+from musicgen_dreamboothing.evaluation.metrics.signal import Space, embed, mel_db, onset_envelope
 
 RATE = 16_000
 
@@ -58,7 +58,7 @@ def test_octaves_match_and_thirds_do_not(bpm: float, matches: bool) -> None:
 
 
 def test_onsets_stand_where_the_clicks_are() -> None:
-    envelope = onset_envelope(clicks(np.array([1.0, 2.0])), RATE)
+    envelope = onset_envelope(mel_db(clicks(np.array([1.0, 2.0])), RATE))
     assert len(envelope) == pytest.approx(800, abs=5)
     assert abs(int(envelope[50:150].argmax()) + 50 - 100) <= 4
     assert envelope[120:180].max() < 0.01 * envelope.max()
@@ -77,11 +77,6 @@ def test_random_clicks_have_a_pulse_by_chance_only() -> None:
 
 def test_silence_has_no_pulse() -> None:
     assert pulse(np.zeros(4 * RATE, np.float32), RATE, seed=0) == 0.0
-
-
-def test_one_seed_gives_one_pulse() -> None:
-    wave = clicks(np.sort(np.random.default_rng(3).uniform(0.1, 7.8, 20)))
-    assert pulse(wave, RATE, seed=5) == pulse(wave, RATE, seed=5)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 100, RATE])

@@ -22,7 +22,7 @@ from musicgen_dreamboothing.data.prepare import refresh
 from musicgen_dreamboothing.data.run_record import RunRecord, read_record
 from musicgen_dreamboothing.data.tokens.split import Split, split_songs
 from musicgen_dreamboothing.data.tokens.store import clip_rows
-from musicgen_dreamboothing.evaluation.songs import tables_of
+from musicgen_dreamboothing.evaluation.references import tables_of
 from musicgen_dreamboothing.training import model as training_model
 
 Cli = Callable[..., Ran]

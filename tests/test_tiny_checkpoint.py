@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from conftest import Ran
 from safetensors.torch import load_file
 from transformers import MusicgenForConditionalGeneration
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools" / "tiny"))
+
+from rhythm import tempo, tempo_matches
+
 from musicgen_dreamboothing import Generator
 from musicgen_dreamboothing.demo.recipe import ASSETS
-from musicgen_dreamboothing.evaluation.metrics.signal import embed, tempo, tempo_matches
+from musicgen_dreamboothing.evaluation.metrics.signal import embed
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model.checkpoint import load_checkpoint, load_text_encoder, load_tokenizer

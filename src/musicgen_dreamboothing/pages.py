@@ -1,12 +1,15 @@
-"""Parts that all HTML pages share: players and spectrograms as data URIs, so that a page is one file."""
+"""Common parts of all HTML pages: the Jinja environment, sounds and spectrograms as data URIs."""
 
 from __future__ import annotations
 
 import base64
 import io
+from functools import cache
+from typing import Any
 
 import numpy as np
 import soundfile
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from musicgen_dreamboothing.analysis.spectrum import spectra
@@ -19,6 +22,22 @@ RANGE_DB = 70.0
 PALETTE = ("#0b0d14", "#1d2545", "#2f5d7c", "#58a99a", "#d9c77a", "#fdf6df")  # from silence to the loudest
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 FINE, COARSE = 0.3, 0.7  # libsndfile's compression: some 80 and 50 kbit/s a channel
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("musicgen_dreamboothing", "assets"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template in `assets/`; all values are escaped."""
+    return _environment().get_template(template).render(**values)
 
 
 def spectrogram(wave: Wave, rate: int, loudest: float | None = None) -> bytes:
@@ -37,7 +56,7 @@ def spectrogram(wave: Wave, rate: int, loudest: float | None = None) -> bytes:
 
 
 def loudest_power(wave: Wave) -> float:
-    """Of any frequency at any time; a sine at full scale has 1."""
+    """The highest power of any frequency at any time; a sine at full scale has 1."""
     return max(float(np.square(block).max()) for block in spectra(to_channels(wave, 1)[0], WINDOW, WINDOW))
 
 
@@ -52,7 +71,7 @@ def _power(wave: Wave, rate: int) -> np.ndarray:
 
 
 def _palette() -> list[int]:
-    """256 colours, red green blue after each other."""
+    """256 colours, as red, green, blue, red, ..."""
     stops = np.array([[int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in PALETTE])
     places, steps = np.linspace(0, 1, len(stops)), np.linspace(0, 1, 256)
     colours = np.stack([np.interp(steps, places, channel) for channel in stops.T], axis=1)
@@ -60,7 +79,7 @@ def _palette() -> list[int]:
 
 
 def mp3(wave: Wave, rate: int, compression: float) -> str:
-    """`[C, S]` as a data URI that every browser plays."""
+    """`[C, S]` as an MP3 data URI."""
     playable = rate if rate in MP3_RATES else 32_000
     wave, memory = np.clip(resample(wave, rate, playable), -1, 1), io.BytesIO()
     with soundfile.SoundFile(
@@ -72,5 +91,5 @@ def mp3(wave: Wave, rate: int, compression: float) -> str:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Bytes of a media type, as the address of what stands in the page itself."""
+    """Bytes of a media type as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from figures import mel_distance, si_sdr
+from frechet import frechet_distance
+from rhythm import pulse, tempo, tempo_matches
 from tqdm import tqdm
 
 from musicgen_dreamboothing import Generator, audio
 from musicgen_dreamboothing.data.captions.captions import with_instance_prompt
-from musicgen_dreamboothing.evaluation.metrics.distances import frechet_distance
-from musicgen_dreamboothing.evaluation.metrics.signal import Space, embed, pulse, tempo, tempo_matches
+from musicgen_dreamboothing.evaluation.metrics.signal import Space, embed
 from musicgen_dreamboothing.evaluation.metrics.statistics import bootstrap
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.hub import Source, weights_fingerprint

@@ -14,6 +14,3 @@ class DemoArguments:
     output_dir: str = option("demo", "Where everything goes.")
     seed: int = option(0, "Of the training and the music.", at_least=0, at_most=2**31)
     restart: bool = option(False, "Train anew instead of keeping what is in OUTPUT_DIR.")
-    proof: bool = option(
-        False, "Then train three seeds with and without prior preservation, and one 20 times too long: an hour or more."
-    )

@@ -16,10 +16,10 @@ from musicgen_dreamboothing.analysis.loudness import loudness, normalised
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError, plural
 from musicgen_dreamboothing.evaluation.metrics.statistics import binomial_interval
-from musicgen_dreamboothing.evaluation.report import load, render
+from musicgen_dreamboothing.evaluation.report import load
 from musicgen_dreamboothing.evaluation.result import STYLE, Interval, Pair
 from musicgen_dreamboothing.files import write_json, write_text
-from musicgen_dreamboothing.pages import FINE, mp3
+from musicgen_dreamboothing.pages import FINE, mp3, render
 
 PAGE, KEY = "blind.html", "blind_key.json"
 SIDES, UNSURE = ("A", "B"), "same"

@@ -6,13 +6,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
-from jinja2 import Environment, StrictUndefined
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
@@ -20,8 +18,9 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Figure, Interval, Nearest, Pair
 from musicgen_dreamboothing.evaluation.verdict import BETTER, WORSE, clock, direction
 from musicgen_dreamboothing.files import write_json, write_text
-from musicgen_dreamboothing.pages import COARSE, data_uri, loudest_power, mp3, spectrogram
+from musicgen_dreamboothing.pages import COARSE, data_uri, loudest_power, mp3, render, spectrogram
 
+PAGE = "report.html"
 PAGE_SECONDS = 400.0  # of before and after, all together: some 8 MB with the pictures, where a clip lasts 8 s
 COPIES = 12  # near-copies that get players; a pair takes some 300 KB
 EXCERPT_SECONDS = (5.0, 15.0)  # of a near-copy, at least and at most
@@ -57,8 +56,8 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         clock=clock,
     )
     write_json(folder / "report.json", _finite(asdict(evaluation)))
-    write_text(folder / "report.html", text)
-    return folder / "report.html"
+    write_text(folder / PAGE, text)
+    return folder / PAGE
 
 
 def read_report(folder: Path) -> Evaluation:
@@ -97,13 +96,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(held) for held in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def render(template: str, **values: Any) -> str:
-    """A page from `assets/`; all that isn't part of the template is escaped."""
-    text = files("musicgen_dreamboothing.assets").joinpath(template).read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
-    return environment.from_string(text).render(**values)
 
 
 def load(path: Path) -> tuple[Wave, int]:

@@ -16,7 +16,7 @@ from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.evaluation.metrics.distances import TooFewError, style_distance
 from musicgen_dreamboothing.evaluation.metrics.embedding import Sounds, load_embedder
-from musicgen_dreamboothing.evaluation.songs import Excerpts, excerpts
+from musicgen_dreamboothing.evaluation.references import Excerpts, excerpts
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
 from musicgen_dreamboothing.training.samples import Sampler

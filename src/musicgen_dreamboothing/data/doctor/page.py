@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.analysis import defects
@@ -19,7 +17,7 @@ from musicgen_dreamboothing.data.doctor.findings import Finding, findings
 from musicgen_dreamboothing.data.doctor.summary import key_figures, some
 from musicgen_dreamboothing.data.songs.song import TRAIN
 from musicgen_dreamboothing.files import write_text
-from musicgen_dreamboothing.pages import COARSE, FINE, data_uri, loudest_power, mp3, spectrogram
+from musicgen_dreamboothing.pages import COARSE, FINE, data_uri, loudest_power, mp3, render, spectrogram
 
 PLAYERS, PLAYERS_EACH, PLAYER_SECONDS = 24, 6, 8.0  # on the page, in one finding; some 90 KB each
 NAMES = 60  # that one finding lists
@@ -38,13 +36,12 @@ class _Player:
 
 def write_report(examination: Examination, path: Path) -> None:
     """Writes the page; 200 clips take less than 8 MB."""
-    template = files("musicgen_dreamboothing.assets").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
     results = findings(examination)
     players = _players(examination, results)
     severity_of = {name: finding.severity for finding in reversed(results) for name in finding.clips}  # the worst
     readable = {clip.file_name for clip, _ in examination.readable}
-    text = environment.from_string(template).render(
+    text = render(
+        "report.html.jinja",
         name=examination.folder.resolve().name,
         facts=[(name, value) for name, value in key_figures(examination) if value and name != "codec"],
         counts=[(key, sum(one.severity == key for one in results), words) for key, words in COUNTED.items()],

@@ -1,20 +1,18 @@
-"""How sure a figure is: what it becomes when the clips behind it are drawn again, and where a share lies.
+"""Confidence intervals: percentile bootstrap of rows or of groups of rows, and Wilson's interval of a share.
 
-Percentile bootstrap (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13). A row is what is drawn:
-a clip, a prompt, a pair. Clips of one song are not independent of each other, so whole groups of rows can be drawn
-instead. Everything random takes a seed; this file knows nothing of sound.
+Efron & Tibshirani (1993), "An Introduction to the Bootstrap", chapter 13. A row is a clip, a prompt or a pair. Clips of
+one song are not independent of each other, so all rows of a group can be drawn together, which scipy does not offer.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
 
 from musicgen_dreamboothing.evaluation.result import Interval
 
@@ -42,15 +40,12 @@ def bootstrap(
     level: float = LEVEL,
     draws: int = DRAWS,
 ) -> Interval | None:
-    """Where a statistic lies in `level` of all cases, or None where a sample has but one row (or group).
+    """The interval of a statistic, or None where a sample has only one row (or group).
 
     Args:
         statistic: takes the samples and gives a number; draws for which it is NaN are left out.
-        samples: one or more arrays `[N, ...]`, drawn independently. What is paired belongs into one array.
+        samples: one or more arrays `[N, ...]`, drawn independently. Paired values belong into one array.
         groups: for each sample the label of each of its rows, None where rows are independent; () for None everywhere.
-
-    Raises:
-        ValueError: a sample without rows, or labels that are not one a row.
     """
     return interval(resampled(statistic, *samples, seed=seed, groups=groups, draws=draws), level)
 
@@ -71,11 +66,7 @@ def estimate(
 def paired_difference(
     before: ArrayLike, after: ArrayLike, seed: int, groups: ArrayLike | None = None, level: float = LEVEL
 ) -> Estimate:
-    """The mean of after - before, values `[N]` of the same N clips (prompts and seeds).
-
-    Raises:
-        ValueError: there are not as many of both.
-    """
+    """The mean of after - before, values `[N]` of the same N clips (prompts and seeds)."""
     first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if first.shape != second.shape:
         raise ValueError(f"pairs need as many values before as after, not {first.shape} and {second.shape}")
@@ -91,7 +82,7 @@ def resampled(
 ) -> Array:
     """The statistic of `draws` samples that were drawn with replacement, `[draws, ...]`; see `bootstrap`.
 
-    `[0]` where a sample has but one row (or group), for drawing it again would feign certainty.
+    `[0]` where a sample has only one row (or group): drawing it again would give an interval of zero width.
     """
     sets = [np.asarray(sample) for sample in samples]
     labels = groups or [None] * len(sets)
@@ -104,7 +95,7 @@ def resampled(
 
 
 def _drawn(rng: np.random.Generator, rows: int, labels: ArrayLike | None, draws: int) -> list[Rows]:
-    """For each draw the rows that are in it; no draws where there is only one row or group."""
+    """The rows of each draw; no draws where there is only one row or group."""
     if rows == 0:
         raise ValueError("a sample without rows has no figures")
     names = np.arange(rows) if labels is None else np.asarray(labels)
@@ -129,21 +120,11 @@ def interval(values: Array, level: float = LEVEL) -> Interval | None:
 
 
 def binomial_interval(successes: int, trials: int, level: float = LEVEL) -> Interval:
-    """Where the chance of a success lies: Wilson's score interval (Wilson 1927).
+    """Wilson's score interval of a share (Wilson 1927); without trials it is (0, 1).
 
-    Brown, Cai & DasGupta (2001), "Interval estimation for a binomial proportion", recommend it for 40 trials and
-    fewer: it holds its level on average, where the exact interval of Clopper and Pearson is needlessly wide. Without
-    trials it is (0, 1).
-
-    Raises:
-        ValueError: more successes than trials, or fewer than none.
+    Brown, Cai & DasGupta (2001), "Interval estimation for a binomial proportion", recommend it for 40 trials and fewer.
     """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes in {trials} trials cannot be")
-    if trials == 0:
+    if trials == 0 and successes == 0:
         return 0.0, 1.0
-    share, z = successes / trials, NormalDist().inv_cdf((1 + level) / 2)
-    centre = share + z**2 / (2 * trials)
-    reach = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    scale = 1 + z**2 / trials
-    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+    found = binomtest(successes, trials).proportion_ci(level, "wilson")
+    return float(found.low), float(found.high)

@@ -1,4 +1,4 @@
-"""The same prompts and seeds on the base and on the fine-tuned model, as files that are not made a second time."""
+"""Clips of the same prompts and seeds by the base and the fine-tuned model, as files that are generated once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTE, MAX_SLUG = "made.json", 32
 
 
 @dataclass(frozen=True)
-class Played:
+class EvaluatedClip:
     """A generated clip: its file, its codes `[K, T]`, and its wave `[C, S]` at `rate`."""
 
     prompt: str
@@ -36,14 +36,14 @@ class Played:
 
 
 @dataclass(frozen=True)
-class Playlist:
-    """What is played, the same on both models.
+class ClipPlan:
+    """What both models generate.
 
     Attributes:
         prompts: each with its kind, `style` or `neutral`.
         variations: clips of each.
         seconds: length of a clip.
-        seed: with prompt and variation it fixes a clip.
+        seed: fixes a clip together with its prompt and variation.
         sampling: guidance, temperature, top-k and top-p.
     """
 
@@ -59,19 +59,21 @@ class Playlist:
         return [(prompt, variation) for prompt, _ in self.prompts for variation in range(self.variations)]
 
 
-def play(generator: Generator, folder: Path, playlist: Playlist, weights: str | None, batch_size: int | None) -> None:
-    """Makes the clips that `folder` lacks: a sound file and its codes for each, whole or not there.
+def generate_clips(
+    generator: Generator, folder: Path, plan: ClipPlan, weights: str | None, batch_size: int | None
+) -> None:
+    """Generates the clips that `folder` lacks: a sound file and its codes for each.
 
     Args:
-        weights: a fingerprint of the model; clips of other weights, or made in another way, are thrown away.
-        batch_size: clips made at once; None makes as many as memory holds.
+        weights: a fingerprint of the model; clips of other weights or settings are deleted.
+        batch_size: clips generated at once; None for as many as memory holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made_with: dict[str, Any] = {
         "weights": weights,
-        "seconds": playlist.seconds,
-        "seed": playlist.seed,
-        "sampling": asdict(playlist.sampling),
+        "seconds": plan.seconds,
+        "seed": plan.seed,
+        "sampling": asdict(plan.sampling),
         "dtype": str(generator.dtype),
         "quantization": generator.quantization,
     }
@@ -80,40 +82,36 @@ def play(generator: Generator, folder: Path, playlist: Playlist, weights: str | 
         for path in (*folder.glob("*.wav"), *folder.glob("*.npy")):
             path.unlink()
         write_json(note, made_with)
-    missing = [clip for clip in playlist.clips if not _is_there(folder, *clip)]
+    missing = [clip for clip in plan.clips if not _is_complete(folder / _name(*clip))]
     if not missing:
         return
-    log(f"{folder.name}: {plural(len(missing), 'clip')} of {playlist.seconds:g} s")
-    drawn = generator.codes(
-        missing, seconds=playlist.seconds, seed=playlist.seed, sampling=playlist.sampling, batch_size=batch_size
+    log(f"{folder.name}: {plural(len(missing), 'clip')} of {plan.seconds:g} s")
+    generated = generator.codes(
+        missing, seconds=plan.seconds, seed=plan.seed, sampling=plan.sampling, batch_size=batch_size
     )
-    for (prompt, variation), codes in drawn:
-        path = folder / _name(prompt, variation)
+    for clip, codes in generated:
+        path = folder / _name(*clip)
         audio.write(path, generator.decode(codes), generator.checkpoint.sampling_rate)
         write_array(path.with_suffix(".npy"), codes.numpy().astype(np.uint16))
 
 
-def listen(folder: Path, playlist: Playlist, rate: int) -> list[Played]:
-    """The clips that `play` made, in the order of the list, at `rate` Hz."""
-    kinds = dict(playlist.prompts)
-    paths = {clip: folder / _name(*clip) for clip in playlist.clips}
-    return [
-        Played(prompt, kinds[prompt], number, path, _codes(path), audio.decode(path, rate), rate)
-        for (prompt, number), path in paths.items()
-    ]
-
-
-def _codes(path: Path) -> NDArray[np.int64]:
-    return np.asarray(np.load(path.with_suffix(".npy")), np.int64)
+def load_clips(folder: Path, plan: ClipPlan, rate: int) -> list[EvaluatedClip]:
+    """The clips that `generate_clips` wrote, in the order of the plan, at `rate` Hz."""
+    clips = []
+    for prompt, kind in plan.prompts:
+        for variation in range(plan.variations):
+            path = folder / _name(prompt, variation)
+            codes = np.asarray(np.load(path.with_suffix(".npy")), np.int64)
+            clips.append(EvaluatedClip(prompt, kind, variation, path, codes, audio.decode(path, rate), rate))
+    return clips
 
 
 def _name(prompt: str, variation: int) -> str:
-    """The prompt's words, and its checksum where words alone would be those of another."""
+    """The prompt's words and its checksum, as two prompts may begin alike."""
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:MAX_SLUG].strip("-")
     return f"{slug}-{zlib.crc32(prompt.encode()):08x}_{variation}.wav"
 
 
-def _is_there(folder: Path, prompt: str, variation: int) -> bool:
-    """The codes are written last, and either file may have been deleted."""
-    path = folder / _name(prompt, variation)
+def _is_complete(path: Path) -> bool:
+    """Whether both the sound and its codes, which are written last, are there."""
     return path.is_file() and path.with_suffix(".npy").is_file()

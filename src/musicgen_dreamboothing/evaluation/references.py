@@ -1,7 +1,8 @@
-"""The songs of a run, as an evaluation needs them: excerpts to compare with, and the loss of those held out."""
+"""The songs of a run: excerpts to compare clips with, codes of the training clips, and the loss on held-out songs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from musicgen_dreamboothing.data.run_record import RunRecord
 from musicgen_dreamboothing.data.tokens.split import Split
 from musicgen_dreamboothing.data.tokens.store import clip_rows
 from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables, tables_of_split
-from musicgen_dreamboothing.evaluation.metrics.originality import TrainingClip
+from musicgen_dreamboothing.evaluation.metrics.copies import TrainingClip
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
@@ -31,19 +32,15 @@ Decode = Callable[[torch.Tensor], Wave]  # codes [K, T] to a wave [C, S]
 
 @dataclass(frozen=True)
 class Excerpts:
-    """Pieces of songs, as the codec plays them: waves `[C, S]` with their rate, and the song of each."""
+    """Pieces of songs, decoded by the codec: waves `[C, S]` with their rate, and the song of each."""
 
     waves: list[tuple[Wave, int]]
     songs: list[str]
 
 
-def prepared_folder(run: Path, record: RunRecord, named: str | None) -> Path:
-    """The folder with the tokens that a run was trained on.
-
-    Raises:
-        UserError: it is not where it was.
-    """
-    places = [Path(named)] if named else [Path(record.prepared), run / "data"]
+def prepared_folder(run: Path, record: RunRecord, data: str | None) -> Path:
+    """The folder with the tokens that a run was trained on: `data`, or where the record says. Else UserError."""
+    places = [Path(data)] if data else [Path(record.prepared), run / "data"]
     for place in places:
         if any((place / TOKENS).glob("codes-*")):
             return place
@@ -53,12 +50,12 @@ def prepared_folder(run: Path, record: RunRecord, named: str | None) -> Path:
 
 
 def tables_of(record: RunRecord, prepared: Path, base: Callable[[], Checkpoint]) -> Tables:
-    """The clips that were trained on and those that were held out, with the captions that the run gave them.
+    """The clips that a run was trained on and those that it held out, with the captions of that run.
 
     Args:
         record: of the run.
         prepared: the folder with its tokens.
-        base: gives the run's base checkpoint; only asked for where an earlier version made the record.
+        base: loads the run's base checkpoint, for records of earlier versions, which have no list of clips.
     """
     if record.clips is not None:
         return tables_of_split(prepared, Split.from_json(record.clips))
@@ -84,49 +81,47 @@ def excerpts(
     most: int,
     seed: int,
 ) -> Excerpts:
-    """One piece of each clip, from a random place, played by the codec: so its faults are not taken for the model's.
+    """One piece of each clip, from a random place, decoded by the codec, whose faults are then not the model's.
 
     Args:
         decode: codes `[K, T]` to a wave `[C, S]`.
         checkpoint: the base.
         clips: rows with `codes` and `source`.
         seconds: length of a piece; shorter clips are left out, unless all are shorter.
-        most: pieces; of more clips they are spread over the songs.
+        most: number of pieces; of more clips they are spread over the songs.
         seed: of the places.
     """
-    wanted = max(1, round(seconds * checkpoint.frame_rate))
+    frames = max(1, round(seconds * checkpoint.frame_rate))
     lengths = [round(length * checkpoint.frame_rate) for length in clips["seconds"]]
-    long_enough = [row for row, length in enumerate(lengths) if length >= wanted] or list(range(len(clips)))
+    long_enough = [row for row, length in enumerate(lengths) if length >= frames] or list(range(len(clips)))
     chosen = _spread(long_enough, clips["source"], most)
     rng, rate = np.random.default_rng(seed), checkpoint.sampling_rate
     waves = []
-    for row in progress_bar(chosen, unit="clip", desc="playing songs", leave=False):
+    for row in progress_bar(chosen, unit="clip", desc="decoding songs", leave=False):
         codes = np.asarray(clips[row]["codes"], np.int64)
-        begin = int(rng.integers(max(0, codes.shape[1] - wanted) + 1))
-        waves.append((decode(torch.from_numpy(codes[:, begin : begin + wanted])), rate))
+        begin = int(rng.integers(max(0, codes.shape[1] - frames) + 1))
+        waves.append((decode(torch.from_numpy(codes[:, begin : begin + frames])), rate))
     return Excerpts(waves, [clips["source"][row] for row in chosen])
 
 
 def _spread(rows: list[int], songs: list[str], most: int) -> list[int]:
     """At most so many rows: first one of each song, then the second ones, and so on."""
-    place: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     turns = []
     for row in rows:
-        turns.append((place.setdefault(songs[row], 0), row))
-        place[songs[row]] += 1
+        turns.append((counts[songs[row]], row))
+        counts[songs[row]] += 1
     return sorted(row for _, row in sorted(turns)[:most])
 
 
 def training_clips(clips: datasets.Dataset) -> tuple[list[NDArray[Any]], list[TrainingClip]]:
     """Codes `[K, T]` and names of all clips."""
-    rows = clips.with_format("numpy")
-    codes = [np.asarray(row["codes"]) for row in rows]
-    names = zip(clips["source"], clips["start"], clips["file_name"], strict=True)
-    return codes, [TrainingClip(song, start, file) for song, start, file in names]
+    codes = [np.asarray(row["codes"]) for row in clips.with_format("numpy")]
+    return codes, [TrainingClip(*row) for row in zip(clips["source"], clips["start"], clips["file_name"], strict=True)]
 
 
-def waves_of(decode: Decode, clips: datasets.Dataset, rate: int) -> Iterator[tuple[Wave, int]]:
-    """The clips as the codec plays them, one by one: a copy that a model makes sounds like that, not like the song."""
+def decoded_clips(decode: Decode, clips: datasets.Dataset, rate: int) -> Iterator[tuple[Wave, int]]:
+    """The clips as the codec decodes them, one by one."""
     for row in clips.with_format("numpy"):
         yield decode(torch.from_numpy(np.asarray(row["codes"], np.int64))), rate
 
@@ -135,7 +130,7 @@ def waves_of(decode: Decode, clips: datasets.Dataset, rate: int) -> Iterator[tup
 def clip_losses(generator: Generator, clips: datasets.Dataset, name: str) -> tuple[Array, Array]:
     """Summed cross-entropy in nats and number of steps of each clip and codebook, both `[N, K]`.
 
-    The loss of the paper under teacher forcing, with each clip's own caption, as the training measures it.
+    The loss that training minimises, under teacher forcing with each clip's own caption.
     """
     checkpoint, rows = generator.checkpoint, clips.with_format("numpy")
     states = generator.text_states([str(caption) for caption in clips["text"]])
@@ -145,8 +140,8 @@ def clip_losses(generator: Generator, clips: datasets.Dataset, name: str) -> tup
     ):
         codes = torch.from_numpy(np.asarray(row["codes"], np.int64))
         inputs, labels = training_steps(codes, checkpoint.delay, checkpoint.start_token_id)
-        found, mask = text.pad_states([state])
-        batch = {"codes": inputs[None], "labels": labels[None], "text_states": found, "text_mask": mask}
+        padded, mask = text.pad_states([state])
+        batch = {"codes": inputs[None], "labels": labels[None], "text_states": padded, "text_mask": mask}
         batch["keep_caption"] = torch.ones(1, dtype=torch.bool)
         outputs = generator.model(**{key: value.to(generator.device) for key, value in batch.items()})
         sums.append(torch.stack([outputs.nll[0], outputs.count[0].to(outputs.nll.dtype)]).double().cpu())

@@ -1,0 +1,148 @@
+"""Everything that an evaluation compares: clips of both models, excerpts of songs, losses, and their embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musicgen_dreamboothing.arguments import EvaluateArguments
+from musicgen_dreamboothing.data.run_record import RunRecord
+from musicgen_dreamboothing.data.tokens.tables import Tables
+from musicgen_dreamboothing.device import parse_device, release_memory
+from musicgen_dreamboothing.evaluation.clips import ClipPlan, EvaluatedClip, generate_clips, load_clips
+from musicgen_dreamboothing.evaluation.metrics.adherence import Adherence, adherence
+from musicgen_dreamboothing.evaluation.metrics.embedding import Embedder, load_embedder
+from musicgen_dreamboothing.evaluation.references import Excerpts, clip_losses, excerpts
+from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.hub import weights_fingerprint
+from musicgen_dreamboothing.model.checkpoint import Checkpoint
+
+Array = NDArray[np.float64]
+
+BASE, TUNED = "base", "tuned"  # folders of clips
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums of base and fine-tuned model and the number of steps, all `[N, K]`, and the song of each held-out clip."""
+
+    base: Array
+    tuned: Array
+    count: Array
+    songs: list[str]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Embeddings of clips and songs, `[N, D]`; `held_out` is None where no song was held out."""
+
+    base: Array
+    tuned: Array
+    songs: Array
+    held_out: Array | None
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """What the figures are computed from.
+
+    Attributes:
+        base, tuned: clips of the same prompts and seeds in one order.
+        songs, held_out: excerpts of the songs, of the same length, through the codec.
+        losses: on held-out songs; None where none were held out.
+        embedder: of all sounds.
+        seed: of all intervals.
+    """
+
+    base: list[EvaluatedClip]
+    tuned: list[EvaluatedClip]
+    songs: Excerpts
+    held_out: Excerpts | None
+    losses: Losses | None
+    embedder: Embedder
+    seed: int
+
+    def rows(self, kind: str) -> list[int]:
+        """Indices of the clips of one kind."""
+        return [row for row, clip in enumerate(self.base) if clip.kind == kind]
+
+    def by_prompt(self, kind: str) -> list[list[int]]:
+        """Indices of each prompt's clips."""
+        groups: dict[str, list[int]] = {}
+        for row in self.rows(kind):
+            groups.setdefault(self.base[row].prompt, []).append(row)
+        return list(groups.values())
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """Embeddings of all sounds."""
+        embed = self.embedder.embed
+        base, tuned = (embed([(clip.wave, clip.rate) for clip in clips]) for clips in (self.base, self.tuned))
+        held_out = embed(self.held_out.waves) if self.held_out is not None else None
+        return Vectors(base, tuned, embed(self.songs.waves), held_out)
+
+    @cached_property
+    def adherence(self) -> tuple[list[Adherence], list[Adherence]]:
+        """For each clip of base and fine-tuned model: does it have the tempo and key of its prompt?"""
+        base, tuned = (
+            [adherence(clip.prompt, clip.wave, clip.rate) for clip in clips] for clips in (self.base, self.tuned)
+        )
+        return base, tuned
+
+
+def collect_data(
+    options: EvaluateArguments, record: RunRecord, folder: Path, tables: Tables, plan: ClipPlan
+) -> tuple[EvaluationData, Checkpoint]:
+    """Generates and loads all that is compared; also returns the base checkpoint. One model is loaded at a time."""
+    base = _generator(options, *base_of(options, record), None)
+    checkpoint, has_held_out = base.checkpoint, len(tables.held_out) > 0
+    generate_clips(base, folder / BASE, plan, checkpoint.identity, options.batch_size)
+    losses_before = clip_losses(base, tables.held_out, BASE) if has_held_out else None
+    songs, held_out = (
+        excerpts(base.decode, checkpoint, clips, seconds=plan.seconds, most=options.song_excerpts, seed=options.seed)
+        for clips in (tables.train, tables.held_out)
+    )
+    del base
+    release_memory()
+    tuned = _generator(options, options.run, None, options.base_model)
+    generate_clips(tuned, folder / TUNED, plan, weights_fingerprint(Path(options.run)), options.batch_size)
+    losses = None
+    if losses_before is not None:
+        nll, count = clip_losses(tuned, tables.held_out, "fine-tuned model")
+        losses = Losses(losses_before[0], nll, count, list(tables.held_out["source"]))
+    del tuned
+    release_memory()
+    embedder = load_embedder(
+        options.clap_model_name_or_path,
+        songs.waves,
+        cache_dir=options.cache_dir,
+        token=options.token,
+        device=parse_device(options.device),
+    )
+    before, after = (load_clips(folder / side, plan, checkpoint.sampling_rate) for side in (BASE, TUNED))
+    data = EvaluationData(before, after, songs, held_out if has_held_out else None, losses, embedder, options.seed)
+    return data, checkpoint
+
+
+def base_of(options: EvaluateArguments, record: RunRecord) -> tuple[str, str | None]:
+    """Name and revision of the run's base; on the Hub the commit that it was trained on."""
+    if options.base_model:
+        return options.base_model, None
+    return record.base_model, None if Path(record.base_model).is_dir() else record.base_revision
+
+
+def _generator(options: EvaluateArguments, model: str, revision: str | None, base: str | None) -> Generator:
+    return Generator(
+        model,
+        base_model=base,
+        revision=revision,
+        cache_dir=options.cache_dir,
+        token=options.token,
+        device=options.device,
+        dtype=options.dtype,
+        quantization=options.quantization,
+    )
