@@ -272,7 +272,7 @@ def test_a_card_with_text_belongs_to_somebody(played: Played) -> None:
 def test_nothing_private_is_published(played: Played) -> None:
     assert played.said["public"] == [
         "UserError: the dataset 'someone/public' on the Hub is public, and --private asks for a private one; make it "
-        "private in its settings there, choose another --name, or say --private false\n"
+        "private in its settings there, choose another --name, or set --private false\n"
     ]
     assert played.files("public") == {}
     assert "is public, and --private asks for a private one" in played.said["later"][1]

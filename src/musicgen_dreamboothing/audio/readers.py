@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 def opened(source: Path | str | bytes, label: str) -> Iterator[Reader]:
     """A reader of a path or of the bytes of a file. Raises `AudioError` where the file cannot be opened."""
     try:
-        file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+        file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
     except (OSError, ValueError) as error:
         raise AudioError(f"{label}: {reason_of(error)}") from error
     with file:
