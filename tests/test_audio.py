@@ -63,7 +63,6 @@ def sound_file(wave: Wave, rate: int, container: str = "WAV", subtype: str | Non
     return memory.getvalue()
 
 
-@pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(
     ("codec", "container", "rate", "pictures"),
     [
@@ -81,15 +80,16 @@ def sound_file(wave: Wave, rate: int, container: str = "WAV", subtype: str | Non
         ("aac", "matroska", 44_100, True),
     ],
 )
-def test_every_container_keeps_length_pitch_and_channels(codec, container, rate, pictures, channels):
-    content = encode(codec, container, sine(2.0, rate, channels), rate, pictures=pictures)
-    damage: list[str] = []
-    wave = audio.decode(content, RATE, on_damage=damage.append)
-    assert wave.dtype == np.float32
-    assert wave.shape[0] == channels
-    assert wave.shape[1] / RATE == pytest.approx(2.0, abs=0.07)  # raw AAC and WMA do not say how much padding they hold
-    assert dominant(wave, RATE) == pytest.approx(PITCH, abs=1.0)
-    assert damage == []
+def test_every_container_keeps_length_pitch_and_channels(codec, container, rate, pictures):
+    for channels in (1, 2):
+        content = encode(codec, container, sine(1.0, rate, channels), rate, pictures=pictures)
+        damage: list[str] = []
+        wave = audio.decode(content, RATE, on_damage=damage.append)
+        assert wave.dtype == np.float32
+        assert wave.shape[0] == channels
+        assert wave.shape[1] / RATE == pytest.approx(1.0, abs=0.07)  # raw AAC and WMA do not state their padding
+        assert dominant(wave, RATE) == pytest.approx(PITCH, abs=1.0)
+        assert damage == []
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".ogg", ".wav"])
@@ -107,8 +107,9 @@ def test_what_is_written_reads_back(tmp_path, suffix, channels):
     assert os.listdir(tmp_path) == [f"tone{suffix}"]
 
 
-@pytest.mark.parametrize("rate_in", [8_000, 11_025, 44_100, 192_000])
-@pytest.mark.parametrize("rate_out", [8_000, 32_000, 48_000])
+@pytest.mark.parametrize(
+    ("rate_in", "rate_out"), [(8_000, 48_000), (11_025, 32_000), (44_100, 8_000), (192_000, 32_000), (44_100, 48_000)]
+)
 def test_length_follows_the_rates(rate_in, rate_out):
     wave = sine(1.237, rate_in)
     decoded = audio.decode(sound_file(wave, rate_in), rate_out, name="tone.wav")
@@ -146,7 +147,7 @@ def test_surround_is_mixed_down(codec):
     assert np.abs(right).max() < 0.03
 
 
-def test_eight_channels_without_places_are_all_heard():
+def test_eight_channels_without_places_are_all_mixed():
     wave = np.zeros((8, RATE), np.float32)
     wave[5] = sine(1.0, RATE)[0]
     decoded = audio.decode(sound_file(wave, RATE), RATE)
@@ -273,8 +274,7 @@ def test_missing_file_and_folder(tmp_path):
     one_line(error, tmp_path.name)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
-@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize(("value", "channels"), [(np.nan, 1), (np.inf, 2), (-np.inf, 6), (1e300, 6), (np.nan, 6)])
 def test_samples_must_be_finite(value, channels):
     wave = np.zeros((channels, RATE))
     wave[:, 1000] = value
@@ -352,8 +352,10 @@ def test_a_file_that_states_no_length_is_not_damaged(name: str):
     assert wave.shape[1] / RATE == pytest.approx(12 if "two" in name else 6, abs=0.2)
 
 
-@pytest.mark.parametrize("tags", [b"", TAG, TAG + TAG])
-@pytest.mark.parametrize(("rate", "channels"), [(44_100, 2), (44_100, 1), (22_050, 2), (22_050, 1), (8_000, 1)])
+@pytest.mark.parametrize(
+    ("tags", "rate", "channels"),
+    [(b"", 44_100, 2), (TAG, 44_100, 1), (TAG + TAG, 22_050, 2), (b"", 22_050, 1), (TAG, 8_000, 1)],
+)
 def test_a_cut_off_mp3_that_states_its_frames_is_damaged(tags: bytes, rate: int, channels: int):
     content = variable(rate=rate, channels=channels)
     damage: list[str] = []
@@ -375,10 +377,10 @@ def test_what_ffmpeg_refuses_is_read_by_libsndfile(source, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_libsndfile_goes_on_where_ffmpeg_gives_up(monkeypatch):
+def test_libsndfile_continues_where_ffmpeg_stops(monkeypatch):
     """What both read is there once, whole, and without a word of damage."""
-    whole = sine(3.0, RATE, 2)
-    content = sound_file(whole, RATE, "FLAC")
+    complete = sine(3.0, RATE, 2)
+    content = sound_file(complete, RATE, "FLAC")
 
     class Failing:
         def __init__(self, track):
@@ -401,16 +403,16 @@ def test_libsndfile_goes_on_where_ffmpeg_gives_up(monkeypatch):
         lambda reader, track, packet: decoded(reader, kept.setdefault(id(reader), Failing(track)), packet),
     )
     damage: list[str] = []
-    np.testing.assert_allclose(audio.decode(content, RATE, on_damage=damage.append), whole, atol=2**-14)
+    np.testing.assert_allclose(audio.decode(content, RATE, on_damage=damage.append), complete, atol=2**-14)
     assert damage == []
 
 
 @pytest.mark.parametrize("span", [(0.0, 0.7), (0.25, 1.75), (1.3, None), (2.99, 9.0)])
 def test_a_part_of_a_file(span):
-    whole = sine(3.0, RATE, 2)
+    complete = sine(3.0, RATE, 2)
     start, end = span
-    pieces = audio.stream(sound_file(whole, RATE, "FLAC"), RATE, start=start, end=end)
-    expected = whole[:, round(start * RATE) : None if end is None else round(end * RATE)]
+    pieces = audio.stream(sound_file(complete, RATE, "FLAC"), RATE, start=start, end=end)
+    expected = complete[:, round(start * RATE) : None if end is None else round(end * RATE)]
     np.testing.assert_allclose(np.concatenate(list(pieces), axis=1), expected, atol=2**-14)
 
 
@@ -449,7 +451,7 @@ def test_nothing_is_decoded_behind_the_end(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, 1e29])
-def test_invalid_samples_are_told_and_left_out(value):
+def test_invalid_samples_are_reported_and_left_out(value):
     wave = np.float64(sine(3.0, 44_100, 2))
     wave[0, 66_150:66_155] = value
     spans: list[tuple[float, float]] = []
@@ -486,13 +488,13 @@ def test_damage_may_be_ignored_and_reading_may_stop_early():
 
 @given(lengths=st.lists(st.integers(0, 50), max_size=12), size=st.integers(1, 40), channels=st.integers(1, 2))
 def test_blocks_recut_without_loss(lengths, size, channels):
-    whole = np.arange(channels * sum(lengths), dtype=np.float32).reshape(channels, -1)
-    cut = list(audio.blocks(np.split(whole, np.cumsum(lengths)[:-1], axis=1) if lengths else [], size))
+    complete = np.arange(channels * sum(lengths), dtype=np.float32).reshape(channels, -1)
+    cut = list(audio.blocks(np.split(complete, np.cumsum(lengths)[:-1], axis=1) if lengths else [], size))
     assert all(block.shape == (channels, size) for block in cut[:-1])
     assert all(0 < block.shape[1] <= size and block.flags.c_contiguous for block in cut)
-    assert sum(block.shape[1] for block in cut) == whole.shape[1]
+    assert sum(block.shape[1] for block in cut) == complete.shape[1]
     if cut:
-        np.testing.assert_array_equal(np.concatenate(cut, axis=1), whole)
+        np.testing.assert_array_equal(np.concatenate(cut, axis=1), complete)
 
 
 def test_blocks_are_cut_as_pieces_come():

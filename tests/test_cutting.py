@@ -103,8 +103,8 @@ def test_peaks_are_not_squeezed(tmp_path: Path) -> None:
     _, (wave,) = cut(song, tmp_path, max_seconds=8, loudness=-14.0)
     assert peak(wave) == pytest.approx(10 ** (-1 / 20), abs=1e-3)
     assert loudness(wave, RATE) < -20
-    heard = song[:, : wave.shape[1]]
-    assert np.abs(wave - heard * peak(wave) / 0.6).max() < 1e-4
+    rhythm_of_song = song[:, : wave.shape[1]]
+    assert np.abs(wave - rhythm_of_song * peak(wave) / 0.6).max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -120,16 +120,16 @@ def test_clips_begin_on_downbeats_and_last_whole_bars(
 ) -> None:
     """15 bars of 2 s behind a pickup; the last ones, too few for a clip, are a shorter one."""
     beats = tuple(0.3 + beat / 2 for beat in range(60))
-    heard = Rhythm(120.0, 0.9, beats, beats[::4], 4)
-    monkeypatch.setattr(cuttings, "find_rhythm", lambda wave, rate: heard)
+    rhythm_of_song = Rhythm(120.0, 0.9, beats, beats[::4], 4)
+    monkeypatch.setattr(cuttings, "find_rhythm", lambda wave, rate: rhythm_of_song)
     record, waves = cut(tone_song(31.0, 1), tmp_path, max_seconds=most, min_seconds=5, bars=bars)
-    found = [(clip["start"], wave.shape[1] / RATE) for clip, wave in zip(record.clips, waves, strict=True)]
-    assert found == [pytest.approx(span, abs=0.021) for span in expected]
+    spans_of_clips = [(clip["start"], wave.shape[1] / RATE) for clip, wave in zip(record.clips, waves, strict=True)]
+    assert spans_of_clips == [pytest.approx(span, abs=0.021) for span in expected]
     assert (record.beats, record.downbeats) == (list(beats), list(beats[::4]))
     assert record.rest == pytest.approx(1.0, abs=0.05)
 
 
-def test_bars_are_heard(tmp_path: Path) -> None:
+def test_bars_of_real_audio(tmp_path: Path) -> None:
     """Of real sound: whole bars at the song's tempo, in whatever beat they begin."""
     record, waves = cut(music(40.0, RATE, bpm=120), tmp_path, max_seconds=30, bars=4)
     assert record.note is None
@@ -138,7 +138,7 @@ def test_bars_are_heard(tmp_path: Path) -> None:
     assert np.abs(away - away.round()).max() < 0.16
 
 
-def test_without_a_beat_the_clock_cuts_and_a_person_is_told(tmp_path: Path) -> None:
+def test_a_song_without_a_beat_is_cut_by_the_clock_with_a_note(tmp_path: Path) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal((1, 12 * RATE)).astype(np.float32)
     record, waves = cut(noise, tmp_path, bars=2)
     assert [len(wave[0]) / RATE for wave in waves] == [2.0] * 6
@@ -366,24 +366,24 @@ def test_the_scale_of_a_float_file_does_not_matter(scale: float, target: float |
 @pytest.mark.parametrize(("rate", "border"), [(RATE, 2.512345), (44_100, 2.51)])
 def test_tracks_of_a_file_are_cut_to_the_sample(rate: int, border: float, tmp_path: Path) -> None:
     """Together they are the file: no sample is in two tracks, none is missing."""
-    whole = tone_song(9.0, 5, 2, rate)
+    complete = tone_song(9.0, 5, 2, rate)
     borders = [0.0, border, 6.04, None]
     parts = []
     for start, end in itertools.pairwise(borders):
-        song = float_song(whole, rate, start=start, end=end)
+        song = float_song(complete, rate, start=start, end=end)
         record, waves = cut_of(song, tmp_path, max_seconds=4, min_seconds=0.1)
         assert (record.clips[0]["start"], record.damage) == (0, None)
         length = round(((9.0 if end is None else end) - start) * RATE)
         parts.append(np.concatenate(waves, axis=1)[:, :length])
     joined = np.concatenate(parts, axis=1)
-    expected = audio.resample(whole, rate, RATE)
+    expected = audio.resample(complete, rate, RATE)
     assert abs(joined.shape[1] - expected.shape[1]) <= 2
     inner = [slice(place + 200, place + RATE) for place in (0, round(border * RATE), round(6.04 * RATE))]
     for place in inner if rate != RATE else [slice(0, None)]:  # resamplers begin and end softly
         np.testing.assert_allclose(joined[:, place], expected[:, place], atol=2e-3 if rate != RATE else 2**-14)
 
 
-def test_a_track_that_lacks_something_says_so_and_others_do_not(tmp_path: Path) -> None:
+def test_a_track_that_lacks_something_is_reported_and_others_are_not(tmp_path: Path) -> None:
     path = tmp_path / "album.flac"
     audio.write(path, tone_song(12.0, 1), RATE)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -436,9 +436,9 @@ def test_memory_does_not_grow_with_the_song(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_slices_may_overlap_and_leave_gaps(size: int) -> None:
-    whole = np.arange(200, dtype=np.float32).reshape(2, 100)
+    complete = np.arange(200, dtype=np.float32).reshape(2, 100)
     spans = [(3, 10), (10, 12), (11, 30), (50, 99), (99, 100)]
-    pieces = np.split(whole, range(size, 100, size), axis=1)
+    pieces = np.split(complete, range(size, 100, size), axis=1)
     for (start, end), wave in zip(spans, slices(iter(pieces), spans), strict=True):
-        np.testing.assert_array_equal(wave, whole[:, start:end])
+        np.testing.assert_array_equal(wave, complete[:, start:end])
     assert list(slices(iter(pieces), [])) == []

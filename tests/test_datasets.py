@@ -160,7 +160,7 @@ def songs(folder: Path, split: str = "train", **columns: Any) -> Collection:
     return find_songs(str(folder), Columns(train_split=split, **columns), cache_dir=str(folder.parent / "cache"))
 
 
-def heard(song: Song) -> np.ndarray:
+def waves(song: Song) -> np.ndarray:
     return audio.decode(song.read(), SAMPLING_RATE)
 
 
@@ -168,14 +168,14 @@ def heard(song: Song) -> np.ndarray:
 def test_only_the_chosen_columns_are_read(tmp_path: Path, layout: str) -> None:
     write, split = LAYOUTS[layout]
     write(tmp_path / "data", tiny_punk())
-    found = songs(tmp_path / "data", split, audio="others", text="genre", config="default")
-    assert [(song.name, song.caption) for song in found.songs] == [
+    collection = songs(tmp_path / "data", split, audio="others", text="genre", config="default")
+    assert [(song.name, song.caption) for song in collection.songs] == [
         (f"{split}/000000", "rock"),
         (f"{split}/000001", "punk"),
     ]
-    assert found.notes == []
-    for seed, song in enumerate(found.songs):
-        np.testing.assert_allclose(heard(song), sound(seed), atol=2**-14)
+    assert collection.notes == []
+    for seed, song in enumerate(collection.songs):
+        np.testing.assert_allclose(waves(song), sound(seed), atol=2**-14)
 
 
 def wave_cell(wave: np.ndarray, rate: Any = SAMPLING_RATE) -> dict[str, Any]:
@@ -208,11 +208,11 @@ def test_a_sound_may_be_kept_in_many_ways(tmp_path: Path, column: pa.Array, layo
     LAYOUTS[layout][0](tmp_path / "data", pa.table({"sound": column}))
     (tmp_path / "data" / "songs").mkdir()
     (tmp_path / "data" / "songs" / "1.flac").write_bytes(flac(1))
-    found = songs(tmp_path / "data", audio="sound")
-    (song,) = found.songs
+    collection = songs(tmp_path / "data", audio="sound")
+    (song,) = collection.songs
     names_the_file = song.read() == tmp_path / "data" / "songs" / "1.flac"
-    assert len(found.notes) == (0 if names_the_file else 1)  # the audio file beside the table is named
-    np.testing.assert_allclose(heard(song), sound(1), atol=2**-14)
+    assert len(collection.notes) == (0 if names_the_file else 1)  # the audio file beside the table is named
+    np.testing.assert_allclose(waves(song), sound(1), atol=2**-14)
     (again,) = songs(tmp_path / "data", audio="sound").songs
     assert song.fingerprint == again.fingerprint
 
@@ -227,16 +227,16 @@ def test_rows_without_a_sound_are_named(tmp_path: Path) -> None:
         {"bytes": None, "path": " "},
     ]
     saved(tmp_path / "data", table({"sound": column}, sound=AUDIO))
-    found = songs(tmp_path / "data")
-    assert [song.name for song in found.songs] == ["train/000001"]  # its place in the dataset, whatever the others hold
-    assert found.notes == [
+    collection = songs(tmp_path / "data")
+    assert [song.name for song in collection.songs] == ["train/000001"]  # its place in the dataset
+    assert collection.notes == [
         "4 rows without audio: train/000000, train/000002, train/000003, train/000005",
         "1 row whose audio file is missing: train/000004 (gone/song.flac)",
     ]
 
 
 @pytest.mark.parametrize(
-    ("cell", "told"),
+    ("cell", "message"),
     [
         ({"array": [0.1, 0.2], "sampling_rate": None}, "1 row whose audio array has no sampling rate: train/000000"),
         ({"array": [0.1, 0.2], "sampling_rate": 0}, "1 row whose audio array has no sampling rate: train/000000"),
@@ -255,9 +255,9 @@ def test_rows_without_a_sound_are_named(tmp_path: Path) -> None:
         ("https://example.org/a.mp3", r"1 row whose audio file is missing: train/000000 \(https://example.org/a.mp3\)"),
     ],
 )
-def test_a_dataset_without_any_sound_is_refused(tmp_path: Path, cell: Any, told: str) -> None:
+def test_a_dataset_without_any_sound_is_refused(tmp_path: Path, cell: Any, message: str) -> None:
     saved(tmp_path / "data", pa.table({"sound": [cell]}))
-    with pytest.raises(UserError, match=f"^no row of {tmp_path / 'data'} has audio that can be read; {told}"):
+    with pytest.raises(UserError, match=f"^no row of {tmp_path / 'data'} has audio that can be read; {message}"):
         songs(tmp_path / "data", audio="sound")
 
 
@@ -294,10 +294,10 @@ def test_captions_of_every_type(
 ) -> None:
     features = {"sound": AUDIO} | ({"words": feature} if feature else {})
     saved(tmp_path / "data", table({"sound": cells(0, 1), "words": column}, **features))
-    found = songs(tmp_path / "data", text="words")
-    assert [song.caption for song in found.songs] == captions
-    told = {0: [], 1: ["1 row whose caption is no text and is left out: train/000000"]}
-    assert found.notes == told.get(
+    collection = songs(tmp_path / "data", text="words")
+    assert [song.caption for song in collection.songs] == captions
+    message = {0: [], 1: ["1 row whose caption is no text and is left out: train/000000"]}
+    assert collection.notes == message.get(
         not_text, ["2 rows whose caption is no text and is left out: train/000000, train/000001"]
     )
 
@@ -307,9 +307,9 @@ def test_a_caption_that_is_no_utf8_costs_itself_only(tmp_path: Path, layout: str
     broken = pa.array([b"caf\xe9", "caf\u00e9".encode()]).view(pa.string())
     content = pa.table({"audio": pa.array(cells(0, 1), FILE), "text": broken})
     LAYOUTS[layout][0](tmp_path / "data", content)
-    found = songs(tmp_path / "data")
-    assert [song.caption for song in found.songs] == [None, "caf\u00e9"]
-    assert found.notes == ["1 row whose caption is no text and is left out: train/000000"]
+    collection = songs(tmp_path / "data")
+    assert [song.caption for song in collection.songs] == [None, "caf\u00e9"]
+    assert collection.notes == ["1 row whose caption is no text and is left out: train/000000"]
 
 
 def test_a_path_that_is_no_utf8_is_named(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_captions_are_found_under_the_usual_names(tmp_path: Path, column: str) -
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         ({}, "which column of {} holds the songs? Say it with --target_audio_column_name; it has left, right"),
         ({"audio": "middle"}, "no column 'middle' in {}; it has left, right, number"),
@@ -350,18 +350,18 @@ def test_captions_are_found_under_the_usual_names(tmp_path: Path, column: str) -
         ({"audio": "left", "eval_split": "test"}, "no split 'test' in {}; it has train"),
     ],
 )
-def test_wrong_columns_and_splits_are_told_in_one_line(tmp_path: Path, columns: dict[str, str], told: str) -> None:
+def test_wrong_columns_are_reported_in_one_line(tmp_path: Path, columns: dict[str, str], message: str) -> None:
     content = {"left": cells(0), "right": cells(1), "number": [1]}
     saved(tmp_path / "data", table(content, left=AUDIO, right=AUDIO))
     with pytest.raises(UserError) as error:
         songs(tmp_path / "data", **columns)
-    assert str(error.value) == told.format(tmp_path / "data")
+    assert str(error.value) == message.format(tmp_path / "data")
 
 
 def test_splits_may_be_added_up(tmp_path: Path) -> None:
     saved_splits(tmp_path / "data", table({"audio": cells(0, 1)}, audio=AUDIO))
-    found = songs(tmp_path / "data", "clean+noisy")
-    assert [song.name for song in found.songs] == ["clean/000000", "clean/000001", "noisy/000000"]
+    collection = songs(tmp_path / "data", "clean+noisy")
+    assert [song.name for song in collection.songs] == ["clean/000000", "clean/000001", "noisy/000000"]
     twice = songs(tmp_path / "data", "clean+clean")
     assert [song.name for song in twice.songs] == ["clean/000000", "clean/000001"]
     with pytest.raises(
@@ -373,7 +373,7 @@ def test_splits_may_be_added_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("readme", "config", "told"),
+    ("readme", "config", "message"),
     [
         (
             DECLARED.replace("default", "live"),
@@ -387,11 +387,11 @@ def test_splits_may_be_added_up(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_configurations_are_told_in_one_line(tmp_path: Path, readme: str, config: str | None, told: str) -> None:
+def test_a_wrong_configuration_is_reported(tmp_path: Path, readme: str, config: str | None, message: str) -> None:
     parquet("songs", "0.parquet", readme=readme.replace("not-downloaded", "songs"))(tmp_path / "data", tiny_punk())
     with pytest.raises(UserError) as error:
         songs(tmp_path / "data", config=config)
-    assert str(error.value) == told.format(tmp_path / "data")
+    assert str(error.value) == message.format(tmp_path / "data")
 
 
 def test_a_configuration_may_be_a_folder(tmp_path: Path) -> None:
@@ -439,12 +439,12 @@ def test_shards_need_not_be_alike(tmp_path: Path, write: Layout) -> None:
     for number, content in enumerate([first, *others, first]):
         write(tmp_path / "data" / f"train-{number}.{suffix}", content)
     (tmp_path / "data" / f"train-4.{suffix}").write_bytes(b"torn")
-    found = songs(tmp_path / "data")
-    assert [(song.name, song.caption) for song in found.songs] == [
+    collection = songs(tmp_path / "data")
+    assert [(song.name, song.caption) for song in collection.songs] == [
         (f"train/00000{row}", caption) for row, caption in enumerate([None, "b", "c", None])
     ]
-    assert found.notes[0].startswith(f"1 file can't be read: train-4.{suffix} (")
-    assert found.notes[1:] == [f"1 file without a column 'audio': train-2.{suffix}"]
+    assert collection.notes[0].startswith(f"1 file can't be read: train-4.{suffix} (")
+    assert collection.notes[1:] == [f"1 file without a column 'audio': train-2.{suffix}"]
 
 
 @pytest.mark.parametrize("name", ["songs.parquet", "songs.arrow", "songs.tar"])
@@ -487,21 +487,21 @@ def test_songs_of_webdataset_shards(tmp_path: Path) -> None:
         {"more/c.FLAC": flac(2), "d.txt": b"no sound", "e.flac": flac(3), "e.json": b"{torn"},
     )
     shard(tmp_path / "data" / "test-0000.tar", {"a.flac": flac(4)})
-    found = songs(tmp_path / "data", eval_split="test")
-    assert [(song.name, song.caption, song.split) for song in found.songs] == [
+    collection = songs(tmp_path / "data", eval_split="test")
+    assert [(song.name, song.caption, song.split) for song in collection.songs] == [
         ("train/train-0000/a.flac", "slow punk", "train"),
         ("train/train-0000/b.flac", "fast, loud", "train"),
         ("train/train-0001/more/c.FLAC", None, "train"),
         ("train/train-0001/e.flac", None, "train"),
         ("test/test-0000/a.flac", None, "eval"),
     ]
-    assert found.notes == [
+    assert collection.notes == [
         "1 row without audio: train/train-0001/d",
         "1 caption file not used:",
         "  train-0001.tar/e.json is not JSON (Expecting property name enclosed in double quotes, line 1)",
     ]
-    for seed, song in enumerate(found.songs):
-        np.testing.assert_allclose(heard(song), sound(seed), atol=2**-14)
+    for seed, song in enumerate(collection.songs):
+        np.testing.assert_allclose(waves(song), sound(seed), atol=2**-14)
 
 
 def test_one_of_several_sounds_of_a_sample(tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_one_of_several_sounds_of_a_sample(tmp_path: Path) -> None:
         songs(tmp_path / "data", audio="drums.flac")
     (song,) = songs(tmp_path / "data", audio="others.flac", text="mood").songs
     assert (song.name, song.caption) == ("train/train/a.others.flac", "dark")
-    np.testing.assert_allclose(heard(song), sound(1), atol=2**-14)
+    np.testing.assert_allclose(waves(song), sound(1), atol=2**-14)
 
 
 def test_songs_of_equal_names_in_tar_files_of_several_folders(tmp_path: Path) -> None:
@@ -525,9 +525,9 @@ def test_songs_of_equal_names_in_tar_files_of_several_folders(tmp_path: Path) ->
 
 def test_names_in_a_tar_file_that_are_no_utf8(tmp_path: Path) -> None:
     shard(tmp_path / "data" / "train.tar", {"caf\udce9.flac": flac(0), "na\udce9.txt": b"alone"})
-    found = songs(tmp_path / "data")
-    assert [song.name for song in found.songs] == ["train/train/caf\\xe9.flac"]
-    assert found.notes == ["1 row without audio: train/train/na\\xe9"]
+    collection = songs(tmp_path / "data")
+    assert [song.name for song in collection.songs] == ["train/train/caf\\xe9.flac"]
+    assert collection.notes == ["1 row without audio: train/train/na\\xe9"]
 
 
 @pytest.mark.parametrize(
@@ -542,10 +542,10 @@ def test_names_in_a_tar_file_that_are_no_utf8(tmp_path: Path) -> None:
 def test_titles_with_dots_in_a_tar_file_are_songs(tmp_path: Path, files: list[str], names: list[str]) -> None:
     texts = {f"{name.removesuffix('.flac')}.txt": name.encode() for name in files}
     shard(tmp_path / "data" / "train.tar", dict.fromkeys(files, flac(0)) | texts)
-    found = songs(tmp_path / "data")
-    assert [song.name for song in found.songs] == [f"train/train/{name}" for name in names]
-    assert [song.caption for song in found.songs] == list(files)
-    assert not found.notes
+    collection = songs(tmp_path / "data")
+    assert [song.name for song in collection.songs] == [f"train/train/{name}" for name in names]
+    assert [song.caption for song in collection.songs] == list(files)
+    assert not collection.notes
 
 
 SIDECARS: dict[str, tuple[dict[str, bytes], str | None]] = {
@@ -577,12 +577,12 @@ def test_captions_in_tar_files_are_read_as_those_beside_songs(tmp_path: Path, ke
         assert in_tar.notes == notes
 
 
-def test_a_torn_shard_is_named_and_passed_over(tmp_path: Path) -> None:
+def test_a_torn_shard_is_named_and_skipped(tmp_path: Path) -> None:
     shard(tmp_path / "data" / "train-0.tar", {"a.flac": flac(0)})
     (tmp_path / "data" / "train-1.tar").write_bytes(b"torn")
-    found = songs(tmp_path / "data")
-    assert len(found.songs) == 1
-    assert found.notes == ["1 file can't be read as a tar file: train-1.tar (truncated header)"]
+    collection = songs(tmp_path / "data")
+    assert len(collection.songs) == 1
+    assert collection.notes == ["1 file can't be read as a tar file: train-1.tar (truncated header)"]
 
 
 # --- tables and audio files in one folder
@@ -591,18 +591,18 @@ def test_a_torn_shard_is_named_and_passed_over(tmp_path: Path) -> None:
 def test_tables_with_songs_go_before_audio_files(tmp_path: Path) -> None:
     parquet("data", "train.parquet")(tmp_path / "data", table({"audio": cells(0, 1)}))
     (tmp_path / "data" / "demo.flac").write_bytes(flac(2))
-    found = songs(tmp_path / "data")
-    assert [song.name for song in found.songs] == ["train/000000", "train/000001"]
-    assert found.notes == ["1 audio file not read, for the songs come from tables: demo.flac"]
+    collection = songs(tmp_path / "data")
+    assert [song.name for song in collection.songs] == ["train/000000", "train/000001"]
+    assert collection.notes == ["1 audio file not read, for the songs come from tables: demo.flac"]
 
 
 def test_audio_files_go_before_tables_without_songs(tmp_path: Path) -> None:
     parquet("plays.parquet")(tmp_path / "data", table({"title": ["a"], "plays": [3]}))
     (tmp_path / "data" / "torn.arrow").write_bytes(b"torn")
     (tmp_path / "data" / "a.flac").write_bytes(flac(2))
-    found = songs(tmp_path / "data")
-    assert [song.name for song in found.songs] == ["a.flac"]
-    assert found.notes == ["2 tables not read, for the songs come from audio files: plays.parquet, torn.arrow"]
+    collection = songs(tmp_path / "data")
+    assert [song.name for song in collection.songs] == ["a.flac"]
+    assert collection.notes == ["2 tables not read, for the songs come from audio files: plays.parquet, torn.arrow"]
 
 
 @pytest.mark.parametrize("place", [("prep", "tokens", "clips"), (".git", "lfs"), (".cache",)], ids=str)

@@ -55,12 +55,12 @@ def fill(tmp_path: Path, wav: bytes) -> Callable[..., Path]:
 Fill = Callable[..., Path]
 
 
-def found(folder: Path) -> Collection:
+def collect(folder: Path) -> Collection:
     return find_songs(str(folder), Columns())
 
 
 def names(folder: Path) -> list[str]:
-    return [song.name for song in found(folder).songs]
+    return [song.name for song in collect(folder).songs]
 
 
 # --- what is passed over
@@ -76,7 +76,7 @@ def test_hidden_and_system_folders_are_no_songs(fill: Fill) -> None:
         "#recycle/a.wav",
     ]
     root = fill("a.wav", ".hidden.wav", "...Like Clockwork/a.wav", *junk)
-    collection = found(root)
+    collection = collect(root)
     assert [song.name for song in collection.songs] == ["...Like Clockwork/a.wav", "a.wav"]
     assert collection.notes == [
         "Skipped 9 hidden or system folders: #recycle, $RECYCLE.BIN, .Trash-1000, .ipynb_checkpoints and 5 more",
@@ -106,7 +106,7 @@ def test_links_are_followed_and_every_file_is_read_once(fill: Fill) -> None:
         "out.wav": "../elsewhere/b.wav",
     }.items():
         (root / name).symlink_to(target)
-    collection = found(root)
+    collection = collect(root)
     assert [song.name for song in collection.songs] == ["album/b.wav", "album/deep/c.wav", "real/a.wav"]
     assert collection.notes == [
         "Skipped 5 links to what is read anyway: link.wav, once more, out.wav, real/back and 1 more",
@@ -141,11 +141,11 @@ def test_what_may_be_music_and_is_not_read_is_named(fill: Fill) -> None:
     (root / "loop.wav").symlink_to("loop.wav")
     os.mkfifo(root / "pipe.wav")
     os.mkfifo(root / "pipe")
-    collection = found(root)
+    collection = collect(root)
     assert [song.name for song in collection.songs] == ["a.wav"]
     assert collection.notes[0] == "14 files not read:"
-    told = {name for line in collection.notes[1:] for name in line.partition(": ")[2].split(", ")}
-    assert told == {
+    message = {name for line in collection.notes[1:] for name in line.partition(": ")[2].split(", ")}
+    assert message == {
         *("a.m4p", "a.aax", "b.dsf", "c.mid", ".song.mp3.icloud", "d.mp3.part", "e.rar", "f.mp3.lnk", "pointer.wav"),
         *("lists/list.m3u8", "album.zip", "gone.wav", "loop.wav", "pipe.wav"),
     }
@@ -161,7 +161,7 @@ def test_what_may_not_be_opened_is_named(fill: Fill, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(scan.os, "scandir", locked)
     monkeypatch.setattr(os, "access", lambda path, _: "locked" not in path.name)
-    collection = found(root)
+    collection = collect(root)
     assert [song.name for song in collection.songs] == ["a.wav"]
     assert collection.notes == [
         "1 folder not read: private (Permission denied)",
@@ -208,7 +208,7 @@ RUN_RECORD = json.dumps({"options": {}, "base_model": "x", "base_revision": None
 )
 def test_outputs_are_no_songs(fill: Fill, record: str, content: str, songs: list[str]) -> None:
     root = fill("a.wav", *songs, **{record: content})
-    collection = found(root)
+    collection = collect(root)
     assert [song.name for song in collection.songs] == ["a.wav"]
     assert len(collection.notes) == 1
     assert collection.notes[0].startswith("Skipped output of this program: ")
@@ -237,7 +237,7 @@ def test_folders_of_songs_keep_their_names_beside_prepared_ones(fill: Fill) -> N
     root = fill("a.wav", *own, **{"songs.jsonl": ""})
     assert names(root) == ["a.wav", *sorted(own)]
     fill("stems/0123456789abcdef01234567.flac")
-    collection = found(root)
+    collection = collect(root)
     assert [song.name for song in collection.songs] == ["a.wav", *sorted(own)]
     assert collection.notes == ["Skipped output of this program: 1 generated clip in stems"]
 
@@ -247,20 +247,20 @@ def test_a_second_run_among_the_songs_has_the_same_songs(cli: Cli, songs: Path, 
     words = [*train_words(songs, songs / "runs" / "punk", tiny), *options, "--sample_seconds", 0.5]
     ran = cli(*words)
     assert ran.code == 0, ran.err
-    assert found(songs).notes == ["Skipped output of this program: runs/punk"]
+    assert collect(songs).notes == ["Skipped output of this program: runs/punk"]
     assert "holds this run already, finished" in cli(*words).out
     generated = songs / "album 0"
     assert cli("generate", tiny, "punk", "--output_dir", generated, "--seconds", 1).code == 0
     assert json.loads((generated / "generated.jsonl").read_text())["prompt"] == "punk"
-    assert len(found(songs).songs) == 4
+    assert len(collect(songs).songs) == 4
 
 
 def test_a_prepared_folder_is_no_folder_of_songs_but_its_clips_are(prepared: Path) -> None:
     with pytest.raises(
         UserError, match=r"which is a prepared folder: train takes it as it is; .*clips and another --output_dir$"
     ):
-        found(prepared)
-    clips = found(prepared / "clips")
+        collect(prepared)
+    clips = collect(prepared / "clips")
     assert len(clips.songs) == 16
     assert {song.caption for song in clips.songs} == {"punk"}
     assert not clips.notes
@@ -282,7 +282,7 @@ TRACKS = [("album.flac#01 One _ A", 0.0, 1.2), ("album.flac#02 Zw\u00f6lf", 1.2,
 
 
 def tracks(folder: Path) -> list[tuple[str, float, float | None]]:
-    return [(song.name, song.start, song.end) for song in found(folder).songs]
+    return [(song.name, song.start, song.end) for song in collect(folder).songs]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -294,13 +294,13 @@ def test_a_cue_sheet_makes_tracks(fill: Fill, encoding: str, newline: str) -> No
     assert tracks(root) == TRACKS
     assert tracks(root / "album.flac") == TRACKS
     assert tracks(root / "album.cue") == TRACKS
-    collection = found(root)
+    collection = collect(root)
     assert [song.caption for song in collection.songs] == ["of all", "its own"]
     assert collection.notes == ["2 tracks in 1 file, each used as a song"]
     before = [song.fingerprint for song in collection.songs]
     assert len(set(before)) == 2
     (root / "album.cue").write_bytes(sheet.replace(*(text.encode(encoding)[-4:] for text in ("01:15", "01:20"))))
-    assert [song.fingerprint for song in found(root).songs] != before
+    assert [song.fingerprint for song in collect(root).songs] != before
 
 
 def test_a_cue_sheet_in_a_code_page_makes_tracks_without_foreign_titles(fill: Fill) -> None:
@@ -312,7 +312,7 @@ def test_a_cue_sheet_beside_single_tracks_changes_nothing(fill: Fill) -> None:
     sheet = 'FILE "1.wav" WAVE\nTRACK 01 AUDIO\nINDEX 01 00:00:00\nTRACK 02 AUDIO\nINDEX 00 00:01:00\n'
     root = fill("1.wav", "2.wav", **{"x.cue": sheet + 'FILE "2.wav" WAVE\nINDEX 01 00:00:00\n'})
     assert tracks(root) == [("1.wav", 0.0, None), ("2.wav", 0.0, None)]
-    assert not found(root).notes
+    assert not collect(root).notes
 
 
 def test_a_cue_sheet_of_several_files(fill: Fill) -> None:
@@ -324,7 +324,7 @@ def test_a_cue_sheet_of_several_files(fill: Fill) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sheet", "told"),
+    ("sheet", "message"),
     [
         (CUE.replace("album.wav", "other.wav"), "album.cue: names 'other.wav', which is not among the songs"),
         (CUE.replace("00:01:15", "09:00:00"), "track 2 begins at 540.0 s, but album.flac lasts 2.0 s"),
@@ -335,24 +335,24 @@ def test_a_cue_sheet_of_several_files(fill: Fill) -> None:
         (b"\0\1\2", "is not UTF-8 text (it holds zero bytes)"),
     ],
 )
-def test_a_cue_sheet_that_does_not_fit_is_named(fill: Fill, sheet: str | bytes, told: str) -> None:
+def test_a_cue_sheet_that_does_not_match_is_named(fill: Fill, sheet: str | bytes, message: str) -> None:
     root = fill("album.flac", **{"album.cue": sheet})
     assert tracks(root) == [("album.flac", 0.0, None)]
-    assert found(root).notes[0] == "1 list of tracks not used:"
-    assert told in found(root).notes[1]
+    assert collect(root).notes[0] == "1 list of tracks not used:"
+    assert message in collect(root).notes[1]
 
 
 @pytest.mark.parametrize("sheet", [CUE.replace("album.wav", "other.wav"), "no cue sheet at all", b"\0\1\2"])
-def test_a_cue_sheet_of_other_songs_says_nothing_of_one_song(fill: Fill, sheet: str | bytes) -> None:
+def test_a_cue_sheet_of_other_songs_is_not_mentioned_for_one_song(fill: Fill, sheet: str | bytes) -> None:
     root = fill("a.wav", "album.wav", **{"x.cue": sheet, "metadata.csv": "file,text\na.wav,slow\nalbum.wav,fast\n"})
-    collection = found(root / "a.wav")
+    collection = collect(root / "a.wav")
     assert [(song.name, song.caption) for song in collection.songs] == [("a.wav", "slow")]
     assert not collection.notes
 
 
 def test_a_faulty_cue_sheet_of_one_song_is_named(fill: Fill) -> None:
     root = fill("album.wav", **{"x.cue": CUE.replace("00:01:15", "09:00:00"), "album.cue": "no cue sheet at all"})
-    assert found(root / "album.wav").notes == [
+    assert collect(root / "album.wav").notes == [
         "2 lists of tracks not used:",
         "  album.cue: names no track with an INDEX 01",
         "  x.cue: track 2 begins at 540.0 s, but album.wav lasts 2.0 s",
@@ -365,7 +365,7 @@ def test_one_of_several_files_of_a_cue_sheet(fill: Fill) -> None:
     )
     root = fill("1.wav", "2.wav", "2.flac", **{"x.cue": sheet})
     assert [name for name, *_ in tracks(root / "2.wav")] == ["2.wav#21", "2.wav#22"]
-    assert not [note for note in found(root / "2.wav").notes if "not used" in note]
+    assert not [note for note in collect(root / "2.wav").notes if "not used" in note]
     assert tracks(root / "2.flac") == [("2.flac", 0.0, None)]
 
 
@@ -416,7 +416,7 @@ def test_chapters_that_overlap_are_named(fill: Fill) -> None:
     root.mkdir()
     write_chapters(root / "mix.mka", [(0, 2, "Uno"), (1, 3, "Dos")])
     assert tracks(root) == [("mix.mka", 0.0, None)]
-    assert found(root).notes[1] == "  mix.mka: chapters '01 Uno' and '02 Dos' overlap"
+    assert collect(root).notes[1] == "  mix.mka: chapters '01 Uno' and '02 Dos' overlap"
 
 
 def test_a_cue_sheet_inside_a_flac_makes_tracks(fill: Fill) -> None:
@@ -454,7 +454,7 @@ def test_bidirectional_marks_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "name"),
+    ("requested", "name"),
     [
         ("a.wav", "a.wav"),
         ("./a.wav", "a.wav"),
@@ -471,7 +471,7 @@ def test_bidirectional_marks_are_shown() -> None:
         ("1/two.wav", None),
     ],
 )
-def test_a_name_is_found_as_other_systems_write_it(wanted: str, name: str | None) -> None:
+def test_a_name_matches_as_other_systems_write_it(requested: str, name: str | None) -> None:
     index = NameIndex(["a.wav", "sub/b.wav", "\u00fcber.wav", "1/twice.wav", "2/twice.wav", "2/two.wav"])
-    fit = index.find(wanted)
-    assert (fit and fit[0]) == name
+    nearest = index.find(requested)
+    assert (nearest and nearest[0]) == name

@@ -160,9 +160,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
 
 def test_songs_of_every_layout(client: Client) -> None:
-    found = {key: [song[:3] for song in client.online[key][0]] for key in VISITS}
+    collection = {key: [song[:3] for song in client.online[key][0]] for key in VISITS}
     size = [len(flac(seed)) for seed in range(2)]
-    assert found == {
+    assert collection == {
         "punk": [
             [f"{split}/00000{row}", caption, size[row]]
             for split in ("clean", "noisy")
@@ -187,8 +187,8 @@ def test_a_clone_has_the_songs_of_the_hub(client: Client, tmp_path: Path, key: s
     for path, content in stored.items():
         (tmp_path / "clone" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "clone" / path).write_bytes(content)
-    found = find_songs(str(tmp_path / "clone"), Columns(**columns), cache_dir=str(tmp_path / "cache"))
-    assert [[song.name, song.caption] for song in found.songs] == [song[:2] for song in client.online[key][0]]
+    collection = find_songs(str(tmp_path / "clone"), Columns(**columns), cache_dir=str(tmp_path / "cache"))
+    assert [[song.name, song.caption] for song in collection.songs] == [song[:2] for song in client.online[key][0]]
 
 
 def test_tables_or_audio_files_that_are_not_read_are_named(client: Client) -> None:
@@ -225,7 +225,7 @@ def test_all_sidecars_come_along(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "message"),
     [
         ("config", "no configuration 'live' in someone/punk; --dataset_config_name takes default"),
         ("split", "no split 'train' in someone/punk; it has clean, noisy"),
@@ -251,12 +251,12 @@ def test_all_sidecars_come_along(client: Client) -> None:
         ),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(client: Client, key: str, told: str) -> None:
-    assert client.online[key].startswith(told.format(client.hub.endpoint))
+def test_what_cannot_be_read_is_reported_in_one_line(client: Client, key: str, message: str) -> None:
+    assert client.online[key].startswith(message.format(client.hub.endpoint))
     assert "\n" not in client.online[key]
 
 
-def test_who_is_not_logged_in_is_told_so(client: Client) -> None:
+def test_a_missing_login_is_reported(client: Client) -> None:
     assert client.online["unsigned private"] == client.online["nothing"].replace("nothing", "private")
     for key in ("gated", "gated files"):
         assert client.online[f"unsigned {key}"] == client.online[key]

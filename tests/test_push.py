@@ -188,7 +188,7 @@ def test_songs_come_from_the_hub(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("no config", "someone/songs has several configurations; choose one with --dataset_config_name: a, b"),
         (
@@ -201,10 +201,10 @@ def test_songs_come_from_the_hub(visit: Visit) -> None:
         ),
     ],
 )
-def test_songs_that_the_hub_does_not_give(visit: Visit, name: str, told: str) -> None:
+def test_songs_that_the_hub_does_not_give(visit: Visit, name: str, message: str) -> None:
     ran = visit.ran[name]
     assert (ran.code, ran.out) == (1, "")
-    assert f"musicgen-dreamboothing: {told}" in ran.err
+    assert f"musicgen-dreamboothing: {message}" in ran.err
     assert "Traceback" not in ran.err
 
 
@@ -267,7 +267,7 @@ def test_what_was_pushed_makes_music(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("unsigned", "can't write to the model 'unsigned' on the Hub (Client error '401 Unauthorized' for url"),
         ("stranger", "can't write to the model 'unsigned' on the Hub (Client error '401 Unauthorized' for url"),
@@ -276,17 +276,17 @@ def test_what_was_pushed_makes_music(visit: Visit) -> None:
         ("bad name", "can't write to the model 'my run' on the Hub (Repo id must use alphanumeric chars"),
     ],
 )
-def test_who_may_not_push_hears_it_before_the_training(visit: Visit, name: str, told: str) -> None:
+def test_a_missing_right_to_push_is_reported_before_the_training(visit: Visit, name: str, message: str) -> None:
     ran = visit.ran[name]
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err.startswith(f"musicgen-dreamboothing: {told}")
+    assert ran.err.startswith(f"musicgen-dreamboothing: {message}")
     assert ran.err.endswith("); try `hf auth login` or another --hub_model_id\n")
     assert ran.err.count("\n") == 1
     assert not (visit.work / "unsigned").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("own model", "the model 'someone/model' on the Hub holds files that this program did not upload (README.md, "),
         (
@@ -295,15 +295,15 @@ def test_who_may_not_push_hears_it_before_the_training(visit: Visit, name: str, 
         ),
     ],
 )
-def test_a_repository_that_is_not_ours_is_refused_before_the_training(visit: Visit, name: str, told: str) -> None:
+def test_a_repository_that_is_not_ours_is_refused_before_the_training(visit: Visit, name: str, message: str) -> None:
     ran = visit.ran[name]
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
-    assert ran.err.startswith(f"musicgen-dreamboothing: {told}")
+    assert ran.err.startswith(f"musicgen-dreamboothing: {message}")
     assert not (visit.work / "unsigned").exists()
     assert visit.hub.files("someone/model") == OWN_MODEL
 
 
-def test_a_dataset_of_somebody_is_refused_before_the_work(visit: Visit) -> None:
+def test_a_dataset_of_others_is_refused_before_the_work(visit: Visit) -> None:
     ran = visit.ran["clips of others"]
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert "holds files that this program did not upload (2019/forest.flac, 2020/sea.flac, README.md and 1 " in ran.err

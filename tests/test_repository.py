@@ -33,7 +33,7 @@ class Client:
         from huggingface_hub import HfApi
 
         self.work, self.api = work, HfApi()
-        self.said: dict[str, list[str]] = {}
+        self.output: dict[str, list[str]] = {}
 
     def push(self, name: str, files: dict[str, str], *, private: bool | None = False) -> None:
         from musicgen_dreamboothing.console import UserError, printed
@@ -49,7 +49,7 @@ class Client:
                 print("url", repository.upload(repository.open_repository(target), paths, "Clips").rpartition("/")[2])
             except (UserError, KeyboardInterrupt) as error:
                 print(f"{type(error).__name__}: {error}")
-        self.said.setdefault(name, []).append(out.getvalue())
+        self.output.setdefault(name, []).append(out.getvalue())
 
     def edit(self, name: str, path: str, text: str | None) -> None:
         where: Any = {"path_in_repo": path, "repo_id": f"someone/{name}", "repo_type": "dataset"}
@@ -201,7 +201,7 @@ class Played:
     """The hub afterwards, and what was said at each push, by repository."""
 
     hub: LocalHub
-    said: dict[str, list[str]]
+    output: dict[str, list[str]]
 
     def files(self, name: str) -> dict[str, str]:
         there = self.hub.files(f"someone/{name}", "dataset")
@@ -242,15 +242,15 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
 
 
 def test_a_second_push_without_changes_makes_no_commit(played: Played) -> None:
-    assert played.said["new"] == ["url new\n", "url new\n"]
+    assert played.output["new"] == ["url new\n", "url new\n"]
     assert played.files("new") == CLIPS
     assert set(played.marker("new")["files"]) == set(CLIPS)
     assert played.hub.private("someone/new", "dataset")
     assert played.commits("new") == 1
 
 
-def test_a_repository_of_somebody_stays_as_it_is(played: Played) -> None:
-    assert played.said["forest"] == [
+def test_a_repository_of_others_stays_as_it_is(played: Played) -> None:
+    assert played.output["forest"] == [
         "UserError: the dataset 'someone/forest' on the Hub holds files that this program did not upload "
         "(2019/forest.flac, 2020/sea.flac, README.md and 1 more); choose another --name, or delete them there\n"
     ]
@@ -260,36 +260,36 @@ def test_a_repository_of_somebody_stays_as_it_is(played: Played) -> None:
 @pytest.mark.parametrize("name", ["attributes", "stub"])
 def test_what_the_website_puts_into_a_new_repository_is_no_obstacle(played: Played, name: str) -> None:
     note = f"note: README.md in the dataset 'someone/{name}' on the Hub holds only metadata, and will be replaced\n"
-    assert played.said[name] == [(note if name == "stub" else "") + f"url {name}\n"]
+    assert played.output[name] == [(note if name == "stub" else "") + f"url {name}\n"]
     assert played.files(name) == CLIPS | {".gitattributes": "*.flac filter=lfs\n"}
 
 
-def test_a_card_with_text_belongs_to_somebody(played: Played) -> None:
-    assert "holds files that this program did not upload (README.md)" in played.said["short"][0]
+def test_a_card_with_text_belongs_to_others(played: Played) -> None:
+    assert "holds files that this program did not upload (README.md)" in played.output["short"][0]
     assert played.files("short") == {"README.md": STUB.decode() + "# My recordings\n"}
 
 
 def test_nothing_private_is_published(played: Played) -> None:
-    assert played.said["public"] == [
+    assert played.output["public"] == [
         "UserError: the dataset 'someone/public' on the Hub is public, and --private asks for a private one; make it "
-        "private in its settings there, choose another --name, or say --private false\n"
+        "private in its settings there, choose another --name, or set --private false\n"
     ]
     assert played.files("public") == {}
-    assert "is public, and --private asks for a private one" in played.said["later"][1]
+    assert "is public, and --private asks for a private one" in played.output["later"][1]
     assert played.files("later") == CLIPS
 
 
 def test_a_private_repository_stays_private(played: Played) -> None:
     note = "note: the dataset 'someone/secret' on the Hub is private and stays private; its settings there make it"
-    assert played.said["secret"] == [f"{note} public\nurl secret\n"]
-    assert played.said["unset"] == ["url unset\n"]
+    assert played.output["secret"] == [f"{note} public\nurl secret\n"]
+    assert played.output["unset"] == ["url unset\n"]
     assert played.hub.private("someone/secret", "dataset")
     assert played.hub.private("someone/unset", "dataset")
 
 
 def test_only_a_clip_of_ours_that_is_no_longer_listed_goes(played: Played) -> None:
     own = {"mine/own.flac": "fLaC own", "notes.txt": "mine"}
-    assert played.said["fewer"][1] == "url fewer\n"
+    assert played.output["fewer"][1] == "url fewer\n"
     kept = {path: text for path, text in CLIPS.items() if path != "b.flac"}
     assert played.files("fewer") == kept | own | {"metadata.jsonl": "a\n"}
     assert set(played.marker("fewer")["files"]) == set(kept)
@@ -297,12 +297,12 @@ def test_only_a_clip_of_ours_that_is_no_longer_listed_goes(played: Played) -> No
 
 def test_an_edited_card_stays_and_the_rest_is_replaced(played: Played) -> None:
     note = "note: README.md was edited on the Hub and stays; this run's is not uploaded\n"
-    assert played.said["card"][1:] == [f"{note}url card\n"] * 2
+    assert played.output["card"][1:] == [f"{note}url card\n"] * 2
     assert played.files("card") == CLIPS | {"README.md": "# Edited\n", "a.flac": "fLaC a3"}
 
 
 def test_an_edited_table_stops_the_push(played: Played) -> None:
-    assert played.said["table"][1] == (
+    assert played.output["table"][1] == (
         "UserError: metadata.jsonl in the dataset 'someone/table' on the Hub was changed there, and would be "
         "overwritten; take the changes over and delete it there, or choose another --name\n"
     )
@@ -310,30 +310,30 @@ def test_an_edited_table_stops_the_push(played: Played) -> None:
 
 
 def test_a_file_of_a_person_is_never_taken_over(played: Played) -> None:
-    assert "c.flac in the dataset 'someone/way' on the Hub was changed there" in played.said["way"][1]
-    assert played.said["way"][2:] == ["url way\n"] * 2
+    assert "c.flac in the dataset 'someone/way' on the Hub was changed there" in played.output["way"][1]
+    assert played.output["way"][2:] == ["url way\n"] * 2
     # The same file, put there by the person, is neither uploaded nor deleted later.
     assert played.files("way") == CLIPS | {"c.flac": "fLaC mine", "d.flac": "fLaC d"}
 
 
 def test_a_changed_clip_is_not_deleted(played: Played) -> None:
-    assert played.said["dropped"][1] == "note: b.flac was changed on the Hub and stays there\nurl dropped\n"
+    assert played.output["dropped"][1] == "note: b.flac was changed on the Hub and stays there\nurl dropped\n"
     assert played.files("dropped") == CLIPS | {"b.flac": "fLaC better"}
     assert "b.flac" not in played.marker("dropped")["files"]
 
 
 def test_a_clip_that_was_deleted_there_comes_back_with_a_note(played: Played) -> None:
-    assert played.said["deleted"][1] == "note: deleted on the Hub, and uploaded again: a.flac\nurl deleted\n"
+    assert played.output["deleted"][1] == "note: deleted on the Hub, and uploaded again: a.flac\nurl deleted\n"
     assert played.files("deleted") == CLIPS
 
 
 def test_a_marker_that_was_changed_is_not_trusted(played: Played) -> None:
-    assert f"{MARKER} in the dataset 'someone/marker' on the Hub was changed there" in played.said["marker"][1]
+    assert f"{MARKER} in the dataset 'someone/marker' on the Hub was changed there" in played.output["marker"][1]
     assert played.files("marker") == CLIPS
 
 
-def test_a_push_of_somebody_else_in_between_is_not_overwritten(played: Played) -> None:
-    assert played.said["race"][1] == (
+def test_a_push_of_others_in_between_is_not_overwritten(played: Played) -> None:
+    assert played.output["race"][1] == (
         "UserError: the upload to the dataset 'someone/race' on the Hub failed: somebody else pushed to it meanwhile; "
         "run the same command again\n"
     )
@@ -345,7 +345,7 @@ SEVEN = {f"{number}.flac": f"fLaC {number}" for number in range(7)} | {"metadata
 
 @pytest.mark.parametrize(("name", "parts"), [("many", 3), ("bytes", 4)])
 def test_many_files_go_up_in_parts(played: Played, name: str, parts: int) -> None:
-    lines = played.said[name][0].splitlines()
+    lines = played.output[name][0].splitlines()
     assert lines[0] == f"uploading 8 files (0.00 GB) in {parts} parts"
     assert [line.split(":")[0] for line in lines[1:-1]] == [f"uploaded part {n + 1} of {parts}" for n in range(parts)]
     assert lines[-2].endswith("MB/s")
@@ -355,9 +355,9 @@ def test_many_files_go_up_in_parts(played: Played, name: str, parts: int) -> Non
 
 
 def test_an_upload_that_was_stopped_is_continued(played: Played) -> None:
-    assert "KeyboardInterrupt" in played.said["killed"][0]
-    assert played.said["killed"][1].splitlines()[0] == "uploading 6 files (0.00 GB) in 2 parts"
-    assert "deleted on the Hub" not in played.said["killed"][1]
+    assert "KeyboardInterrupt" in played.output["killed"][0]
+    assert played.output["killed"][1].splitlines()[0] == "uploading 6 files (0.00 GB) in 2 parts"
+    assert "deleted on the Hub" not in played.output["killed"][1]
     assert played.files("killed") == {path: text for path, text in SEVEN.items() if path != "1.flac"} | {
         "0.flac": "fLaC new"
     }
@@ -367,10 +367,10 @@ def test_an_upload_that_was_stopped_is_continued(played: Played) -> None:
 
 
 def test_what_cannot_be_written_ends_in_one_line(played: Played) -> None:
-    assert played.said["disabled"] == [
+    assert played.output["disabled"] == [
         "UserError: the dataset 'someone/disabled' on the Hub is disabled; choose another --name\n"
     ]
-    (line,) = played.said["nobody/../x"]
+    (line,) = played.output["nobody/../x"]
     assert line.startswith("UserError: can't write to the dataset 'someone/nobody/../x' on the Hub (")
     assert line.count("\n") == 1
 
@@ -379,7 +379,7 @@ def main(work: Path) -> None:
     client = Client(work)
     for scenario in PLAYED:
         scenario(client)
-    print(json.dumps(client.said))
+    print(json.dumps(client.output))
 
 
 if __name__ == "__main__":

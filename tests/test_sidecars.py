@@ -63,18 +63,18 @@ def captions(collection: Collection) -> dict[str, str | None]:
     ],
 )
 def test_the_usual_names(look: Look, name: str) -> None:
-    found = look({name: '"slow  song"' if name.endswith("json") else " slow\nsong\x07\n"})
-    assert captions(found) == {"a.wav": "slow song", "b.wav": None}
-    assert not found.notes
+    result = look({name: '"slow  song"' if name.endswith("json") else " slow\nsong\x07\n"})
+    assert captions(result) == {"a.wav": "slow song", "b.wav": None}
+    assert not result.notes
 
 
-def test_what_is_called_a_caption_goes_before_what_may_be_lyrics(look: Look) -> None:
+def test_captions_are_preferred_to_what_may_be_lyrics(look: Look) -> None:
     files = {"a.txt": "la la", "a.caption.txt": "slow", "a.lyrics.txt": "[Verse]\nla la", "a.json": '{"text": "json"}'}
-    found = look(files)
-    assert captions(found)["a.wav"] == "slow"
-    assert not found.notes
-    found = look({"a.caption.txt": " ", "a.txt": ""})  # the first that says something
-    assert captions(found)["a.wav"] == "json"
+    result = look(files)
+    assert captions(result)["a.wav"] == "slow"
+    assert not result.notes
+    result = look({"a.caption.txt": " ", "a.txt": ""})  # the first that says something
+    assert captions(result)["a.wav"] == "json"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -83,7 +83,7 @@ def test_encodings_with_a_mark(look: Look, encoding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("a.txt", "don\u2019t caf\u00e9".encode("cp1252"), "a.txt is not UTF-8 text (byte 3); save it as UTF-8"),
         ("a.txt", "fast".encode("utf-16-le"), "a.txt is not UTF-8 text (it holds zero bytes); save it as UTF-8"),
@@ -93,11 +93,11 @@ def test_encodings_with_a_mark(look: Look, encoding: str) -> None:
         ("a.json", '{"caption": 5}', "a.json: the caption must be text or a list of texts, not 5"),
     ],
 )
-def test_a_broken_file_is_named_and_the_song_stays(look: Look, name: str, content: str | bytes, told: str) -> None:
-    found = look({name: content, "b.txt": "slow"})
-    assert captions(found) == {"a.wav": None, "b.wav": "slow"}
-    assert found.notes[0] == "1 caption file not used:"
-    assert told in found.notes[1]
+def test_a_broken_file_is_named_and_the_song_stays(look: Look, name: str, content: str | bytes, message: str) -> None:
+    result = look({name: content, "b.txt": "slow"})
+    assert captions(result) == {"a.wav": None, "b.wav": "slow"}
+    assert result.notes[0] == "1 caption file not used:"
+    assert message in result.notes[1]
 
 
 @pytest.mark.parametrize(
@@ -111,22 +111,22 @@ def test_a_broken_file_is_named_and_the_song_stays(look: Look, name: str, conten
     ],
 )
 def test_lyrics_are_no_caption(look: Look, text: str) -> None:
-    found = look({"a.txt": text})
-    assert captions(found)["a.wav"] is None
-    assert found.notes == ["1 text file with lyrics not used as captions: a.txt"]
+    result = look({"a.txt": text})
+    assert captions(result)["a.wav"] is None
+    assert result.notes == ["1 text file with lyrics not used as captions: a.txt"]
 
 
 def test_what_may_be_lyrics_is_used_and_named(look: Look) -> None:
-    found = look({"a.txt": "a line of eight words that goes on\n" * 8, "b.txt": "rock\nloud\n" * 5})
-    assert captions(found)["b.wav"] is not None
-    assert found.notes == [
+    result = look({"a.txt": "a line of eight words that goes on\n" * 8, "b.txt": "rock\nloud\n" * 5})
+    assert captions(result)["b.wav"] is not None
+    assert result.notes == [
         "note: 1 caption of many lines; if these are lyrics, rename song.txt to song.lyrics.txt: a.txt"
     ]
 
 
-def test_text_of_unknown_names_is_told(look: Look) -> None:
-    found = look({"a.tags.txt": "rock", "c.caption": "slow", "a.lyrics.txt": "la", "readme.txt": "hello"})
-    (note,) = found.notes
+def test_text_of_unknown_names_is_reported(look: Look) -> None:
+    result = look({"a.tags.txt": "rock", "c.caption": "slow", "a.lyrics.txt": "la", "readme.txt": "hello"})
+    (note,) = result.notes
     assert note.startswith("2 text files beside songs not used; captions are called song.txt, ")
     assert note.endswith(": a.tags.txt, c.caption")
 
@@ -147,21 +147,21 @@ def test_text_of_unknown_names_is_told(look: Look) -> None:
     ],
 )
 def test_tables_of_every_kind(look: Look, name: str, content: str | bytes) -> None:
-    found = look({name: content})
-    assert captions(found) == {"a.wav": "x, y", "b.wav": None}
-    assert not found.notes
+    result = look({name: content})
+    assert captions(result) == {"a.wav": "x, y", "b.wav": None}
+    assert not result.notes
 
 
 def test_a_parquet_table(look: Look, tmp_path: Path) -> None:
     table = pa.table({"file_name": ["a.wav", "b.wav"], "text": [["x", "y"], None], "sound": [b"1", b"2"]})
     pa.parquet.write_table(table, tmp_path / "metadata.parquet")
-    found = look({})
-    assert captions(found) == {"a.wav": "x, y", "b.wav": None}
-    assert not found.notes
+    result = look({})
+    assert captions(result) == {"a.wav": "x, y", "b.wav": None}
+    assert not result.notes
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "told"),
+    ("name", "lines", "message"),
     [
         ("metadata.csv", ["a.wav,fast, loud punk"], "line 2: 3 values for 2 columns (a caption with commas needs"),
         ("metadata.csv", ["a.wav"], "line 2: 1 value for 2 columns"),
@@ -188,38 +188,38 @@ def test_a_parquet_table(look: Look, tmp_path: Path) -> None:
         ("metadata.jsonl", ['["a.wav"]'], "line 1: must be an object such as "),
     ],
 )
-def test_a_broken_row_is_named_and_the_others_count(look: Look, name: str, lines: list[str], told: str) -> None:
+def test_a_broken_row_is_named_and_the_others_count(look: Look, name: str, lines: list[str], message: str) -> None:
     """No caption is ever cut."""
     head, good = (
         (["file_name,text"], "b.wav,slow") if name.endswith("csv") else ([], '{"file_name":"b.wav","text":"slow"}')
     )
-    found = look({name: "\n".join([*head, *lines, good, ""])})
-    assert captions(found) == {"a.wav": None, "b.wav": "slow"}
-    assert found.notes[0] == f"1 line of {name} not used:"
-    assert found.notes[1].startswith(f"  {told}")
+    result = look({name: "\n".join([*head, *lines, good, ""])})
+    assert captions(result) == {"a.wav": None, "b.wav": "slow"}
+    assert result.notes[0] == f"1 line of {name} not used:"
+    assert result.notes[1].startswith(f"  {message}")
 
 
 def test_a_caption_in_a_table_is_one_line(look: Look) -> None:
-    found = look({"metadata.csv": 'file_name,text\na.wav,"slow\n\tjam\x07"\n', "metadata.jsonl": ""})
-    assert captions(found)["a.wav"] == "slow jam"
-    found = look({"metadata.csv": "", "metadata.jsonl": '{"file_name": "a.wav", "text": ["x\\ny", null, "z"]}'})
-    assert captions(found)["a.wav"] == "x y, z"
+    result = look({"metadata.csv": 'file_name,text\na.wav,"slow\n\tjam\x07"\n', "metadata.jsonl": ""})
+    assert captions(result)["a.wav"] == "slow jam"
+    result = look({"metadata.csv": "", "metadata.jsonl": '{"file_name": "a.wav", "text": ["x\\ny", null, "z"]}'})
+    assert captions(result)["a.wav"] == "x y, z"
 
 
 @pytest.mark.parametrize("row", ["a.wav,slow jam", "a.wav"])
 def test_a_row_with_too_few_cells_is_named(look: Look, row: str) -> None:
     """Which cell is missing nobody knows: the last one there may be the caption or the artist."""
-    found = look({"metadata.csv": f"file_name,artist,text,\n{row}\nb.wav,,slow,,\nb.wav,someone,\n"})
-    assert captions(found) == {"a.wav": None, "b.wav": "slow"}
+    result = look({"metadata.csv": f"file_name,artist,text,\n{row}\nb.wav,,slow,,\nb.wav,someone,\n"})
+    assert captions(result) == {"a.wav": None, "b.wav": "slow"}
     count = "2 values" if "," in row else "1 value"
-    assert found.notes == ["1 line of metadata.csv not used:", f"  line 2: {count} for 3 columns"]
+    assert result.notes == ["1 line of metadata.csv not used:", f"  line 2: {count} for 3 columns"]
 
 
 @pytest.mark.parametrize("text", ["null", "NaN", '""', "[]", '"  "'])
 def test_no_caption_is_no_fault(look: Look, text: str) -> None:
-    found = look({"metadata.jsonl": f'{{"file_name": "a.wav", "text": {text}}}'})
-    assert (captions(found)["a.wav"] or "").strip() == ""
-    assert not found.notes
+    result = look({"metadata.jsonl": f'{{"file_name": "a.wav", "text": {text}}}'})
+    assert (captions(result)["a.wav"] or "").strip() == ""
+    assert not result.notes
 
 
 def test_half_a_letter_is_replaced(look: Look) -> None:
@@ -230,22 +230,22 @@ def test_rows_find_their_files(look: Look) -> None:
     songs = (NFD, "Case.WAV", "dot.wav", "sub/win.wav", "other.flac")
     rows = {NFC: "1", "case.wav": "2", "./dot.wav": "3", "sub\\win.wav": "4", "other.mp3": "5", "gone.wav": "6"}
     table = "\n".join(json.dumps({"file_name": name, "text": text}) for name, text in rows.items())
-    found = look({"metadata.jsonl": table}, songs)
-    assert captions(found) == dict(zip(songs, "12345", strict=True))
-    assert found.notes == ["1 of 6 rows of metadata.jsonl fit no song: gone.wav"]
+    result = look({"metadata.jsonl": table}, songs)
+    assert captions(result) == dict(zip(songs, "12345", strict=True))
+    assert result.notes == ["1 of 6 rows of metadata.jsonl fit no song: gone.wav"]
 
 
 def test_a_similar_name_takes_nothing_from_the_exact_one(look: Look) -> None:
     table = 'file_name,text\na.wav,exact\na.mp3,similar\nold/a.wav,elsewhere\n"a.wav",\n'
-    found = look({"metadata.csv": table})
-    assert captions(found)["a.wav"] == "exact"
-    assert found.notes == ["2 of 4 rows of metadata.csv fit no song: a.mp3, old/a.wav"]
+    result = look({"metadata.csv": table})
+    assert captions(result)["a.wav"] == "exact"
+    assert result.notes == ["2 of 4 rows of metadata.csv fit no song: a.mp3, old/a.wav"]
 
 
 def test_of_several_captions_the_last_is_used_and_said(look: Look) -> None:
-    found = look({"metadata.csv": "file_name,text\na.wav,one\nb.wav,same\n./a.wav,two\nb.wav,same\n"})
-    assert captions(found) == {"a.wav": "two", "b.wav": "same"}
-    assert found.notes == ["1 song with several captions in metadata.csv, the last is used: a.wav (lines 2, 4)"]
+    result = look({"metadata.csv": "file_name,text\na.wav,one\nb.wav,same\n./a.wav,two\nb.wav,same\n"})
+    assert captions(result) == {"a.wav": "two", "b.wav": "same"}
+    assert result.notes == ["1 song with several captions in metadata.csv, the last is used: a.wav (lines 2, 4)"]
 
 
 def test_a_table_speaks_of_its_folder_and_the_nearest_wins(look: Look) -> None:
@@ -257,7 +257,7 @@ def test_a_table_speaks_of_its_folder_and_the_nearest_wins(look: Look) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("sub/metadata.csv", "id,score\n1,2\n", "no column file_name; it has id, score"),
         ("sub/metadata.jsonl", '{"id": 5}', "no column file_name; it has id"),
@@ -265,14 +265,14 @@ def test_a_table_speaks_of_its_folder_and_the_nearest_wins(look: Look) -> None:
         ("sub/metadata.parquet", "PAR1", "can't be read: "),
     ],
 )
-def test_a_file_of_another_program_is_named_and_passed_over(look: Look, name: str, content: str, told: str) -> None:
-    found = look({name: content, "metadata.csv": "file_name,text\na.wav,slow\n"})
-    assert captions(found) == {"a.wav": "slow", "b.wav": None}
-    assert found.notes[0].startswith(f"1 metadata file not used: {name} ({told}")
+def test_a_file_of_another_program_is_named_and_skipped(look: Look, name: str, content: str, message: str) -> None:
+    result = look({name: content, "metadata.csv": "file_name,text\na.wav,slow\n"})
+    assert captions(result) == {"a.wav": "slow", "b.wav": None}
+    assert result.notes[0].startswith(f"1 metadata file not used: {name} ({message}")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "file_name,text\n"])
-def test_an_empty_table_says_nothing(look: Look, content: str) -> None:
+def test_an_empty_table_is_not_reported(look: Look, content: str) -> None:
     assert not look({"metadata.csv": content}).notes
 
 
@@ -283,7 +283,7 @@ def test_a_column_that_was_asked_for_must_be_there(look: Look) -> None:
     assert captions(look(table, column="mood"))["a.wav"] == "dark"
 
 
-def test_prepare_says_what_it_did_not_use(cli: Callable[..., Ran], songs: Path, tmp_path: Path, tiny: Path) -> None:
+def test_prepare_lists_what_it_did_not_use(cli: Callable[..., Ran], songs: Path, tmp_path: Path, tiny: Path) -> None:
     (songs / "metadata.csv").write_text("file_name,text\nsong 1.wav,fast, loud\ngone.wav,x\n")
     ran = cli(*prepare_words(songs, tmp_path / "data", tiny))
     assert ran.out.splitlines()[:4] == [
@@ -314,18 +314,18 @@ def test_clips_from_a_mac_are_found(clips: Path, tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"text": 5}, "the caption must be text or a list of texts, not 5"),
         ({"text": {"a": 1}}, 'the caption must be text or a list of texts, not {"a": 1}'),
         ({"text": "x", "variants": "y"}, "variants must be a list of texts"),
     ],
 )
-def test_a_line_that_makes_no_caption_is_named(clips: Path, row: dict[str, object], told: str) -> None:
+def test_a_line_that_makes_no_caption_is_named(clips: Path, row: dict[str, object], message: str) -> None:
     (clips / "metadata.jsonl").write_text("\n" + json.dumps({"file_name": NFD} | row))
     with pytest.raises(UserError) as caught:
         listed_clips(clips.parent)
-    assert str(caught.value) == f"{clips / 'metadata.jsonl'} line 2: {told}; correct the line and run again"
+    assert str(caught.value) == f"{clips / 'metadata.jsonl'} line 2: {message}; correct the line and run again"
 
 
 def test_a_moved_folder_from_a_mac_is_brought_up_to_date(

@@ -1,7 +1,6 @@
-"""Bytes to sound and sound to bytes: decode, resample, cut into blocks, write.
+"""Decodes, resamples and writes audio.
 
 A wave is a float32 array `[C, S]`: C channels (1 or 2) of S samples, full scale at -1 and 1.
-This package knows nothing about models or datasets.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ _UNKNOWN = 0xFFFFFFFF
 
 
 def stated_seconds(file: BinaryIO) -> float:
-    """By the frame count in the Xing, Info or VBRI header of the first frame; 0 where there is none."""
+    """Seconds by the frame count in the Xing, Info or VBRI header of the first frame; 0 where there is none."""
     file.seek(_end_of_tags(file))
     head = file.read(_SEARCHED)
     place = head.find(b"\xff")
@@ -36,7 +36,7 @@ def _end_of_tags(file: BinaryIO) -> int:
 
 
 def _seconds_of_frame(frame: bytes) -> float:
-    """What a frame `[64 bytes]` with a VBR header states; 0 for any other frame, and for a count of 0 or all ones."""
+    """Seconds that a frame `[64 bytes]` with a VBR header states; 0 for others, and for a count of 0 or all ones."""
     version, layer, rate = frame[1] >> 3 & 3, frame[1] >> 1 & 3, frame[2] >> 2 & 3
     if frame[1] & 0xE0 != 0xE0 or version not in _RATES or layer != _LAYER3 or rate == 3:
         return 0.0

@@ -1,4 +1,4 @@
-"""Files to samples: by libav, and by libsndfile where libav reads nothing or stops before the end."""
+"""Decodes files with libav, and with libsndfile where libav reads nothing or stops before the end."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EINVAL
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
+import numpy as np
 import soundfile
 from av.container import InputContainer
+from numpy.typing import NDArray
 
 from musicgen_dreamboothing.audio import mp3
-from musicgen_dreamboothing.audio.samples import to_wave
 from musicgen_dreamboothing.audio.waves import AudioError, Wave, reason_of
 
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")  # in the middle of MP3 files that were joined: no sound is lost
@@ -28,25 +29,23 @@ _STATED_OF_TRACK = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "flac", "wv", "tta", "a
 _STATED_OF_PCM = frozenset({"wav", "w64", "aiff", "au", "caf"})
 _STATED_OF_FILE = frozenset({"matroska,webm", "flv"})
 
+# Names of channels in libav.
+_LEFT = frozenset({"FL", "BL", "FLC", "SL", "TFL", "TBL", "DL", "WL", "SDL", "TSL", "BFL", "SSL", "TTL"})
+_RIGHT = frozenset({"FR", "BR", "FRC", "SR", "TFR", "TBR", "DR", "WR", "SDR", "TSR", "BFR", "SSR", "TTR"})
+
 
 class Piece(NamedTuple):
-    """Some samples, as the file has them."""
+    """Some samples, as they are in the file."""
 
     wave: Wave  # [1 or 2, n]
     rate: int  # Hz
-
-
-def _binary(source: Path | str | bytes) -> BinaryIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    return open(source, "rb")
 
 
 @contextmanager
 def opened(source: Path | str | bytes, label: str) -> Iterator[Reader]:
     """A reader of a path or of the bytes of a file. Raises `AudioError` where the file cannot be opened."""
     try:
-        file = _binary(source)
+        file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
     except (OSError, ValueError) as error:
         raise AudioError(f"{label}: {reason_of(error)}") from error
     with file:
@@ -54,25 +53,20 @@ def opened(source: Path | str | bytes, label: str) -> Iterator[Reader]:
 
 
 class Reader:
-    """The first sound track of a file, and the account of what could not be read from it.
-
-    Attributes:
-        seconds: decoded so far.
-        skipped: packets that could not be decoded.
-        skipped_before: those of them before the part that is read, such as a track of a cue sheet.
-        stopped: why reading ended before the end of the file.
-        stated: the length that the file states, in seconds; 0 where it states none, or that of its pictures.
-    """
+    """The first audio track of a file, and what could not be read from it."""
 
     def __init__(self, file: BinaryIO, name: str, label: str) -> None:
         self.file, self.name, self.label = file, name, label
-        self.seconds, self.skipped, self.stopped, self.stated = 0.0, 0, "", 0.0
-        self.skipped_before = 0
+        self.seconds = 0.0  # decoded so far
+        self.skipped = 0  # packets that could not be decoded
+        self.skipped_before = 0  # those of them before the part that is read, such as a track of a cue sheet
+        self.stopped = ""  # why reading ended before the end of the file
+        self.stated = 0.0  # seconds that the header states; 0 without, or where that is the length of its pictures
         self._skipped_last = 0  # packets since the last one that was decoded
         self._last_rate = 0
 
     def pieces(self) -> Iterator[Piece]:
-        """Waves as the file has them. Raises `AudioError` where neither library reads a single one."""
+        """The samples of the file. Raises `AudioError` where neither library reads a single one."""
         try:
             yield from self._by_libav()
         except AudioError:  # before the first piece
@@ -87,15 +81,15 @@ class Reader:
             yield from self._rest()
 
     def missing(self, end: float | None = None) -> str:
-        """What could not be read, up to `end` seconds, in a phrase; empty where nothing is missing."""
+        """One phrase on what could not be read, up to `end` seconds; empty where nothing is missing."""
         faults = []
         if self.skipped > self.skipped_before:
             faults.append(f"damaged packets left out: {self.skipped - self.skipped_before}")
         if self.stopped:
             faults.append(f"reading stopped at {self.seconds:.1f} s ({self.stopped})")
         elif self._lacks(self.stated if end is None else end):
-            whole = f"{self.stated:.1f} s in its header" if end is None else f"{end:.1f} s where its track ends"
-            faults.append(f"{self.seconds:.1f} s decoded of the {whole}")
+            total = f"{self.stated:.1f} s in its header" if end is None else f"{end:.1f} s where its track ends"
+            faults.append(f"{self.seconds:.1f} s decoded of the {total}")
         return ", ".join(faults)
 
     def _lacks(self, seconds: float) -> bool:
@@ -162,9 +156,9 @@ class Reader:
         return container.duration / av.time_base if is_stated and container.duration is not None else 0.0
 
     def _rest(self) -> Iterator[Piece]:
-        """What libsndfile reads behind the point where libav gave up, if libav decoded all before it."""
-        gave_up = bool(self.stopped or self._skipped_last) and self.skipped == self._skipped_last
-        sound = self._libsndfile() if gave_up else None
+        """What libsndfile reads behind the point where libav stopped, if libav decoded all before it."""
+        has_stopped = bool(self.stopped or self._skipped_last) and self.skipped == self._skipped_last
+        sound = self._libsndfile() if has_stopped else None
         if sound is None or sound.samplerate != self._last_rate or not self._lacks(sound.frames / sound.samplerate):
             return
         faults, before = (self.skipped, self.stopped), self.seconds
@@ -178,11 +172,7 @@ class Reader:
         try:
             self.file.seek(0)
             return soundfile.SoundFile(self.file)
-        except (
-            soundfile.SoundFileError,
-            OSError,
-            TypeError,
-        ):  # TypeError: for `.raw`, of any content
+        except (soundfile.SoundFileError, OSError, TypeError):  # TypeError: for `.raw`, of any content
             return None
 
     def _by_libsndfile(self, sound: soundfile.SoundFile, first: int = 0) -> Iterator[Piece]:
@@ -192,7 +182,7 @@ class Reader:
                 if first:
                     sound.seek(first)
                 while len(frames := sound.read(_FRAMES, dtype="float32", always_2d=True)):
-                    yield self._counted(Piece(to_wave(frames.T, [""] * sound.channels), sound.samplerate))
+                    yield self._counted(Piece(_to_wave(frames.T, [""] * sound.channels), sound.samplerate))
             except soundfile.SoundFileError as error:
                 self.stopped = reason_of(error)
             is_stated = sound.frames < _UNKNOWN_FRAMES and sound.format not in ("MPEG", "MP3")  # there an estimate
@@ -200,10 +190,9 @@ class Reader:
 
 
 class _File:
-    """A file as PyAV reads it. A failed seek is answered in libav's way, with a negative number: PyAV would print an
-    exception, or keep it and raise it at some later call.
+    """A file for PyAV; libav would take a name such as `a:b.mp3` for an address, so `name` only gives the suffix.
 
-    libav gets the file, not its name, in which it would take `a:b.mp3` for an address; the name only tells the suffix.
+    A failed seek returns a negative number, as in libav: PyAV would print an exception, or raise it at a later call.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
@@ -227,4 +216,40 @@ def _wave(frame: av.AudioFrame) -> Wave:
     samples = frame.to_ndarray()  # [C, n], or [1, n * C] where the channels alternate
     if not frame.format.is_planar:
         samples = samples.reshape(-1, layout.nb_channels).T
-    return to_wave(samples, [channel.name for channel in layout.channels])
+    return _to_wave(samples, [channel.name for channel in layout.channels])
+
+
+def _to_wave(samples: NDArray[Any], names: list[str]) -> Wave:
+    """`[C, n]` of any sample format -> `[1 or 2, n]`; `names` are libav's for the channels, "" where unknown."""
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are not finite are reported later
+        wave = _to_float(samples)
+        return wave if len(wave) <= 2 else _down_mix(wave, names)
+
+
+def _to_float(samples: NDArray[Any]) -> Wave:
+    """Integer samples brought to [-1, 1); float ones as they are, beyond full scale too."""
+    if samples.dtype == np.uint8:
+        return samples.astype(np.float32) / np.float32(128) - np.float32(1)
+    if samples.dtype.kind == "i":
+        return samples.astype(np.float32) / np.float32(2 ** (8 * samples.itemsize - 1))
+    return samples.astype(np.float32)
+
+
+def _down_mix(wave: Wave, names: list[str]) -> Wave:
+    """`[C > 2, n]` -> `[2, n]` after ITU-R BS.775, with libav's channel names (FL, FC, LFE, SR...).
+
+    Front channels count 1 on their side, all others 1/sqrt(2) on theirs, or on both where they are in the middle or
+    have no known place; LFE is left out. Each side is divided by its sum, so that nothing can clip.
+    """
+    weights = np.array([_sides(name) for name in names]).T  # [2, C]
+    weights /= np.maximum(1.0, weights.sum(axis=1, keepdims=True))
+    return weights.astype(np.float32) @ wave
+
+
+def _sides(name: str) -> tuple[float, float]:
+    """The weights of one channel in left and right."""
+    if name.startswith("LFE"):
+        return 0.0, 0.0
+    weight = 1.0 if name in ("FL", "FR") else 0.5**0.5
+    left, right = name in _LEFT, name in _RIGHT
+    return (0.0 if right else weight), (0.0 if left else weight)

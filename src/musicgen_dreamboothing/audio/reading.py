@@ -1,4 +1,4 @@
-"""Files to waves at any rate, block by block or whole."""
+"""Reads files as waves at any rate, block by block or as a whole."""
 
 from __future__ import annotations
 
@@ -38,24 +38,22 @@ def stream(
 ) -> Iterator[Wave]:
     """Yields the first sound track of a file as waves `[C, n]` at `rate` Hz, each about `block_seconds` long.
 
-    Memory does not grow with the length of the file. What is damaged is left out and the rest is yielded. A cut-off end
-    shows only where a header states the length: in FLAC, m4a, WebM and in MP3 with a frame count, but not in Ogg, raw
-    AAC and most WAV files.
+    Memory does not grow with the length of the file. Damaged parts are left out. A cut-off end shows only where a
+    header states the length: in FLAC, m4a, WebM and in MP3 with a frame count, but not in Ogg, raw AAC and most WAV.
 
     Args:
         source: a path, or the bytes of a file, of any container that libav or libsndfile reads, videos included. C is
-            that of the first samples: 1 stays 1, 2 stays 2, more are mixed down to 2. Samples are not clipped.
+            that of the first samples, more than 2 are mixed down to 2. Samples are not clipped.
         rate: Hz.
         name: of the file in messages, where `source` is bytes or a temporary path.
-        start: seconds in the file, to the sample; what is before is decoded and left out.
-        end: likewise; nothing behind is decoded.
+        start: seconds in the file; what is before is decoded and left out.
+        end: seconds in the file; nothing behind is decoded.
         block_seconds: length of a wave.
-        on_damage: called once, after the last block, with a line that says what is missing between `start` and `end`.
+        on_damage: called once, after the last block, with one line on what is missing between `start` and `end`.
         on_invalid: called with the first and last second (counted from `start`) of samples that are NaN, infinite or
-            beyond `max_amplitude`, before the block that holds them; they are replaced by zeros. Without it they are
-            an error.
+            beyond `max_amplitude`, before their block; they are replaced by zeros. Without it they are an error.
         on_block: called with each block and its rate in Hz before it is resampled, without its invalid samples.
-        max_amplitude: the largest sample that counts as sound.
+        max_amplitude: the largest valid sample.
 
     Raises:
         AudioError: at the first block, where there is nothing to decode; at any block with NaN or infinite samples.
@@ -129,7 +127,7 @@ def _same_channels(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 class _Check:
-    """Finds samples that are no sound, before a resampler spreads them over their neighbours."""
+    """Replaces invalid samples, before a resampler spreads them over their neighbours."""
 
     def __init__(self, label: str, on_invalid: OnInvalid | None, max_amplitude: float) -> None:
         self.label, self.on_invalid, self.max_amplitude = label, on_invalid, max_amplitude

@@ -17,17 +17,17 @@ class AudioError(ValueError):
 
 
 class AudioWriteError(AudioError):
-    """The file system refuses a file: no fault of the sound."""
+    """The file system refuses a file."""
 
 
 def label_of(source: Path | str | bytes, name: str | None = None) -> str:
-    """How messages name the file: always one printable line."""
+    """The file in messages, on one printable line."""
     label = name or ("audio bytes" if isinstance(source, bytes) else str(source))
     return label if label.isprintable() else repr(label)
 
 
 def reason_of(error: Exception) -> str:
-    """The one-line text of an error, without the number and file name that libav and the system put around it."""
+    """The text of an error on one line, without the number and file name that libav and the system add."""
     text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
     return " ".join(text.split()).rstrip(".") or type(error).__name__
 
@@ -39,17 +39,16 @@ def blocks(pieces: Iterable[Wave], size: int) -> Iterator[Wave]:
     """
     if size < 1:
         raise ValueError(f"a block holds at least 1 sample, not {size}")
-    held: list[Wave] = []
-    missing = size
+    parts, missing = list[Wave](), size
     for piece in pieces:
         while piece.shape[-1] >= missing:
-            yield np.concatenate([*held, piece[:, :missing]], axis=-1)
-            piece, held, missing = piece[:, missing:], [], size
+            yield np.concatenate([*parts, piece[:, :missing]], axis=-1)
+            piece, parts, missing = piece[:, missing:], [], size
         if piece.shape[-1]:
-            held.append(piece)
+            parts.append(piece)
             missing -= piece.shape[-1]
-    if held:
-        yield np.concatenate(held, axis=-1)
+    if parts:
+        yield np.concatenate(parts, axis=-1)
 
 
 def to_channels(wave: Wave, channels: int) -> Wave:
@@ -93,7 +92,7 @@ def resampled(waves: Iterable[Wave], rate_in: int, rate_out: int) -> Iterator[Wa
 
 
 def _if_any(frames: NDArray[np.float32]) -> Iterator[Wave]:
-    """soxr returns `[0, C]` as long as its filter is filling."""
+    """soxr returns `[0, C]` while its filter fills."""
     if len(frames):
         yield _channels_first(frames)
 

@@ -1,4 +1,4 @@
-"""Waves to files, whole or not at all."""
+"""Writes waves to files, atomically."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ _WRITE_SAMPLES = 16_384  # libsndfile keeps a whole Vorbis write on the C stack:
 
 
 def write(path: Path, wave: Wave, rate: int) -> None:
-    """Writes `[C, S]` at `rate` Hz as .wav or .flac (16 bit) or .ogg (Vorbis), whole or not at all.
+    """Writes `[C, S]` at `rate` Hz as .wav or .flac (16 bit) or .ogg (Vorbis), atomically.
 
-    Samples beyond full scale are clipped. The sound of two equal waves is equal, and the bytes too but for .ogg, where
-    libsndfile draws a random stream number. Raises `AudioError` for another suffix, NaN or infinite samples or a rate
-    the format cannot hold, `AudioWriteError` where the file system refuses (full, read-only, missing folder).
+    Samples beyond full scale are clipped. Equal waves give equal bytes, but for .ogg with its random stream number.
+
+    Raises:
+        AudioError: another suffix, NaN or infinite samples, or a rate that the format cannot hold.
+        AudioWriteError: the file system refuses the file (full, read-only, missing folder).
     """
     label = label_of(path)
     if path.suffix.lower() not in _ENCODINGS:
@@ -42,7 +44,7 @@ def write(path: Path, wave: Wave, rate: int) -> None:
 
 
 def _encoded(wave: Wave, rate: int, file_format: str, subtype: str) -> bytes:
-    """The bytes of the file. Encoded in memory, since libsndfile hides what the file system says."""
+    """The bytes of the file. Encoded in memory, since libsndfile hides errors of the file system."""
     memory = io.BytesIO()
     with soundfile.SoundFile(memory, "w", rate, len(wave), subtype, format=file_format) as file:
         for start in range(0, wave.shape[1], _WRITE_SAMPLES):
@@ -51,7 +53,7 @@ def _encoded(wave: Wave, rate: int, file_format: str, subtype: str) -> bytes:
 
 
 def _put(path: Path, content: bytes, label: str) -> None:
-    """Writes under another name in the same folder, then renames: no one ever sees half a file."""
+    """Writes under another name in the same folder, then renames."""
     temporary = path.with_name(f".{uuid4().hex}.part")
     try:
         temporary.write_bytes(content)

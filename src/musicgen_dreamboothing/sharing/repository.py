@@ -151,7 +151,7 @@ def _check_visibility(repository: Repository, *, is_private: bool, is_first: boo
     if repository.private and not is_private:
         raise UserError(
             f"{repository.title} is public, and {repository.private_option} asks for a private one; make it private in "
-            f"its settings there, choose another {repository.option}, or say {repository.private_option} false"
+            f"its settings there, choose another {repository.option}, or set {repository.private_option} false"
         )
     if repository.private is False and is_private and is_first:
         log(f"note: {repository.title} is private and stays private; its settings there make it public")
@@ -257,7 +257,7 @@ def _commit_all(
 
 
 def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Paths in their order, as many at once as one commit takes; at least one list, which may be empty."""
+    """Paths in their order, as many at once as fit one commit; at least one list, which may be empty."""
     batch, size = list[str](), 0
     for path, more in sizes.items():
         if batch and (len(batch) == BATCH_FILES or size + more > BATCH_BYTES):
@@ -294,7 +294,7 @@ def _user_errors(failure: str, advice: str = "run the same command again") -> It
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error that says more than its status, such as `404 Client Error.`."""
+    """The first line of an error that is more than its status, such as `404 Client Error.`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if not re.match(r"\d{3} \w+ Error\.", line)), lines[0]).rstrip(".")
 

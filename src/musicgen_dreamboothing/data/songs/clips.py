@@ -29,8 +29,8 @@ from musicgen_dreamboothing.workers import in_processes, in_threads
 
 JOURNALS = "songs-*.jsonl"  # of the other processes, while they cut
 AUDIBLY_SOFT = 0.5  # LU
-STEM_BYTES = 120  # file systems take names of 255 bytes, encrypted ones of 143
-# The audiofolder loader takes these words in file names for splits, and would leave out all other files.
+STEM_BYTES = 120  # file systems allow names of 255 bytes, encrypted ones of 143
+# Words in file names that the audiofolder loader reads as splits, and then ignores all other files.
 SPLIT_WORD = re.compile(r"(?<![^-._ \d])(train(ing)?|validation|valid|val|dev|test(ing)?|eval(uation)?)(?=[-._ \d]|$)")
 DATASET_CARD = """---
 configs:
@@ -138,7 +138,7 @@ def _free_stem(name: str, taken: set[str]) -> str:
 def _legal(name: str) -> str:
     """Without what some system forbids in names, not hidden, not too long, and without the name of a split."""
     legal = re.sub(r'[<>:"|?*\\/#\s\0-\x1f]+', "_", unicodedata.normalize("NFC", name)).lstrip(".-")
-    legal = SPLIT_WORD.sub(lambda word: word[0].capitalize(), legal)
+    legal = SPLIT_WORD.sub(lambda match: match[0].capitalize(), legal)
     return legal.encode()[:STEM_BYTES].decode(errors="ignore") or "song"
 
 

@@ -81,7 +81,7 @@ class SongRecord:
     offset: float = 0.0  # the largest DC offset, which was removed, as a share of the song's peak
     loudness: float | None = None  # of all its clips together, in LUFS; None where it was not changed
     soft_by: float = 0.0  # LU that it stays below the loudness of the others because of its peaks
-    note: str | None = None  # what else a person should know
+    note: str | None = None  # what else the user should know
     beats: list[float] = field(default_factory=list)  # seconds in the song, where it was listened to
     downbeats: list[float] = field(default_factory=list)
 

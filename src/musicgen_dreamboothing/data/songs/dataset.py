@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 from musicgen_dreamboothing.audio import AudioError
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, one_line
 from musicgen_dreamboothing.data.songs.archives import count_samples, songs_of_archives
 from musicgen_dreamboothing.data.songs.columns import (
     RowNotes,
@@ -126,7 +126,7 @@ def songs_of_tables(
     try:
         splits = _splits_of_folder(folder, tables, columns, place)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{place.name} can't be read as a dataset: {' '.join(str(error).split())}") from error
+        raise UserError(f"{place.name} can't be read as a dataset: {one_line(str(error))}") from error
     return songs_of_splits(splits, columns, place)
 
 
@@ -256,7 +256,7 @@ def _schemas(files: Sequence[Path], notes: RowNotes | None = None) -> dict[Path,
             schemas[file] = pq.read_schema(file) if file.suffix == ".parquet" else _arrow_table(file).schema
         except (OSError, pa.ArrowException) as error:
             if notes is not None:
-                notes.add("can't be read", f"{file.name} ({' '.join(str(error).split())})", noun="file")
+                notes.add("can't be read", f"{file.name} ({one_line(str(error))})", noun="file")
     return schemas
 
 
@@ -296,7 +296,7 @@ def _converted(files: Sequence[Path], requested: list[str], table: _Table, place
             cache_dir=place.cache_dir,
         )
     except datasets.exceptions.DatasetsError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        reason = one_line(str(error.__cause__ or error))
         raise UserError(f"the Parquet files of {place.name} can't be read: {reason}; download them again") from error
     return (Path(file["filename"]) for file in rows.cache_files)
 
@@ -342,7 +342,7 @@ def _read(file: Path, column: str, row: int, folders: tuple[Path, ...], name: st
     except UnusableCellError as error:
         raise AudioError(f"{name} is a row {error}") from error
     except (OSError, OverflowError, pa.ArrowException, soundfile.SoundFileError) as error:
-        raise AudioError(f"{name} can't be read ({' '.join(str(error).split())})") from error
+        raise AudioError(f"{name} can't be read ({one_line(str(error))})") from error
 
 
 def count_rows(file: Path) -> int:

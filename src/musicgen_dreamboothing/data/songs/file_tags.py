@@ -143,7 +143,7 @@ def _key_on_wheel(hour: int, mode: str) -> str:
 
 
 def parse_comment(text: str) -> str | None:
-    """A person's words, not those of a shop, a ripper or an encoder.
+    """A comment that a person wrote, not a shop, a ripper or an encoder.
 
     >>> parse_comment("slow jam with two guitars"), parse_comment("Encoded by LAME 3.100"), parse_comment("8A - 118")
     ('slow jam with two guitars', None, None)

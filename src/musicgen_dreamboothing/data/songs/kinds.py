@@ -78,7 +78,7 @@ def may_be_music(name: str) -> bool:
 def why_not_read(path: Path, mode: int, *, is_hidden: bool) -> str | None:
     """The reason why a file that may be music is not read; None for songs and for what is no music."""
     suffix = path.suffix.lower()
-    if not stat.S_ISREG(mode):  # a pipe must not be opened: nobody may ever write to it
+    if not stat.S_ISREG(mode):  # opening a pipe may block for ever
         return "pipe, socket or device" if suffix in AUDIO_SUFFIXES else None
     if is_hidden:
         is_noise = path.name.startswith("._")  # what macOS writes beside songs on other disks
@@ -149,7 +149,7 @@ def is_product_of_parent(folder: Path, siblings: set[str]) -> bool:
 
 
 def _is_part_of_prepared(folder: Path) -> bool:
-    """By its content: a person may have a folder of songs with such a name."""
+    """By its content: users may have a folder of songs with such a name."""
     try:
         names = set(os.listdir(folder))
     except OSError:

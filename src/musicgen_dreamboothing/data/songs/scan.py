@@ -27,7 +27,7 @@ SYSTEM_FOLDERS = frozenset(  # of Windows, network drives, macOS and recovery to
     | {"lost+found", "@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot", "__macosx", "__pycache__"}
     | {"network trash folder", "temporary items", "thevolumesettingsfolder", "node_modules"}
 )
-NAMED = 4  # files of one kind that a line names; the others are counted
+NAMED = 4  # files that a line names; the others are counted
 
 
 @dataclass

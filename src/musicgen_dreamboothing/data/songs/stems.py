@@ -155,11 +155,11 @@ class _Place:
             raise self._error[0]
 
 
-def _delete_strays(folder: Path, kept: set[str]) -> None:
+def _delete_strays(folder: Path, current: set[str]) -> None:
     """Deletes files of songs that are gone or were separated again, and what a killed run left; others stay."""
     for path in folder.iterdir():
         is_ours = path.suffix in (SOUND, DAMAGE, OFFSET, UNFINISHED) and STEM_FILE.fullmatch(f"{path.stem}{SOUND}")
-        if is_ours and (path.suffix == UNFINISHED or path.stem not in kept):
+        if is_ours and (path.suffix == UNFINISHED or path.stem not in current):
             path.unlink()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from musicgen_dreamboothing.console import plural
+from musicgen_dreamboothing.console import one_line, plural
 from musicgen_dreamboothing.data.songs.columns import find_column, text_column
 from musicgen_dreamboothing.data.songs.names import NameIndex, printable
 from musicgen_dreamboothing.data.songs.scan import NAMED, Listing, first_names
@@ -175,7 +175,7 @@ def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[int, dict[st
     except ForeignTableError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ForeignTableError(f"can't be read: {' '.join(str(error).split())[:80]}") from error
+        raise ForeignTableError(f"can't be read: {one_line(str(error), 80)}") from error
     yield from enumerate(rows, start=1)
 
 

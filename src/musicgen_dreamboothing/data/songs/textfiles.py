@@ -1,4 +1,4 @@
-"""Text files that people write or edit: captions, metadata tables. Every error names the file and the line."""
+"""Text files that people write or edit: captions and metadata tables. Errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def _caption(value: Any, labels: Sequence[str] | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN for a missing text
         return ""
     if isinstance(value, str):
-        return one_line(encodable(value))
+        printable = "".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in encodable(value))
+        return " ".join(printable.split())
     if isinstance(value, list | tuple):
         return ", ".join(filter(None, (_caption(item, labels) for item in value)))
     if labels and isinstance(value, int) and not isinstance(value, bool):
@@ -72,13 +73,8 @@ def _caption(value: Any, labels: Sequence[str] | None) -> str:
     raise TypeError(type(value).__name__)
 
 
-def one_line(text: str) -> str:
-    """The text on one line, without control characters."""
-    return " ".join("".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in text).split())
-
-
 def encodable(text: str) -> str:
-    """The text with a question mark for each half of a surrogate pair, which JSON may hold but no file takes."""
+    """The text with a question mark for each half of a surrogate pair, which JSON may hold but UTF-8 not."""
     return text.encode("utf-8", errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Tracks of a file that holds a whole album: by a cue sheet beside it or inside it, or by its chapters."""
+"""Tracks of an album in one file: by a cue sheet beside it or inside it, or by its chapters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAPTERED = frozenset({".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".mka", ".mkv", "
 TAGGED = frozenset({".flac", ".ogg", ".oga", ".opus"})  # where their first bytes name chapters or a cue sheet
 HEAD_BYTES = 1 << 16
 TITLE_LETTERS = 60
-TOLERANCE = 0.1  # seconds by which chapters may overlap, or a file be shorter than it says
+TOLERANCE = 0.1  # seconds by which chapters may overlap, or a file be shorter than it states
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,7 @@ def _add_album(song: Path, indexes: list[_Index], tracks: Tracks) -> None:
 
 
 def _without_gaps(tracks: list[Track]) -> list[Track]:
-    """The tracks as parts that make up the whole file, so that no second of it is lost.
-
-    What lies before the first track belongs to it, what lies between two tracks or behind the last one to the earlier.
-    """
+    """The tracks extended to cover the file: from its start, each to the start of the next, the last to its end."""
     starts = [0.0, *(track.start for track in tracks[1:])]
     ends = [*starts[1:], None]
     return [Track(track.label, start, end) for track, start, end in zip(tracks, starts, ends, strict=True)]
@@ -206,7 +203,7 @@ def _cue_seconds(words: list[str], track: int) -> float:
 def _label(number: int, title: str) -> str:
     """`02 Title`, with nothing that means another folder."""
     text = " ".join(re.sub(r"[/\\]", "_", title).split())
-    is_known = not any("\udc80" <= letter <= "\udcff" for letter in text)  # else: a code page that nobody names
+    is_known = not any("\udc80" <= letter <= "\udcff" for letter in text)  # else: an unknown code page
     return f"{number:02d} {printable(text[:TITLE_LETTERS])}".strip() if is_known else f"{number:02d}"
 
 
@@ -300,9 +297,9 @@ def _opened(song: Path) -> tuple[list[Any], float | None] | None:
 
 
 def _seconds(song: Path, at_least: float) -> float | None:
-    """The length of a file, None where it can't be opened; the packets are counted where its header says too little.
+    """The length of a file, or None where it can't be opened; packets are counted where the header states too little.
 
-    The header of an mp3 without a stated length gives but an estimate.
+    The header of an mp3 often gives only an estimate.
     """
     opened = _opened(song)
     if opened is None or opened[1] is None or opened[1] > at_least:
