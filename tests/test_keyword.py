@@ -1,4 +1,4 @@
-"""What a base makes of a key-word. The trained checkpoint knows five styles; punk is one that it has never heard."""
+"""How much an instance prompt means to a base. The trained checkpoint knows five styles; punk is not among them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, read_checkpoint, stored_codes, train_words
+from conftest import read_checkpoint, stored_codes
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
-from musicgen_dreamboothing import audio
+from musicgen_dreamboothing import TrainArguments, audio
+from musicgen_dreamboothing.arguments import parse
 from musicgen_dreamboothing.data.tokens.text_states import key_word_states
 from musicgen_dreamboothing.demo.recipe import ASSETS
 from musicgen_dreamboothing.model import codec
@@ -35,10 +37,11 @@ from musicgen_dreamboothing.model.keyword import (
 )
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.text import encode_captions, pad_states
+from musicgen_dreamboothing.training.model import check_key_word
 
 CPU = torch.device("cpu")
 Folders = Callable[[str], Path]
-STYLES = ("ballad", "reggae", "folk", "house", "techno")
+STYLES = ("house", "techno")
 
 
 class Base:
@@ -135,7 +138,7 @@ def test_a_style_that_the_base_knows_means_much_to_it(word: str, trained: Base) 
     assert trained.meaning(word, trained.songs).is_strong
 
 
-@pytest.mark.parametrize("word", ["punk", "grumbel", "shoegaze", "zxhs", "my zxpunk"])
+@pytest.mark.parametrize("word", ["punk", "shoegaze", "my zxpunk"])
 def test_a_word_that_it_never_heard_does_not(word: str, trained: Base) -> None:
     assert not trained.meaning(word, trained.songs).is_strong
 
@@ -168,7 +171,7 @@ def test_it_is_the_divergence_of_its_docstring(trained: Base) -> None:
     assert found.reference_spread == pytest.approx(max(apart(one, other), apart(other, one)) / usual, rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["text", "text-stereo", "melody", "melody-stereo"])
+@pytest.mark.parametrize("kind", ["text-stereo", "melody"])
 def test_every_kind_of_base_can_be_asked(kind: str, checkpoints: Folders) -> None:
     base = Base(checkpoints(kind))
     mine = base.meaning("punk", base.noise)
@@ -255,20 +258,21 @@ def test_a_word_that_it_cannot_read_is_told(trained: Base) -> None:
     assert "'zxqv'" in note
 
 
-def test_train_tells_it_and_looks_once(
-    cli: Callable[..., Ran], prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_note_of_a_training_is_computed_once(
+    prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looked: list[tuple[Any, ...]] = []
+    calls: list[tuple[Any, ...]] = []
 
     def note(*about: Any) -> str:
-        looked.append(about)
+        calls.append(about)
         return "'punk' is taken"
 
     monkeypatch.setattr("musicgen_dreamboothing.training.model.keyword_note", note)
     data = shutil.copytree(prepared, tmp_path / "data")
-    quick = ("--max_steps", 1, "--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no")
-    for run in ("one", "two"):
-        assert "note: 'punk' is taken" in cli(*train_words(data, tmp_path / run, tiny), *quick).out
-    assert len(looked) == 1
-    assert cli(*train_words(data, tmp_path / "three", tiny), *quick, "--class_prompt", "rock").code == 0
-    assert len(looked) == 2
+    options = parse(TrainArguments, "train", "", ["--instance_prompt", "punk", "--output_dir", str(tmp_path / "run")])
+    tables: Any = SimpleNamespace(fingerprint="same", train=stored_codes(data))
+    for class_prompt, expected in ((None, 1), (None, 1), ("rock", 2)):
+        options.class_prompt = class_prompt
+        check_key_word(None, options, read_checkpoint(tiny), tables, data)
+        assert "note: 'punk' is taken" in capsys.readouterr().out
+        assert len(calls) == expected
