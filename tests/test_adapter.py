@@ -160,7 +160,9 @@ def test_the_text_encoder_is_adapted_when_it_is_trained(tiny: Path) -> None:
         (LoraSettings(r=0), "positive integer value but the value passed is 0"),
     ],
 )
-def test_an_adapter_that_cannot_be_made_is_told_in_one_line(settings: LoraSettings, message: str, tiny: Path) -> None:
+def test_an_adapter_that_cannot_be_made_is_an_error_of_one_line(
+    settings: LoraSettings, message: str, tiny: Path
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         add_adapter(language_model(tiny), settings)
     assert "\n" not in str(caught.value)
@@ -208,7 +210,7 @@ def test_every_variant_learns_and_comes_back_from_disk(
 
 
 @pytest.mark.parametrize("kind", ["text-stereo", "melody"])
-def test_computing_in_the_bases_precision_is_pefts_own_result(kind: str, checkpoints: Folders) -> None:
+def test_computing_in_the_bases_precision_equals_peft(kind: str, checkpoints: Folders) -> None:
     folder = checkpoints(kind)
     ours = adapted(folder)
     torch.manual_seed(0)
@@ -379,7 +381,7 @@ def test_plain_transformers_and_peft_make_the_same_music(runs: Callable[[str], P
             assert (codes != greedy(tiny)[0]).mean() > 0.1, name
 
 
-def test_a_generator_says_how_much_of_the_adapter_is_active(runs: Callable[[str], Path], tiny: Path) -> None:
+def test_a_generator_counts_active_layers(runs: Callable[[str], Path], tiny: Path) -> None:
     layers = len(names_of(add_adapter(language_model(tiny), LoraSettings())))
     assert Generator(runs("text"), device="cpu").active_layers == (layers, layers)
     with_encoder = Generator(runs("text+encoder"), device="cpu").active_layers
@@ -388,7 +390,7 @@ def test_a_generator_says_how_much_of_the_adapter_is_active(runs: Callable[[str]
     assert Generator(tiny, device="cpu").active_layers is None
 
 
-def test_an_adapter_finds_a_base_that_moved_when_told_where(
+def test_base_model_names_a_base_that_was_moved(
     runs: Callable[[str], Path], checkpoints: Folders, tmp_path: Path
 ) -> None:
     run, base = tmp_path / "run", tmp_path / "new place"

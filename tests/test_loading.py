@@ -146,9 +146,7 @@ def test_samples_of_a_training_equal_generate_and_a_quantised_run_is_evaluated(
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("kind", ["text", "melody-stereo"])
-def test_an_adapter_plays_beside_a_quantised_base(
-    kind: str, quantization: str, checkpoints: Folders, tmp_path: Path
-) -> None:
+def test_an_adapter_beside_a_quantised_base(kind: str, quantization: str, checkpoints: Folders, tmp_path: Path) -> None:
     """The engine, which joins products, computes what the modules of PEFT compute; without the adapter it does not."""
     pytest.importorskip("bitsandbytes")
     base = checkpoints(kind)
@@ -197,7 +195,7 @@ def test_a_checkpoint_of_an_unfinished_pissa_run_is_refused(tiny: Path, tmp_path
 
 @pytest.mark.parametrize("device", ["cuda:7", "xpu", "gpu"])
 @pytest.mark.parametrize("verb", ["generate", "evaluate"])
-def test_a_device_that_is_not_there_is_named(verb: str, device: str, tiny: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_missing_device_is_named(verb: str, device: str, tiny: Path, tmp_path: Path, cli: Cli) -> None:
     words = ("generate", tiny, "punk", "--output_dir", tmp_path) if verb == "generate" else ("evaluate", tmp_path)
     if verb == "evaluate":
         (tmp_path / "run.json").write_text("{}", encoding="utf-8")
@@ -206,7 +204,7 @@ def test_a_device_that_is_not_there_is_named(verb: str, device: str, tiny: Path,
     assert f"--device {device!r} is not here; it takes auto, cpu" in ran.err
 
 
-def test_where_a_step_cannot_be_captured_it_runs_as_it_is(
+def test_a_step_that_cannot_be_captured_runs_eagerly(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(stream: GraphedCodeStream) -> None:
@@ -268,7 +266,7 @@ print(peak - before, sum(w.nbytes for w in generator.model.parameters()), sum(w.
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_an_adapter_is_played_in_the_memory_of_the_model_and_a_layer(dtype: str, tiny: Path, tmp_path: Path) -> None:
+def test_loading_an_adapter_takes_the_memory_of_the_model_and_a_layer(dtype: str, tiny: Path, tmp_path: Path) -> None:
     """Whatever the base: it is never in memory a second time, nor in fp32."""
     checkpoint = read_checkpoint(tiny)
     decoder = checkpoint.config.decoder

@@ -85,7 +85,7 @@ def gradients(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("policy", ["light", "full"])
 @pytest.mark.parametrize("kind", ["text", "melody-stereo"])
-def test_what_is_computed_again_gives_the_same_gradients(kind: str, policy: str, checkpoints: Folders) -> None:
+def test_recomputation_gives_the_same_gradients(kind: str, policy: str, checkpoints: Folders) -> None:
     batch = batch_for(checkpoints(kind))
     expected, found = (gradients(adapted(checkpoints(kind), name), batch) for name in ("none", policy))
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
@@ -104,7 +104,7 @@ def test_light_recomputation_runs_under_autocast_as_the_forward_pass_did(checkpo
     assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
 
 
-def test_each_policy_keeps_less_than_the_one_before(checkpoints: Folders) -> None:
+def test_each_policy_saves_less_than_the_one_before(checkpoints: Folders) -> None:
     kept, peaks = zip(
         *(measure(adapted(checkpoints("text"), policy), batch_for(checkpoints("text"))) for policy in POLICIES),
         strict=True,
@@ -113,7 +113,7 @@ def test_each_policy_keeps_less_than_the_one_before(checkpoints: Folders) -> Non
     assert peaks[0] > peaks[1] > peaks[2]
 
 
-def test_logits_come_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients do not depend on how many there are at once; memory does."""
     torch.manual_seed(0)
     hidden, heads = torch.randn(2, 90, 8), torch.nn.ModuleList(torch.nn.Linear(8, 5000, bias=False) for _ in "ab")
@@ -257,7 +257,7 @@ def test_the_fastest_way_that_fits_is_taken(gigabytes: float, sizes: list[int], 
     assert plan.fits
 
 
-def test_what_does_not_fit_is_planned_as_small_as_can_be() -> None:
+def test_a_plan_that_does_not_fit_is_the_smallest() -> None:
     plan = make_plan(Line(), wanted=6, sizes=[3, 1], memory=int(1e9))  # type: ignore[arg-type]
     assert (plan.policy, plan.clips, plan.accumulation, plan.fits) == ("full", 1, 6, False)
 
@@ -289,7 +289,7 @@ def test_a_batch_is_split_where_that_changes_nothing(words: tuple[object, ...], 
         (("--gradient_checkpointing", "true", "--recompute", "light"), "cpu", ("light",)),
     ],
 )
-def test_what_may_be_recomputed(words: tuple[str, ...], device: str, policies: tuple[str, ...]) -> None:
+def test_policies_of_options_and_devices(words: tuple[str, ...], device: str, policies: tuple[str, ...]) -> None:
     options = parse(TrainArguments, "train", "", ["--output_dir", "out", *words])
     assert policies_of(options, device) == policies
     assert policies_of(dataclasses.replace(options, seed=1), device) == policies
@@ -297,7 +297,7 @@ def test_what_may_be_recomputed(words: tuple[str, ...], device: str, policies: t
 
 
 @pytest.mark.parametrize(("use_lora", "policies"), [("true", ("none", "light", "full")), ("false", ("none", "full"))])
-def test_autocast_keeps_copies_that_light_recomputation_does_not_know(use_lora: str, policies: tuple[str, ...]) -> None:
+def test_autocast_excludes_light_recomputation(use_lora: str, policies: tuple[str, ...]) -> None:
     options = parse(TrainArguments, "train", "", ["--output_dir", "out", "--use_lora", use_lora])
     options.fp16 = True  # as on a GPU without bf16
     assert policies_of(options, "cuda") == policies
@@ -306,17 +306,19 @@ def test_autocast_keeps_copies_that_light_recomputation_does_not_know(use_lora: 
 @pytest.mark.parametrize(
     ("text", "size"), [("8GB", 8e9), ("8", 8e9), (" 7.5 GiB", 7.5 * 2**30), ("900mb", 9e8), ("512MiB", 2**29)]
 )
-def test_sizes_of_memory_are_read(text: str, size: float) -> None:
+def test_sizes_of_memory_are_parsed(text: str, size: float) -> None:
     assert parse_memory(text) == size
 
 
 @pytest.mark.parametrize("text", ["lots", "8TBs", "0GB", "-8GB", ""])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"--memory {text!r} is no size; write 8GB")):
         parse_memory(text)
 
 
-def test_plan_tells_and_stops(tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_prints_the_memory_and_stops(
+    tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For any memory, without songs, an output folder or the weights."""
     monkeypatch.chdir(tmp_path)
     ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "8GB")
@@ -342,7 +344,7 @@ def test_the_plan_is_made_for_the_process_with_the_least_memory(
     assert f"GB of {(CONTEXT['cpu'] + 2e6) / 1e9:.2f} GB" in ran.out
 
 
-def test_plan_without_enough_memory_says_what_would_help(tiny: Path, cli: Cli) -> None:
+def test_plan_without_enough_memory_gives_advice(tiny: Path, cli: Cli) -> None:
     ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "300MB")
     assert ran.code == 0, ran.err
     assert "that is more than there is; try a base in 4 bits (--quantization nf4), shorter pieces" in ran.out
@@ -379,7 +381,7 @@ def song(tmp_path: Path) -> Path:
         (("--recompute", "light"), "light"),
     ],
 )
-def test_what_is_planned_is_done(
+def test_a_training_uses_the_planned_policy(
     words: tuple[str, ...], policy: str, song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: Any
 ) -> None:
     compute, seen = CodebookTrainer.compute_loss, []
@@ -395,11 +397,11 @@ def test_what_is_planned_is_done(
     ran = cli(*train_words(song, tmp_path / "out", tiny), *words, *more)
     assert ran.code == 0, ran.err
     assert set(seen) == {policy}
-    told = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert told["split"]["recompute"] == policy
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["split"]["recompute"] == policy
 
 
-def test_a_run_that_goes_on_keeps_its_split(
+def test_a_resumed_run_keeps_its_batch_split(
     song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other sums would round differently."""
@@ -456,7 +458,7 @@ def test_compiled_layers_are_compiled(tiny: Path, tmp_path: Path, cli: Cli, monk
 def test_a_step_without_memory_is_split_and_the_update_stays_the_same(
     song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fails in the middle of the second update, behind a backward pass that was begun."""
+    """It fails in the middle of the second update, during a backward pass."""
 
     def words(name: str, *more: object) -> list[object]:
         steps = ("--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "no", "--eval_on_start", "false")
@@ -517,9 +519,7 @@ def test_one_clip_without_memory_is_recomputed(
         (2, True, 4, "anew with --restart true --per_device_train_batch_size 2 --gradient_accumulation_steps 4"),
     ],
 )
-def test_where_nothing_helps_the_training_ends_with_advice(
-    processes: int, recomputes_all: bool, clips: int, advice: str
-) -> None:
+def test_out_of_memory_errors_end_with_advice(processes: int, recomputes_all: bool, clips: int, advice: str) -> None:
     trainer = CodebookTrainer.__new__(CodebookTrainer)
     trainer._parts, trainer._recomputes_all = 1, recomputes_all
     trainer.accelerator = SimpleNamespace(num_processes=processes)

@@ -189,8 +189,7 @@ class Estimator:
 
 
 def measure(model: Any, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Bytes that a forward pass saves, and the peak of forward and backward pass; without weights, their gradients and
-    inputs."""
+    """Bytes that a forward pass saves, and at the peak of the step; without weights, their gradients and inputs."""
     for _, parameter in trained_parameters(model):
         parameter.grad = torch.zeros_like(parameter)  # as after the first micro-batch; counted with the weights
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
