@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 DEFAULT = LoraSettings()
 PROMPTS = ["80s punk", "a slow waltz for two guitars"]
 GREEDY = Sampling(guidance_scale=3.0, temperature=0)
-FRAMES = 20
+FRAMES = 12
 WEIGHTS = "adapter_model.safetensors"
 LAYER = r"decoder\.model\.decoder\.layers\.\d\."
 
@@ -160,7 +160,9 @@ def test_the_text_encoder_is_adapted_when_it_is_trained(tiny: Path) -> None:
         (LoraSettings(r=0), "positive integer value but the value passed is 0"),
     ],
 )
-def test_an_adapter_that_cannot_be_made_is_told_in_one_line(settings: LoraSettings, message: str, tiny: Path) -> None:
+def test_an_adapter_that_cannot_be_made_is_an_error_of_one_line(
+    settings: LoraSettings, message: str, tiny: Path
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         add_adapter(language_model(tiny), settings)
     assert "\n" not in str(caught.value)
@@ -173,7 +175,6 @@ def test_an_adapter_that_cannot_be_made_is_told_in_one_line(settings: LoraSettin
     ("kind", "settings"),
     [
         ("text-stereo", LoraSettings()),
-        ("text", LoraSettings(use_dora=True)),
         ("melody", LoraSettings(use_dora=True)),
         ("melody", LoraSettings(use_rslora=True, alpha=32)),
         ("text", LoraSettings(init="gaussian")),
@@ -184,7 +185,7 @@ def test_an_adapter_that_cannot_be_made_is_told_in_one_line(settings: LoraSettin
         ("text", LoraSettings(init="olora", use_rslora=True, r=4)),
     ],
     ids=[
-        *("default", "dora", "melody-dora", "rslora", "gaussian", "orthogonal", "dropout"),
+        *("default", "dora", "rslora", "gaussian", "orthogonal", "dropout"),
         *("pissa", "melody-pissa-fast", "olora-rslora"),
     ],
 )
@@ -208,8 +209,8 @@ def test_every_variant_learns_and_comes_back_from_disk(
     assert active == (len(names_of(model)),) * 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_computing_in_the_bases_precision_is_pefts_own_result(kind: str, checkpoints: Folders) -> None:
+@pytest.mark.parametrize("kind", ["text-stereo", "melody"])
+def test_computing_in_the_bases_precision_equals_peft(kind: str, checkpoints: Folders) -> None:
     folder = checkpoints(kind)
     ours = adapted(folder)
     torch.manual_seed(0)
@@ -271,7 +272,7 @@ def test_one_active_layer_counts(tiny: Path) -> None:
 
 @pytest.mark.parametrize(
     ("trained_on", "put_on"),
-    [("text", "melody"), ("melody", "text"), ("text", "text-stereo"), ("text-stereo", "text")],
+    [("text", "melody"), ("melody", "text"), ("text", "text-stereo")],
 )
 def test_an_adapter_does_not_go_on_another_kind_of_base(
     trained_on: str, put_on: str, checkpoints: Folders, tmp_path: Path
@@ -314,7 +315,8 @@ def runs(checkpoints: Folders, tmp_path_factory: pytest.TempPathFactory) -> Call
         path, kind = root / name, name.removesuffix("+encoder")
         if not path.exists():
             words = train_words(root / "song.wav", path, checkpoints(kind))
-            words += ["--learning_rate", 0.05, "--dtype", "float32", "--save_strategy", "no"]
+            words += ["--learning_rate", 0.05, "--dtype", "float32", "--save_strategy", "no", "--max_steps", 2]
+            words += ["--eval_strategy", "no", "--eval_on_start", "false"]
             words += ["--freeze_text_encoder", str(kind == name).lower()]
             assert main([str(word) for word in words]) == 0
         return path
@@ -359,7 +361,7 @@ def greedy(model: Path, **options: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_plain_transformers_and_peft_make_the_same_music(runs: Callable[[str], Path], tiny: Path) -> None:
-    names = ["text", "text-stereo", "melody", "text+encoder"]
+    names = ["text", "melody-stereo", "text+encoder"]
     words = [word for name in names for word in (str(runs(name)), "|".join(PROMPTS))]
     done = subprocess.run(
         [sys.executable, "-c", PLAIN, str(FRAMES), *words],
@@ -373,13 +375,13 @@ def test_plain_transformers_and_peft_make_the_same_music(runs: Callable[[str], P
         codes, waves = greedy(runs(name))
         plain = np.load(runs(name) / "plain.npz")
         assert (plain["codes"] == codes).all(), name
-        between_prompts = np.abs(waves[0] - waves[1]).max()  # the tiny codec speaks softly
+        between_prompts = np.abs(waves[0] - waves[1]).max()  # the waves of the tiny codec are quiet
         assert np.abs(plain["waves"] - waves).max() < 0.1 * between_prompts, name
         if name in ("text", "text+encoder"):
             assert (codes != greedy(tiny)[0]).mean() > 0.1, name
 
 
-def test_a_generator_says_how_much_of_the_adapter_is_active(runs: Callable[[str], Path], tiny: Path) -> None:
+def test_a_generator_counts_active_layers(runs: Callable[[str], Path], tiny: Path) -> None:
     layers = len(names_of(add_adapter(language_model(tiny), LoraSettings())))
     assert Generator(runs("text"), device="cpu").active_layers == (layers, layers)
     with_encoder = Generator(runs("text+encoder"), device="cpu").active_layers
@@ -388,7 +390,7 @@ def test_a_generator_says_how_much_of_the_adapter_is_active(runs: Callable[[str]
     assert Generator(tiny, device="cpu").active_layers is None
 
 
-def test_an_adapter_finds_a_base_that_moved_when_told_where(
+def test_base_model_names_a_base_that_was_moved(
     runs: Callable[[str], Path], checkpoints: Folders, tmp_path: Path
 ) -> None:
     run, base = tmp_path / "run", tmp_path / "new place"

@@ -1,4 +1,4 @@
-"""EnCodec in stretches gives the codes of the whole, and hears no more at once than it was told."""
+"""EnCodec in chunks gives the codes of entire clips, and processes no more frames at once than the limit."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def test_codes_are_those_of_the_whole_clip(
     assert found.unique().numel() > 10  # a codec that always says the same would pass
 
 
-def test_the_convolutions_hear_a_stretch_at_a_time(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_convolutions_process_chunks(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = read_checkpoint(tiny)
     model = load_codec(checkpoint, torch.device("cpu"))
-    heard: list[int] = []
+    sizes: list[int] = []
 
-    class Listening(codec.ChannelsLast):
+    class Recording(codec.ChannelsLast):
         def __call__(self, wave: torch.Tensor) -> torch.Tensor:
-            heard.append(wave.numel())
+            sizes.append(wave.numel())
             return super().__call__(wave)
 
-    monkeypatch.setattr(codec, "ChannelsLast", Listening)
+    monkeypatch.setattr(codec, "ChannelsLast", Recording)
     monkeypatch.setattr(codec, "CPU_FRAMES", 10)
     codec.encode(model, torch.rand(2, 1, 200 * checkpoint.hop_length), checkpoint)
-    assert len(heard) == 40
-    assert max(heard) < 60 * checkpoint.hop_length
+    assert len(sizes) == 40
+    assert max(sizes) < 60 * checkpoint.hop_length
 
 
 @pytest.mark.parametrize("moments", [7, 8, 640])

@@ -22,7 +22,7 @@ def test_round_trip(kind: tuple[int, int], frames: int, seed: int) -> None:
     assert torch.equal(undo_delay(delayed, delay), codes)
 
 
-def test_the_drawing_of_the_paper() -> None:
+def test_the_pattern_of_the_paper() -> None:
     codes = torch.arange(12).view(4, 3)
     assert apply_delay(codes, (0, 1, 2, 3), -1).tolist() == [
         [0, 1, 2, -1, -1, -1],

@@ -149,7 +149,9 @@ def test_logits_are_those_of_transformers_generate(
 
 @pytest.mark.parametrize("static_cache", [False, True])
 @pytest.mark.parametrize("kind", ["melody", "melody-stereo"])
-def test_a_shorter_caption_is_heard_as_alone(kind: str, static_cache: bool, loaded: Callable[[str], Generator]) -> None:
+def test_padding_of_a_shorter_caption_has_no_effect(
+    kind: str, static_cache: bool, loaded: Callable[[str], Generator]
+) -> None:
     """In the melody family it stands before the codes, and the padding of a batch must not come between."""
     generator = loaded(kind)
     model, codes = generator._model, some_codes(generator)
@@ -198,7 +200,7 @@ SAMPLINGS = [
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("kind", ["text", "melody-stereo"])
-def test_steps_of_equal_shape_draw_the_same_codes(
+def test_steps_with_a_static_cache_draw_the_same_codes(
     kind: str, sampling: Sampling, loaded: Callable[[str], Generator]
 ) -> None:
     """What a CUDA graph would replay, step by step as the plain loop."""
@@ -217,7 +219,9 @@ def test_steps_of_equal_shape_draw_the_same_codes(
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("kind", ["text", "melody"])
-def test_a_step_never_asks_the_device(kind: str, sampling: Sampling, loaded: Callable[[str], Generator]) -> None:
+def test_a_captured_step_reads_nothing_on_the_host(
+    kind: str, sampling: Sampling, loaded: Callable[[str], Generator]
+) -> None:
     """Whatever reads a number off a tensor would make the host wait, and raises where tensors have no content."""
     generator = loaded(kind)
     states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
@@ -244,7 +248,7 @@ def test_a_step_allocates_nothing_that_grows(loaded: Callable[[str], Generator])
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("kind", ["text-stereo", "melody"])
-def test_what_is_read_together_is_kept_once(kind: str, quantization: str, checkpoints: Folders) -> None:
+def test_joined_weights_are_in_memory_once(kind: str, quantization: str, checkpoints: Folders) -> None:
     """The joint weights are the memory of the model's own modules, which compute what they did."""
     generator = Generator(checkpoints(kind), device="cpu", dtype="float32", quantization=quantization)
     model, plain = generator._model, Generator(checkpoints(kind), device="cpu", dtype="float32")._model
@@ -262,7 +266,7 @@ def test_what_is_read_together_is_kept_once(kind: str, quantization: str, checkp
 # As much at once as memory holds
 
 
-def test_a_batch_that_finds_no_memory_is_halved(
+def test_a_batch_is_halved_when_memory_runs_out(
     loaded: Callable[[str], Generator], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generator = loaded("text")
@@ -293,7 +297,7 @@ def test_a_batch_that_finds_no_memory_is_halved(
         ("CUDA error: an illegal memory access was encountered", False),
     ],
 )
-def test_a_lack_of_memory_has_many_names(words: str, expected: bool) -> None:
+def test_out_of_memory_errors_are_recognised(words: str, expected: bool) -> None:
     assert is_out_of_memory(RuntimeError(words)) == expected
     later = RuntimeError("CUDA error: operation failed due to a previous error during capture")
     later.__context__ = RuntimeError(words)  # as a CUDA graph does, which is ended behind a failure
@@ -342,7 +346,7 @@ def test_a_stream_is_the_clip_in_pieces(kind: str, piece: float, loaded: Callabl
     assert (len(pieces) > 2) == (piece < 1)
 
 
-def test_the_first_second_waits_for_little_more_than_its_own_frames(loaded: Callable[[str], Generator]) -> None:
+def test_the_first_piece_of_a_stream_comes_early(loaded: Callable[[str], Generator]) -> None:
     generator = loaded("text")
     made: list[int] = []
     static_cache = generator._code_stream
@@ -364,7 +368,7 @@ def test_the_first_second_waits_for_little_more_than_its_own_frames(loaded: Call
     assert rate < len(made) <= 1.4 * rate
 
 
-def test_frames_are_certain_as_soon_as_the_codec_can_know(loaded: Callable[[str], Generator]) -> None:
+def test_streamed_frames_are_final_after_the_lookahead(loaded: Callable[[str], Generator]) -> None:
     checkpoint = loaded("text").checkpoint
     decoder = codec.StreamDecoder(loaded("text")._loaded_codec(), checkpoint)
     codes = torch.randint(checkpoint.codebook_size, (checkpoint.codebooks, 30))
@@ -378,7 +382,7 @@ def test_frames_are_certain_as_soon_as_the_codec_can_know(loaded: Callable[[str]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_is_merged_for_a_while_and_leaves_no_trace(dtype: torch.dtype, checkpoints: Folders) -> None:
+def test_merging_in_place_restores_the_base(dtype: torch.dtype, checkpoints: Folders) -> None:
     generator = Generator(checkpoints("text"), device="cpu", dtype="float32")
     generator._encode(PROMPTS)
     base = load_language_model(generator.checkpoint, dtype, torch.device("cpu"))
@@ -406,7 +410,7 @@ def test_an_adapter_is_merged_for_a_while_and_leaves_no_trace(dtype: torch.dtype
 
 
 @pytest.mark.parametrize("state", ["merged", "off"])
-def test_a_model_in_training_is_read_as_a_plain_one(state: str, checkpoints: Folders) -> None:
+def test_a_merged_or_disabled_adapter_is_decoded_as_a_plain_model(state: str, checkpoints: Folders) -> None:
     """Below adapters that compute nothing the engine finds the base's own layers, and joins them."""
     checkpoint = read_checkpoint(checkpoints("text"))
     adapted = add_adapter(load_language_model(checkpoint, torch.float32, torch.device("cpu")), LoraSettings())
@@ -418,7 +422,7 @@ def test_a_model_in_training_is_read_as_a_plain_one(state: str, checkpoints: Fol
 
 
 @pytest.mark.parametrize("settings", [LoraSettings(), LoraSettings(use_dora=True), LoraSettings(init="pissa")])
-def test_no_memory_while_merging_leaves_no_trace(
+def test_a_merge_that_fails_restores_the_base(
     settings: LoraSettings, checkpoints: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = read_checkpoint(checkpoints("text"))
@@ -460,7 +464,7 @@ def test_int8_weights_compute_nearly_the_same(dtype: torch.dtype) -> None:
     assert torch.allclose(found[..., 7].double(), linear.bias[7].double())
 
 
-def test_int8_music_is_near_and_small(checkpoints: Folders) -> None:
+def test_int8_weights_are_small_and_keep_most_codes(checkpoints: Folders) -> None:
     plain = Generator(checkpoints("text"), device="cpu", dtype="float32")
     small = Generator(checkpoints("text"), device="cpu", dtype="float32", quantization="int8")
     kinds = {type(module) for module in small._model.decoder.model.decoder.layers.modules()}

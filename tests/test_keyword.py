@@ -1,4 +1,4 @@
-"""What a base makes of a key-word. The trained checkpoint knows five styles; punk is one that it has never heard."""
+"""How much an instance prompt means to a base. The trained checkpoint knows five styles; punk is not among them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Ran, read_checkpoint, stored_codes, train_words
+from conftest import read_checkpoint, stored_codes
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
-from musicgen_dreamboothing import audio
+from musicgen_dreamboothing import TrainArguments, audio
+from musicgen_dreamboothing.arguments import parse
 from musicgen_dreamboothing.data.tokens.text_states import key_word_states
 from musicgen_dreamboothing.demo.recipe import ASSETS
 from musicgen_dreamboothing.model import codec
@@ -35,10 +37,11 @@ from musicgen_dreamboothing.model.keyword import (
 )
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.text import encode_captions, pad_states
+from musicgen_dreamboothing.training.model import check_key_word
 
 CPU = torch.device("cpu")
 Folders = Callable[[str], Path]
-STYLES = ("ballad", "reggae", "folk", "house", "techno")
+STYLES = ("house", "techno")
 
 
 class Base:
@@ -113,7 +116,7 @@ def test_words_of_a_made_up_vocabulary() -> None:
     assert found == {"rock": True, "ska": True, "punk": True, "grunge": False, "rock grunge": False}
 
 
-def test_letters_that_nobody_taught_it(trained: Base) -> None:
+def test_letters_outside_the_vocabulary_are_not_readable(trained: Base) -> None:
     assert is_readable(trained.tokenizer, "zxqv house")
     assert not is_readable(trained.tokenizer, "zxqv дом")
 
@@ -131,12 +134,12 @@ def test_rare_words_are_rare(trained: Base) -> None:
 
 
 @pytest.mark.parametrize("word", STYLES)
-def test_a_style_that_the_base_knows_means_much_to_it(word: str, trained: Base) -> None:
+def test_a_style_of_the_training_data_has_a_strong_meaning(word: str, trained: Base) -> None:
     assert trained.meaning(word, trained.songs).is_strong
 
 
-@pytest.mark.parametrize("word", ["punk", "grumbel", "shoegaze", "zxhs", "my zxpunk"])
-def test_a_word_that_it_never_heard_does_not(word: str, trained: Base) -> None:
+@pytest.mark.parametrize("word", ["punk", "shoegaze", "my zxpunk"])
+def test_other_words_have_no_strong_meaning(word: str, trained: Base) -> None:
     assert not trained.meaning(word, trained.songs).is_strong
 
 
@@ -157,19 +160,21 @@ def test_it_is_the_divergence_of_its_docstring(trained: Base) -> None:
             chances.append(base.model.logits(hidden)[0].softmax(-1)[labels >= 0].double())
     word, one, other = chances
 
-    def apart(p: torch.Tensor, q: torch.Tensor) -> float:
+    def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
         return float((p * (p / q).log()).sum(-1).mean())
 
-    usual = (apart(one, other) + apart(other, one)) / 2
+    scale = (divergence(one, other) + divergence(other, one)) / 2
     found = meaning_of(
         base.model, base.checkpoint, [base.noise[0]], [states["house"]], [[states[name]] for name in MADE_UP[:2]]
     )
-    assert found.score == pytest.approx(apart(word, (one + other) / 2) / usual, rel=1e-3)
-    assert found.reference_spread == pytest.approx(max(apart(one, other), apart(other, one)) / usual, rel=1e-3)
+    assert found.score == pytest.approx(divergence(word, (one + other) / 2) / scale, rel=1e-3)
+    assert found.reference_spread == pytest.approx(
+        max(divergence(one, other), divergence(other, one)) / scale, rel=1e-3
+    )
 
 
-@pytest.mark.parametrize("kind", ["text", "text-stereo", "melody", "melody-stereo"])
-def test_every_kind_of_base_can_be_asked(kind: str, checkpoints: Folders) -> None:
+@pytest.mark.parametrize("kind", ["text-stereo", "melody"])
+def test_every_kind_of_base_has_a_score(kind: str, checkpoints: Folders) -> None:
     base = Base(checkpoints(kind))
     mine = base.meaning("punk", base.noise)
     turned = base.meaning("punk", base.noise, MADE_UP[::-1])
@@ -179,19 +184,19 @@ def test_every_kind_of_base_can_be_asked(kind: str, checkpoints: Folders) -> Non
     assert base.meaning("punk", [clip.tolist() for clip in base.noise]) == mine  # as a table gives them
 
 
-def test_16_bits_tell_the_same(trained: Base) -> None:
+def test_the_score_in_16_bits_is_the_same(trained: Base) -> None:
     half = Base(ASSETS / "musicgen-tiny", torch.bfloat16)
     assert half.meaning("reggae", trained.songs).is_strong
 
 
-def test_short_and_single_clips_do(tiny: Path) -> None:
+def test_short_and_single_clips_are_enough(tiny: Path) -> None:
     base = Base(tiny)
     short = [base.noise[0][:, :60], base.noise[1], base.noise[2][:, :9]]
     for codes in (short, short[2:]):
         assert np.isfinite(base.meaning("punk", codes).score)
 
 
-def test_what_prepare_leaves_is_all_that_is_needed(prepared: Path, tiny: Path) -> None:
+def test_a_prepared_folder_has_all_inputs(prepared: Path, tiny: Path) -> None:
     base, table = Base(tiny), stored_codes(prepared)
     codes = table.with_format("numpy")["codes"]
     states = key_word_states(prepared, "punk", base.checkpoint)
@@ -201,7 +206,7 @@ def test_what_prepare_leaves_is_all_that_is_needed(prepared: Path, tiny: Path) -
     assert (keyword_note(base.model, base.checkpoint, codes, states, "punk") is not None) == found.is_strong
 
 
-def test_a_base_that_hears_no_text_knows_no_word(tiny: Path) -> None:
+def test_a_base_that_ignores_text_knows_no_word(tiny: Path) -> None:
     base = Base(tiny)
     with torch.no_grad():
         base.model.enc_to_dec_proj.weight.zero_()
@@ -209,7 +214,7 @@ def test_a_base_that_hears_no_text_knows_no_word(tiny: Path) -> None:
     assert not base.meaning("punk", base.noise).is_strong
 
 
-def test_it_leaves_no_trace(tiny: Path) -> None:
+def test_the_note_changes_no_state(tiny: Path) -> None:
     """Random state, mode and weights stay, and what the model kept of the forward pass can be trained through."""
     base = Base(tiny)
     before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
@@ -228,10 +233,10 @@ def test_it_leaves_no_trace(tiny: Path) -> None:
     assert base.model.decoder.lm_heads[0].weight.grad is not None
 
 
-# --- what a person is told
+# --- the note
 
 
-def test_a_known_word_is_told_in_one_line_with_its_remedy(trained: Base) -> None:
+def test_the_note_on_a_known_word_is_one_line_with_a_remedy(trained: Base) -> None:
     note = trained.note("house", trained.songs)
     assert note is not None
     assert note.startswith("'house' already means much to this base (by its tokens: well known; by its output: ")
@@ -244,31 +249,32 @@ def test_a_known_word_is_told_in_one_line_with_its_remedy(trained: Base) -> None
 
 
 @pytest.mark.parametrize("word", ["punk", MADE_UP[0]])
-def test_of_a_good_word_nothing_is_said(word: str, trained: Base) -> None:
+def test_a_good_word_has_no_note(word: str, trained: Base) -> None:
     assert trained.note(word, trained.songs) is None
 
 
-def test_a_word_that_it_cannot_read_is_told(trained: Base) -> None:
+def test_the_note_on_an_unreadable_word(trained: Base) -> None:
     note = trained.note("дом", trained.songs)
     assert note is not None
     assert "'дом' has letters that the text encoder of this base doesn't know" in note
     assert "'zxqv'" in note
 
 
-def test_train_tells_it_and_looks_once(
-    cli: Callable[..., Ran], prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_note_of_a_training_is_computed_once(
+    prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looked: list[tuple[Any, ...]] = []
+    calls: list[tuple[Any, ...]] = []
 
     def note(*about: Any) -> str:
-        looked.append(about)
+        calls.append(about)
         return "'punk' is taken"
 
     monkeypatch.setattr("musicgen_dreamboothing.training.model.keyword_note", note)
     data = shutil.copytree(prepared, tmp_path / "data")
-    quick = ("--max_steps", 1, "--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no")
-    for run in ("one", "two"):
-        assert "note: 'punk' is taken" in cli(*train_words(data, tmp_path / run, tiny), *quick).out
-    assert len(looked) == 1
-    assert cli(*train_words(data, tmp_path / "three", tiny), *quick, "--class_prompt", "rock").code == 0
-    assert len(looked) == 2
+    options = parse(TrainArguments, "train", "", ["--instance_prompt", "punk", "--output_dir", str(tmp_path / "run")])
+    tables: Any = SimpleNamespace(fingerprint="same", train=stored_codes(data))
+    for class_prompt, expected in ((None, 1), (None, 1), ("rock", 2)):
+        options.class_prompt = class_prompt
+        check_key_word(None, options, read_checkpoint(tiny), tables, data)
+        assert "note: 'punk' is taken" in capsys.readouterr().out
+        assert len(calls) == expected

@@ -140,7 +140,7 @@ def audiocrafts_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_part_equals_that_part_of_the_whole(kind: str, loaded: Load) -> None:
+def test_each_part_equals_that_of_the_composite_model(kind: str, loaded: Load) -> None:
     base = loaded(kind)
     parts = {"text_encoder.": base.text_encoder, "audio_encoder.": base.codec, "": base.model}
     ours = {prefix + name: weight for prefix, part in parts.items() for name, weight in part.state_dict().items()}
@@ -158,7 +158,7 @@ def test_each_part_equals_that_part_of_the_whole(kind: str, loaded: Load) -> Non
         (torch.bfloat16, "int8", "pread"),
     ],
 )
-def test_files_are_mapped_where_their_pages_become_the_weights(
+def test_files_are_mapped_if_weights_are_not_converted(
     dtype: torch.dtype, quantization: str, backend: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where weights change on their way, mapped pages would stay beside them until the last one is there."""
@@ -184,7 +184,9 @@ def test_encoders_that_are_not_used_are_not_in_memory(kind: str, checkpoints: Fo
 
 
 @pytest.mark.parametrize("kind", ["text", "melody"])
-def test_a_text_encoder_that_is_trained_equals_that_of_the_whole(kind: str, checkpoints: Folders, loaded: Load) -> None:
+def test_a_trained_text_encoder_equals_that_of_the_composite_model(
+    kind: str, checkpoints: Folders, loaded: Load
+) -> None:
     model = language_model(checkpoints(kind), with_text_encoder=True)
     for name, weight in loaded(kind).whole.text_encoder.state_dict().items():
         assert torch.equal(model.text_encoder.state_dict()[name], weight), name
@@ -300,7 +302,7 @@ def test_another_kind_of_model_is_refused_by_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "/no/such/folder"])
-def test_a_missing_folder_is_told_in_one_line(name: str) -> None:
+def test_a_missing_folder_is_an_error_of_one_line(name: str) -> None:
     with pytest.raises(UserError, match=f"^no model at '{name}' .*config.json") as caught:
         load_checkpoint(Source(name))
     assert "\n" not in str(caught.value)
@@ -327,7 +329,9 @@ def test_logits_are_transformers_own(kind: str, loaded: Load) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_from_the_cache_equals_that_of_the_whole_model(kind: str, checkpoints: Folders, loaded: Load) -> None:
+def test_the_loss_with_cached_states_equals_that_with_the_encoder(
+    kind: str, checkpoints: Folders, loaded: Load
+) -> None:
     """Waveform and caption through live EnCodec and T5 there, through `codec.encode` and stored states here."""
     base, caption = loaded(kind), CAPTIONS[1]
     wave = torch.from_numpy(tone_song(0.5, 5, channels=base.checkpoint.audio_channels))[None]
@@ -383,7 +387,7 @@ def test_loss_is_audiocrafts_and_transformers_counts_the_tail_too(kind: str, loa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_clip_has_the_same_loss_alone_and_in_any_company(kind: str, loaded: Load) -> None:
+def test_the_loss_of_a_clip_does_not_depend_on_its_batch(kind: str, loaded: Load) -> None:
     base = loaded(kind)
     states = base.states()
     pieces = [
@@ -399,7 +403,7 @@ def test_a_clip_has_the_same_loss_alone_and_in_any_company(kind: str, loaded: Lo
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_clip_has_the_same_gradients_alone_and_in_company(kind: str, loaded: Load) -> None:
+def test_the_gradients_of_a_clip_do_not_depend_on_its_batch(kind: str, loaded: Load) -> None:
     base = loaded(kind)
     states = base.states()
     pieces = [piece(base, states[caption], 8, seed) for seed, caption in enumerate(CAPTIONS[:2])]
@@ -409,15 +413,15 @@ def test_a_clip_has_the_same_gradients_alone_and_in_company(kind: str, loaded: L
         nll = base.model(**Collator(base.checkpoint.pad_token_id)(batch)).nll
         return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(nll.sum(), weights)])
 
-    together, apart = gradients(pieces), sum(gradients([alone]) for alone in pieces)
-    assert torch.allclose(together, apart, atol=1e-4 * together.abs().max().item())
+    together, summed = gradients(pieces), sum(gradients([alone]) for alone in pieces)
+    assert torch.allclose(together, summed, atol=1e-4 * together.abs().max().item())
 
 
 # The null condition
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dropped_caption_is_not_heard(kind: str, loaded: Load) -> None:
+def test_a_dropped_caption_has_no_effect(kind: str, loaded: Load) -> None:
     """Of a melody model's dropped caption the length remains: its places stand before the codes, as in `generate`."""
     base = loaded(kind)
     captions = ("punk band", "jazz trio") if "melody" in kind else CAPTIONS[:2]
@@ -445,7 +449,7 @@ def test_the_null_condition_is_transformers_own(kind: str, loaded: Load) -> None
 
 
 @pytest.mark.parametrize("kind", ["text", "melody"])
-def test_dropping_one_caption_leaves_its_neighbour_alone(kind: str, loaded: Load) -> None:
+def test_dropping_a_caption_does_not_change_other_clips(kind: str, loaded: Load) -> None:
     base = loaded(kind)
     kept, dropped = (piece(base, base.states()["punk"], 10, keep=keep) for keep in (True, False))
     nll, _ = sums(base, [kept, dropped])

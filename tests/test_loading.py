@@ -1,4 +1,4 @@
-"""The one way to load a model: what is heard in a training is what `generate` plays, within the memory of the model."""
+"""Loading a model: samples of a training equal `generate`, and memory stays that of the model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import loading
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, read_adapter, save_adapter
 from musicgen_dreamboothing.model.loading import load_for_generation, load_language_model
+from musicgen_dreamboothing.model.merging import merged_in_place
 
 CPU = torch.device("cpu")
 PROMPT, SECONDS = "punk", 0.2
+SLOW = pytest.mark.slow
 DEFAULT = LoraSettings()
 KINDS_OF_ADAPTER = {
     "LoRA": DEFAULT,
@@ -58,8 +60,10 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 # What is added
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", KINDS_OF_ADAPTER)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, torch.bfloat16) for kind in KINDS_OF_ADAPTER), ("LoRA", torch.float32), ("DoRA", torch.float16)],
+)
 def test_an_adapter_is_added_in_fp32_and_rounded_once(
     kind: str, dtype: torch.dtype, checkpoints: Folders, tmp_path: Path
 ) -> None:
@@ -82,32 +86,59 @@ def test_an_adapter_is_added_in_fp32_and_rounded_once(
         assert torch.equal(found[name], weight.to(dtype)), name
 
 
+@pytest.mark.parametrize("kind", KINDS_OF_ADAPTER)
+def test_an_adapter_merged_in_training_equals_the_loaded_one(kind: str, tiny: Path, tmp_path: Path) -> None:
+    checkpoint, base = read_checkpoint(tiny), load_language_model(read_checkpoint(tiny), torch.bfloat16, CPU)
+    torch.manual_seed(0)
+    model = add_adapter(base, KINDS_OF_ADAPTER[kind])
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or "lora_embedding_A" in name:
+                weight.normal_(std=0.05)
+    save_adapter(model, tmp_path)
+    loaded, _ = load_for_generation(checkpoint, torch.bfloat16, CPU, adapter=read_adapter(str(tmp_path)))
+    expected = loaded.state_dict()
+    with merged_in_place(model, checkpoint) as merged:
+        weights = {name.replace(".base_layer.", "."): weight for name, weight in merged.state_dict().items()}
+        assert all(torch.equal(weights[name], weight) for name, weight in expected.items())
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("text", ("--dtype", "bfloat16")),
         ("melody", ("--dtype", "bfloat16", "--use_dora", "true")),
-        ("text-stereo", ("--dtype", "bfloat16", "--lora_init", "pissa", "--lora_r", "4")),
-        ("text", ("--dtype", "float32", "--freeze_text_encoder", "false")),
+        pytest.param("text-stereo", ("--dtype", "bfloat16", "--lora_init", "pissa", "--lora_r", "4"), marks=SLOW),
+        pytest.param("text", ("--dtype", "float32", "--freeze_text_encoder", "false"), marks=SLOW),
         ("text", ("--dtype", "bfloat16", "--quantization", "nf4")),
+        pytest.param("text", ("--dtype", "bfloat16", "--quantization", "int8"), marks=SLOW),
     ],
 )
-def test_what_is_heard_in_a_training_is_what_is_played(
+def test_samples_of_a_training_equal_generate_and_a_quantised_run_is_evaluated(
     kind: str, words: tuple[str, ...], checkpoints: Folders, songs: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """The last sample of a training and the same clip of `generate` are the same file, byte by byte."""
-    if "nf4" in words:
+    quantization = words[3] if "--quantization" in words else "none"
+    if quantization != "none":
         pytest.importorskip("bitsandbytes")
     run = tmp_path / "run"
-    training = (*train_words(songs, run, checkpoints(kind)), "--max_steps", 2, "--learning_rate", 3e-3, *words)
+    training = (*train_words(songs, run, checkpoints(kind)), "--max_steps", 1, "--learning_rate", 3e-3, *words)
     sampling = ("--sample_prompts", PROMPT, "--sample_seconds", SECONDS, "--seed", 3, "--sample_at_start", "false")
     assert cli(*training, *sampling, "--eval_strategy", "no", "--eval_on_start", "false").code == 0
-    (sample,) = (run / "samples" / "step_0002").glob("*.wav")
-    of_training = {"--dtype": words[1], "--quantization": words[3] if "nf4" in words else "none"}
+    (sample,) = (run / "samples" / "step_0001").glob("*.wav")
+    of_training = ("--dtype", words[1], "--quantization", quantization)
     playing = ("generate", run, PROMPT, "--seconds", SECONDS, "--seed", 3, "--output_dir", tmp_path / "generated")
-    assert cli(*playing, *(word for pair in of_training.items() for word in pair)).code == 0
-    (clip,) = (tmp_path / "generated").glob("*.wav")
-    assert np.array_equal(soundfile.read(clip)[0], soundfile.read(sample)[0])
+    if quantization != "int8":  # bitsandbytes' in training, torch's kernel in `generate`
+        assert cli(*playing, *of_training).code == 0
+        (clip,) = (tmp_path / "generated").glob("*.wav")
+        assert np.array_equal(soundfile.read(clip)[0], soundfile.read(sample)[0])
+    if quantization != "none":
+        ran = cli(
+            *("evaluate", run, "--clap_model_name_or_path", "none", "--device", "cpu", "--quantization", quantization),
+            *("--prompts", "punk", "--neutral_prompts", "a waltz", "--variations", 2, "--seconds", 0.5),
+        )
+        assert ran.code == 0, ran.err
+        assert (run / "evaluation" / "report.html").is_file()
+        assert f'"quantization": "{quantization}"' in (run / "evaluation" / "tuned" / "made.json").read_text()
 
 
 # A quantised base
@@ -115,9 +146,7 @@ def test_what_is_heard_in_a_training_is_what_is_played(
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("kind", ["text", "melody-stereo"])
-def test_an_adapter_plays_beside_a_quantised_base(
-    kind: str, quantization: str, checkpoints: Folders, tmp_path: Path
-) -> None:
+def test_an_adapter_beside_a_quantised_base(kind: str, quantization: str, checkpoints: Folders, tmp_path: Path) -> None:
     """The engine, which joins products, computes what the modules of PEFT compute; without the adapter it does not."""
     pytest.importorskip("bitsandbytes")
     base = checkpoints(kind)
@@ -152,23 +181,6 @@ def test_int8_weights_are_those_of_the_base_and_not_of_the_sum(checkpoints: Fold
     assert first.lora_A["default"].weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_evaluate_takes_the_quantisation_of_the_training(
-    quantization: str, tiny: Path, songs: Path, tmp_path: Path, cli: Cli
-) -> None:
-    pytest.importorskip("bitsandbytes")
-    run = tmp_path / "run"
-    training = (*train_words(songs, run, tiny), "--max_steps", 1, "--learning_rate", 0.01, "--eval_on_start", "false")
-    assert cli(*training, "--quantization", quantization).code == 0
-    ran = cli(
-        *("evaluate", run, "--clap_model_name_or_path", "none", "--device", "cpu", "--quantization", quantization),
-        *("--prompts", "punk", "--neutral_prompts", "a waltz", "--variations", 2, "--seconds", 1),
-    )
-    assert ran.code == 0, ran.err
-    assert (run / "evaluation" / "report.html").is_file()
-    assert f'"quantization": "{quantization}"' in (run / "evaluation" / "tuned" / "made.json").read_text()
-
-
 def test_a_checkpoint_of_an_unfinished_pissa_run_is_refused(tiny: Path, tmp_path: Path) -> None:
     """Its matrices belong to a base that PiSSA has changed."""
     checkpoint = read_checkpoint(tiny)
@@ -183,7 +195,7 @@ def test_a_checkpoint_of_an_unfinished_pissa_run_is_refused(tiny: Path, tmp_path
 
 @pytest.mark.parametrize("device", ["cuda:7", "xpu", "gpu"])
 @pytest.mark.parametrize("verb", ["generate", "evaluate"])
-def test_a_device_that_is_not_there_is_named(verb: str, device: str, tiny: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_missing_device_is_named(verb: str, device: str, tiny: Path, tmp_path: Path, cli: Cli) -> None:
     words = ("generate", tiny, "punk", "--output_dir", tmp_path) if verb == "generate" else ("evaluate", tmp_path)
     if verb == "evaluate":
         (tmp_path / "run.json").write_text("{}", encoding="utf-8")
@@ -192,7 +204,7 @@ def test_a_device_that_is_not_there_is_named(verb: str, device: str, tiny: Path,
     assert f"--device {device!r} is not here; it takes auto, cpu" in ran.err
 
 
-def test_where_a_step_cannot_be_captured_it_runs_as_it_is(
+def test_a_step_that_cannot_be_captured_runs_eagerly(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(stream: GraphedCodeStream) -> None:
@@ -219,8 +231,7 @@ def test_where_a_step_cannot_be_captured_it_runs_as_it_is(
         assert "decoding without, more slowly" in said
 
 
-@pytest.mark.parametrize("step", [0, 1, 7])
-@pytest.mark.parametrize("play", ["generate", "stream"])
+@pytest.mark.parametrize(("play", "step"), [("generate", 0), ("stream", 1), ("generate", 7)])
 def test_nan_in_any_step_is_an_error(play: str, step: int, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes drawn from NaN would be noise for the rest of the clip."""
     usual = Decoder.logits
@@ -252,9 +263,10 @@ print(peak - before, sum(w.nbytes for w in generator.model.parameters()), sum(w.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_an_adapter_is_played_in_the_memory_of_the_model_and_a_layer(dtype: str, tiny: Path, tmp_path: Path) -> None:
+def test_loading_an_adapter_takes_the_memory_of_the_model_and_a_layer(dtype: str, tiny: Path, tmp_path: Path) -> None:
     """Whatever the base: it is never in memory a second time, nor in fp32."""
     checkpoint = read_checkpoint(tiny)
     decoder = checkpoint.config.decoder

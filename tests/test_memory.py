@@ -1,4 +1,4 @@
-"""What a training step takes is known before, kept small without another result, and found again where it runs out."""
+"""Memory of a training step: its estimate, recomputation, the plan, and what happens when it runs out."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import importlib.util
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from conftest import KINDS, Ran, read_checkpoint, tone_song, train_words
+from conftest import Ran, read_checkpoint, tone_song, train_words
 from peft import PeftModel
 from random_checkpoint import SAMPLING_RATE
 from safetensors.torch import load_file
@@ -85,7 +85,7 @@ def gradients(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("policy", ["light", "full"])
 @pytest.mark.parametrize("kind", ["text", "melody-stereo"])
-def test_what_is_computed_again_gives_the_same_gradients(kind: str, policy: str, checkpoints: Folders) -> None:
+def test_recomputation_gives_the_same_gradients(kind: str, policy: str, checkpoints: Folders) -> None:
     batch = batch_for(checkpoints(kind))
     expected, found = (gradients(adapted(checkpoints(kind), name), batch) for name in ("none", policy))
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
@@ -104,7 +104,7 @@ def test_light_recomputation_runs_under_autocast_as_the_forward_pass_did(checkpo
     assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
 
 
-def test_each_policy_keeps_less_than_the_one_before(checkpoints: Folders) -> None:
+def test_each_policy_saves_less_than_the_one_before(checkpoints: Folders) -> None:
     kept, peaks = zip(
         *(measure(adapted(checkpoints("text"), policy), batch_for(checkpoints("text"))) for policy in POLICIES),
         strict=True,
@@ -113,7 +113,7 @@ def test_each_policy_keeps_less_than_the_one_before(checkpoints: Folders) -> Non
     assert peaks[0] > peaks[1] > peaks[2]
 
 
-def test_logits_come_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients do not depend on how many there are at once; memory does."""
     torch.manual_seed(0)
     hidden, heads = torch.randn(2, 90, 8), torch.nn.ModuleList(torch.nn.Linear(8, 5000, bias=False) for _ in "ab")
@@ -136,10 +136,15 @@ def test_logits_come_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
 # The estimate
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    [
+        *(("text", policy) for policy in POLICIES),
+        *(("melody", "light"), ("melody", "none"), ("text-stereo", "full"), ("melody-stereo", "full")),
+    ],
+)
 def test_the_estimate_is_what_a_step_takes(kind: str, policy: str, checkpoints: Folders) -> None:
-    """All tensors of a real step are counted and compared with what was foretold from sizes alone."""
+    """Compares the tensors of a real step with the estimate from sizes alone."""
     folder = checkpoints(kind)
     model, batch = adapted(folder, policy), batch_for(folder, clips=3)
     kept, peak = measure(model, batch)
@@ -179,10 +184,9 @@ def test_the_estimate_knows_the_options(changes: dict[str, Any], checkpoints: Fo
     assert abs((found.kept + found.scratch) / peak - 1) < 0.15
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", ["nf4", "int8"])
-def test_the_estimate_knows_a_base_of_fewer_bits(name: str, policy: str, checkpoints: Folders) -> None:
-    """Also what bitsandbytes would hold where no hook for saved tensors sees it."""
+@pytest.mark.parametrize(("name", "policy"), [("nf4", "light"), ("int8", "none"), ("int8", "full")])
+def test_the_estimate_knows_a_quantised_base(name: str, policy: str, checkpoints: Folders) -> None:
+    """Including what bitsandbytes would save where no hook for saved tensors sees it."""
     pytest.importorskip("bitsandbytes")
     folder = checkpoints("melody")
     kept, peak = measure(adapted(folder, policy, quantization=name), batch_for(folder, clips=3))
@@ -191,27 +195,36 @@ def test_the_estimate_knows_a_base_of_fewer_bits(name: str, policy: str, checkpo
     assert abs((found.kept + found.scratch) / peak - 1) < 0.15
 
 
-@pytest.mark.parametrize(("lora", "bytes_each"), [(LoraSettings(), 16), (None, 12)])
-def test_processes_that_share_a_training_hold_their_gradients_twice(
-    lora: LoraSettings | None, bytes_each: int, checkpoints: Folders
-) -> None:
+def test_gradients_of_several_processes_are_counted_twice(checkpoints: Folders) -> None:
     checkpoint = read_checkpoint(checkpoints("text"))
-    alone, among = (
-        Estimator(checkpoint, Step(FRAMES, lora=lora, shared=shared)).footprint("full", 1) for shared in (False, True)
-    )
-    assert among == dataclasses.replace(alone, trained=alone.trained * (bytes_each + 4) // bytes_each)
+    for lora, bytes_each in ((LoraSettings(), 16), (None, 12)):
+        (base, alone), (same, shared) = (
+            Estimator(checkpoint, Step(FRAMES, lora=lora, shared=shared))._count_weights() for shared in (False, True)
+        )
+        assert (base, alone * (bytes_each + 4) // bytes_each) == (same, shared)
 
 
-def test_a_base_of_fewer_bits_weighs_less(checkpoints: Folders) -> None:
+def test_a_base_of_fewer_bits_is_smaller(checkpoints: Folders) -> None:
     checkpoint = read_checkpoint(checkpoints("text"))
-    sizes = [
-        Estimator(checkpoint, Step(FRAMES, torch.bfloat16, name)).footprint("full", 1).base
-        for name in ("none", "int8", "nf4")
-    ]
-    assert sizes[0] > sizes[1] > sizes[2]
+    steps = [Step(FRAMES, torch.bfloat16, name) for name in ("none", "int8", "nf4")]
+    plain, int8, nf4 = (Estimator(checkpoint, step)._count_weights()[0] for step in steps)
+    assert plain > int8 > nf4
 
 
 # The plan
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_estimates() -> Iterator[None]:
+    """Plans of one kind of step share what was measured."""
+    made: dict[Any, Estimator] = {}
+
+    def estimator(checkpoint: Any, step: Step) -> Estimator:
+        return made.setdefault((checkpoint.name, step), Estimator(checkpoint, step))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "Estimator", estimator)
+        yield
 
 
 class Line:
@@ -244,7 +257,7 @@ def test_the_fastest_way_that_fits_is_taken(gigabytes: float, sizes: list[int], 
     assert plan.fits
 
 
-def test_what_does_not_fit_is_planned_as_small_as_can_be() -> None:
+def test_a_plan_that_does_not_fit_is_the_smallest() -> None:
     plan = make_plan(Line(), wanted=6, sizes=[3, 1], memory=int(1e9))  # type: ignore[arg-type]
     assert (plan.policy, plan.clips, plan.accumulation, plan.fits) == ("full", 1, 6, False)
 
@@ -276,7 +289,7 @@ def test_a_batch_is_split_where_that_changes_nothing(words: tuple[object, ...], 
         (("--gradient_checkpointing", "true", "--recompute", "light"), "cpu", ("light",)),
     ],
 )
-def test_what_may_be_recomputed(words: tuple[str, ...], device: str, policies: tuple[str, ...]) -> None:
+def test_policies_of_options_and_devices(words: tuple[str, ...], device: str, policies: tuple[str, ...]) -> None:
     options = parse(TrainArguments, "train", "", ["--output_dir", "out", *words])
     assert policies_of(options, device) == policies
     assert policies_of(dataclasses.replace(options, seed=1), device) == policies
@@ -284,7 +297,7 @@ def test_what_may_be_recomputed(words: tuple[str, ...], device: str, policies: t
 
 
 @pytest.mark.parametrize(("use_lora", "policies"), [("true", ("none", "light", "full")), ("false", ("none", "full"))])
-def test_autocast_keeps_copies_that_light_recomputation_does_not_know(use_lora: str, policies: tuple[str, ...]) -> None:
+def test_autocast_excludes_light_recomputation(use_lora: str, policies: tuple[str, ...]) -> None:
     options = parse(TrainArguments, "train", "", ["--output_dir", "out", "--use_lora", use_lora])
     options.fp16 = True  # as on a GPU without bf16
     assert policies_of(options, "cuda") == policies
@@ -293,17 +306,19 @@ def test_autocast_keeps_copies_that_light_recomputation_does_not_know(use_lora: 
 @pytest.mark.parametrize(
     ("text", "size"), [("8GB", 8e9), ("8", 8e9), (" 7.5 GiB", 7.5 * 2**30), ("900mb", 9e8), ("512MiB", 2**29)]
 )
-def test_sizes_of_memory_are_read(text: str, size: float) -> None:
+def test_sizes_of_memory_are_parsed(text: str, size: float) -> None:
     assert parse_memory(text) == size
 
 
 @pytest.mark.parametrize("text", ["lots", "8TBs", "0GB", "-8GB", ""])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"--memory {text!r} is no size; write 8GB")):
         parse_memory(text)
 
 
-def test_plan_tells_and_stops(tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_prints_the_memory_and_stops(
+    tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For any memory, without songs, an output folder or the weights."""
     monkeypatch.chdir(tmp_path)
     ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "8GB")
@@ -324,12 +339,12 @@ def test_the_plan_is_made_for_the_process_with_the_least_memory(
     tiny: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "gather_object", lambda found: [*found, int(2e6)])
-    ran = cli("train", "--plan", "--model_name_or_path", tiny)
+    ran = cli("train", "--plan", "--model_name_or_path", tiny, "--recompute", "full")
     assert ran.code == 0, ran.err
     assert f"GB of {(CONTEXT['cpu'] + 2e6) / 1e9:.2f} GB" in ran.out
 
 
-def test_plan_without_enough_memory_says_what_would_help(tiny: Path, cli: Cli) -> None:
+def test_plan_without_enough_memory_gives_advice(tiny: Path, cli: Cli) -> None:
     ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "300MB")
     assert ran.code == 0, ran.err
     assert "warning: this exceeds the memory; try a base in 4 bits (--quantization nf4), shorter crops" in ran.out
@@ -363,12 +378,10 @@ def song(tmp_path: Path) -> Path:
     [
         (("--memory", "452MB"), "full"),  # a process alone takes 450
         (("--memory", "8GB"), "none"),
-        (("--recompute", "full"), "full"),
         (("--recompute", "light"), "light"),
-        (("--gradient_checkpointing", "true"), "full"),
     ],
 )
-def test_what_is_planned_is_done(
+def test_a_training_uses_the_planned_policy(
     words: tuple[str, ...], policy: str, song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: Any
 ) -> None:
     compute, seen = CodebookTrainer.compute_loss, []
@@ -384,11 +397,11 @@ def test_what_is_planned_is_done(
     ran = cli(*train_words(song, tmp_path / "out", tiny), *words, *more)
     assert ran.code == 0, ran.err
     assert set(seen) == {policy}
-    told = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert told["split"]["recompute"] == policy
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["split"]["recompute"] == policy
 
 
-def test_a_run_that_goes_on_keeps_its_split(
+def test_a_resumed_run_keeps_its_batch_split(
     song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other sums would round differently."""
@@ -411,7 +424,8 @@ def test_a_run_that_goes_on_keeps_its_split(
 # Compiled layers
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # that is torch's compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # from torch's compiler
 @pytest.mark.parametrize("policy", ["none", "full"])
 def test_compiled_layers_learn_the_same(policy: str, tiny: Path, tmp_path: Path, cli: Cli) -> None:
     """With the compiler's front end alone: what Inductor makes of it takes minutes and rounds differently."""
@@ -444,7 +458,7 @@ def test_compiled_layers_are_compiled(tiny: Path, tmp_path: Path, cli: Cli, monk
 def test_a_step_without_memory_is_split_and_the_update_stays_the_same(
     song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fails in the middle of the second update, behind a backward pass that was begun."""
+    """It fails in the middle of the second update, during a backward pass."""
 
     def words(name: str, *more: object) -> list[object]:
         steps = ("--max_steps", 2, "--save_strategy", "no", "--eval_strategy", "no", "--eval_on_start", "false")
@@ -496,39 +510,24 @@ def test_one_clip_without_memory_is_recomputed(
     assert "no memory for a single clip; going on with --recompute full, the update stays the same" in ran.out
 
 
-def test_one_clip_without_memory_ends_with_advice(
-    song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*rest: Any, **options: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-
-    monkeypatch.setattr(CodebookTrainer, "compute_loss", full)
-    ran = cli(*train_words(song, tmp_path / "out", tiny), "--eval_on_start", "false")
-    assert ran.code == 1
-    assert "no memory for a single clip; try --quantization nf4, shorter crops" in ran.err
-    assert ran.err.count("\n") < 60  # no traceback
-
-
 @pytest.mark.parametrize(
-    ("recompute", "clips", "advice"),
+    ("processes", "recomputes_all", "clips", "advice"),
     [
-        ("none", 4, "for 4 clips at once on one of 2 processes; the same command with --recompute full goes on from"),
-        ("full", 4, "anew with --restart true --per_device_train_batch_size 2 --gradient_accumulation_steps 4"),
-        ("full", 1, "no memory for a single clip; try --quantization nf4"),
+        (1, True, 1, "no memory for a single clip; try --quantization nf4, shorter crops"),
+        (2, True, 1, "no memory for a single clip; try --quantization nf4"),
+        (2, False, 4, "for 4 clips at once on one of 2 processes; the same command with --recompute full goes on from"),
+        (2, True, 4, "anew with --restart true --per_device_train_batch_size 2 --gradient_accumulation_steps 4"),
     ],
 )
-def test_several_processes_without_memory_end_with_advice(
-    recompute: str, clips: int, advice: str, song: Path, tiny: Path, tmp_path: Path, cli: Cli, monkeypatch: Any
-) -> None:
-    def full(*rest: Any, **options: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-
-    monkeypatch.setattr(CodebookTrainer, "compute_loss", full)
-    monkeypatch.setattr(Accelerator, "num_processes", 2)
-    words = ("--recompute", recompute, "--per_device_train_batch_size", clips, "--eval_on_start", "false")
-    ran = cli(*train_words(song, tmp_path / "out", tiny), *words)
-    assert (ran.code, ran.err.count("musicgen-dreamboothing: ")) == (1, 1)
-    assert advice in ran.err
+def test_out_of_memory_errors_end_with_advice(processes: int, recomputes_all: bool, clips: int, advice: str) -> None:
+    trainer = CodebookTrainer.__new__(CodebookTrainer)
+    trainer._parts, trainer._recomputes_all = 1, recomputes_all
+    trainer.accelerator = SimpleNamespace(num_processes=processes)
+    trainer.args = SimpleNamespace(gradient_accumulation_steps=2)
+    with pytest.raises(UserError, match=re.escape(advice)):
+        trainer._shrink(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), clips)
+    with pytest.raises(ValueError, match="another"):
+        trainer._shrink(ValueError("another"), clips)  # type: ignore[arg-type]
 
 
 # Fewer bits
@@ -569,28 +568,25 @@ def test_int8_weights_are_off_by_half_a_step_at_most(dtype: torch.dtype) -> None
     assert off[3].max() == 0
 
 
-@pytest.mark.parametrize("name", ["nf4", "int8"])
+@pytest.mark.parametrize("name", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_an_adapter_is_trained_on_a_quantised_base_and_fits_the_plain_one(
     name: str, song: Path, tiny: Path, tmp_path: Path, cli: Cli, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("bitsandbytes")
     words = [*train_words(song, tmp_path / "out", tiny), "--quantization", name, "--learning_rate", 0.01]
-    ran = cli(*words, "--save_strategy", "no", "--eval_strategy", "no", "--max_steps", 3)
+    ran = cli(*words, "--save_strategy", "no", "--eval_strategy", "no", "--eval_on_start", "false", "--max_steps", 1)
     assert ran.code == 0, ran.err
     assert f"weights of the base, {name}" in ran.out
     assert not [line for line in caplog.records if line.name.startswith("bitsandbytes")]  # one for each product
     plain = MusicgenForConditionalGeneration.from_pretrained(tiny)
     tuned = PeftModel.from_pretrained(plain, tmp_path / "out")
     assert tuned.peft_config["default"].base_model_name_or_path == str(tiny)
-    ran = cli("generate", tmp_path / "out", "punk", "--seconds", 0.1, "--output_dir", tmp_path / "music")
-    assert ran.code == 0, ran.err
-    assert re.search(r"active in (\d+) of \1 layers", ran.out)
 
 
 @pytest.mark.parametrize("name", ["nf4", "int8"])
 @pytest.mark.parametrize("kind", ["text", "melody"])
-def test_a_quantised_base_keeps_what_hears_and_speaks(name: str, kind: str, checkpoints: Folders) -> None:
-    """Heads, embeddings and projections stay; layers are rounded, and compute nearly the same."""
+def test_heads_and_projections_are_not_quantised(name: str, kind: str, checkpoints: Folders) -> None:
+    """Layers are, and compute nearly the same."""
     pytest.importorskip("bitsandbytes")
     checkpoint = read_checkpoint(checkpoints(kind))
     plain, stored = (load_language_model(checkpoint, torch.float32, CPU, quantization=q) for q in ("none", name))

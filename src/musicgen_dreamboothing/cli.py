@@ -54,7 +54,7 @@ SMALLER = {
     "prepare": "try --encode_batch_size 1 --preprocessing_num_workers 1, or --max_duration_in_seconds 15",
     "doctor": "try --preprocessing_num_workers 1, or --preview false",
     "train": (
-        "try --recompute full --per_device_train_batch_size 1, --quantization nf4, shorter pieces (--crop_seconds 15), "
+        "try --recompute full --per_device_train_batch_size 1, --quantization nf4, shorter crops (--crop_seconds 15), "
         "or a smaller --model_name_or_path; with --plan it says what a step takes"
     ),
     "generate": "try --batch_size 1, shorter clips (--seconds 10), or --quantization int8",

@@ -111,8 +111,7 @@ class Estimator:
             few, more = (self._measure(policy, depth, batch)[place] for batch in BATCHES)
             return few + (clips - BATCHES[0]) * (more - few)
 
-        shallow, deep = (at(depth) for depth in DEPTHS)
-        return shallow + (self._layers - DEPTHS[0]) * (deep - shallow)
+        return int(self._to_all_layers(*(at(depth) for depth in DEPTHS)))
 
     def _measure(self, policy: str, depth: int, clips: int) -> tuple[int, int]:
         """(bytes kept, bytes at the peak)."""
@@ -166,38 +165,31 @@ class Estimator:
 
     def _count_weights(self) -> tuple[int, int]:
         """Bytes of the base, and of trained weights with their gradients and moments."""
+        size = self._step.dtype.itemsize
+        packed = {"none": float(size), "nf4": NF4_BYTES, "int8": 1.0}[self._step.quantization]
         counts = []
         for depth in DEPTHS:
             with _sizes_only(torch.float32):
                 model = self._model(depth)
-                trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
-                total = sum(parameter.numel() for parameter in model.parameters())
-                in_fp32 = sum(
-                    parameter.numel()
-                    for name, parameter in model.named_parameters()
-                    if "text_encoder." in name and "lora_" not in name
-                )
-                stored = sum(
-                    parameter.numel()
-                    for name, parameter in model.named_parameters()
-                    if ".layers." in name and "lora_" not in name and parameter.dim() == 2
-                )
-            counts.append((trained, total, stored, in_fp32))
-        trained, total, stored, in_fp32 = (
-            shallow + (self._layers - DEPTHS[0]) * (deep - shallow) for shallow, deep in zip(*counts, strict=True)
-        )
-        buckets = 4 * trained if self._step.shared else 0
-        if self._step.lora is None:
-            return 4 * total, 12 * trained + buckets
-        size = self._step.dtype.itemsize
-        packed = {"none": float(size), "nf4": NF4_BYTES, "int8": 1.0}[self._step.quantization]
-        kept = size * (total - trained - stored - in_fp32) + packed * stored + 4 * in_fp32
-        return int(kept), 16 * trained + buckets
+            trained = sum(parameter.numel() for _, parameter in trained_parameters(model))
+            frozen = 0.0
+            for name, parameter in model.named_parameters():
+                if self._step.lora is None or "text_encoder." in name:
+                    bytes_each: float = 4
+                else:
+                    bytes_each = packed if ".layers." in name and parameter.dim() == 2 else size
+                frozen += 0 if "lora_" in name else bytes_each * parameter.numel()
+            counts.append((frozen, float(trained)))
+        base, all_trained = (self._to_all_layers(shallow, deep) for shallow, deep in zip(*counts, strict=True))
+        moments_and_gradients = 12 + (4 if self._step.shared else 0)
+        return int(base), int(all_trained) * (moments_and_gradients + (0 if self._step.lora is None else 4))
+
+    def _to_all_layers(self, shallow: float, deep: float) -> float:
+        return shallow + (self._layers - DEPTHS[0]) * (deep - shallow)
 
 
 def measure(model: Any, batch: dict[str, torch.Tensor]) -> tuple[int, int]:
-    """Bytes that a forward pass saves, and the peak of forward and backward pass; without weights, their gradients and
-    inputs."""
+    """Bytes that a forward pass saves, and at the peak of the step; without weights, their gradients and inputs."""
     for _, parameter in trained_parameters(model):
         parameter.grad = torch.zeros_like(parameter)  # as after the first micro-batch; counted with the weights
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration, PreTrainedModel
-from transformers.cache_utils import Cache
 from transformers.initialization import no_init_weights
 from transformers.utils import ModelOutput
 
@@ -135,9 +134,7 @@ class _CodebookLM:
     def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
         raise TypeError("a family's class defines this")
 
-    def hidden_states(
-        self, codes: torch.Tensor, conditioning: Conditioning, cache: Cache | None = None
-    ) -> torch.Tensor:
+    def hidden_states(self, codes: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         raise TypeError("a family's class defines this")
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -163,17 +160,14 @@ class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1)
         return Conditioning(states, mask, text_mask.sum(-1))
 
-    def hidden_states(
-        self, codes: torch.Tensor, conditioning: Conditioning, cache: Cache | None = None
-    ) -> torch.Tensor:
+    def hidden_states(self, codes: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Codes `[B, K, S]` -> `[B, S, D]`."""
         return self.decoder.model(
             input_ids=codes.reshape(-1, codes.shape[-1]),
             encoder_hidden_states=conditioning.states,
             # four dimensions and bool: transformers uses it as it is, without reading its values on the host
             encoder_attention_mask=conditioning.mask[:, None, None].bool(),
-            past_key_values=cache,
-            use_cache=cache is not None,
+            use_cache=False,
         ).last_hidden_state
 
 
@@ -200,39 +194,21 @@ class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
             chroma = self.audio_enc_to_dec_proj(chroma)
         return chroma.expand(-1, self.config.chroma_length, -1)
 
-    def hidden_states(
-        self, codes: torch.Tensor, conditioning: Conditioning, cache: Cache | None = None
-    ) -> torch.Tensor:
+    def hidden_states(self, codes: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Codes `[B, K, S]` -> `[B, S, D]`, without the prefix."""
-        embedded = sum(table(codes[:, k]) for k, table in enumerate(self.decoder.model.decoder.embed_tokens))
-        if cache is not None and cache.get_seq_length() > 0:
-            return self._decode(embedded, cache)
-        longest = conditioning.states.shape[1] - self.config.chroma_length
-        return self._decode_ragged(conditioning, embedded, longest, cache)
-
-    def _decode_ragged(
-        self, conditioning: Conditioning, embedded: torch.Tensor, longest: int, cache: Cache | None
-    ) -> torch.Tensor:
-        """Puts the codes directly after each clip's own text, and the padding at the end.
-
-        Padding between text and codes would shift the codes' positions, so a clip's loss would depend on the other
-        captions of its batch.
-        """
-        steps, chroma, device = embedded.shape[1], self.config.chroma_length, embedded.device
+        decoder, chroma = self.decoder.model.decoder, self.config.chroma_length
+        embedded = sum(table(codes[:, k]) for k, table in enumerate(decoder.embed_tokens))
         sequence = torch.cat([conditioning.states, embedded], dim=1)
+        # The codes come directly after each clip's own text, and the padding last: padding between them would shift the
+        # codes' positions, so a clip's loss would depend on the other captions of its batch.
         starts = chroma + conditioning.lengths[:, None]
-        place = torch.arange(sequence.shape[1], device=device)[None]
-        gap = (longest - conditioning.lengths)[:, None]
-        origin = (place + gap * (place >= starts)).clamp(max=sequence.shape[1] - 1)
-        sequence, places = _gather_rows(sequence, origin), starts + torch.arange(steps, device=device)[None]
-        if cache is None and len(sequence) > 1:
-            return _gather_rows(decode_shared(self.decoder.model.decoder, sequence, chroma), places - chroma)
-        return _gather_rows(self._decode(sequence, cache), places)
-
-    def _decode(self, embedded: torch.Tensor, cache: Cache | None) -> torch.Tensor:
-        return self.decoder.model(
-            inputs_embeds=embedded, past_key_values=cache, use_cache=cache is not None
-        ).last_hidden_state
+        place = torch.arange(sequence.shape[1], device=sequence.device)[None]
+        padding = conditioning.states.shape[1] - starts
+        sequence = _gather_rows(sequence, (place + padding * (place >= starts)).clamp(max=sequence.shape[1] - 1))
+        places = starts + place[:, : codes.shape[-1]]
+        if len(sequence) > 1:
+            return _gather_rows(decode_shared(decoder, sequence, chroma), places - chroma)
+        return _gather_rows(decoder(inputs_embeds=sequence, use_cache=False).last_hidden_state, places)
 
 
 def _gather_rows(sequence: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -180,7 +180,7 @@ class CodebookTrainer(StoppableTrainer):
             log("no memory for a single clip; going on with --recompute full, the update stays the same")
         else:
             raise UserError(
-                "no memory for a single clip; try --quantization nf4, shorter pieces (--crop_seconds 15), or a smaller "
+                "no memory for a single clip; try --quantization nf4, shorter crops (--crop_seconds 15), or a smaller "
                 "--model_name_or_path"
             ) from error
 
