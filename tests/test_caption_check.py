@@ -53,7 +53,7 @@ def test_each_fault_has_its_captions(tiny: Path) -> None:
     assert caption_notes(rows[:0], tokenizer) == []
 
 
-def test_they_are_said_by_prepare_doctor_and_train(cli: Callable[..., Ran], tiny: Path, tmp_path: Path) -> None:
+def test_prepare_doctor_and_train_report_them(cli: Callable[..., Ran], tiny: Path, tmp_path: Path) -> None:
     for name, caption in (("long", LONG), ("kanji", KANJI), ("fine", "slow tones")):
         (tmp_path / "songs").mkdir(exist_ok=True)
         audio.write(tmp_path / "songs" / f"{name}.wav", tone_song(2, 1), 16_000)

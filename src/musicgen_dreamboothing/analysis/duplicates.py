@@ -57,7 +57,7 @@ def fingerprint(wave: Wave, rate: int) -> Fingerprint:
 
 
 def find_duplicates(fingerprints: Sequence[Fingerprint]) -> list[Duplicate]:
-    """All pairs that are one recording, cut up to a second apart, with at least 2 s and half of the shorter one in common.
+    """All pairs that are one recording, cut up to a second apart; they share at least 2 s and half of the shorter one.
 
     Every pair is compared at every offset by matrix products: some seconds for 1000 clips of 30 s.
     """
@@ -69,9 +69,8 @@ def find_duplicates(fingerprints: Sequence[Fingerprint]) -> list[Duplicate]:
         for row, column in np.argwhere(best >= SAME):
             a, b, seconds = first[row], second[column], float(offsets[row, column]) / FRAME_RATE
             if a != b and (first is not second or row < column):
-                duplicates.append(
-                    Duplicate(min(a, b), max(a, b), float(best[row, column]), seconds if a < b else -seconds)
-                )
+                similarity = float(best[row, column])
+                duplicates.append(Duplicate(min(a, b), max(a, b), similarity, seconds if a < b else -seconds))
     return sorted(duplicates)
 
 
@@ -102,7 +101,7 @@ def _stacked(fingerprints: Words, length: int, margin: int) -> NDArray[np.uint32
 
 
 def _points(words: NDArray[np.uint32], step: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of every `step`-th frame of `[N, T]` the bits `[N, P * 32]` as 1, -1 or 0 in silence, and which sound `[N, P]`."""
+    """Of every `step`-th frame of `[N, T]` the bits `[N, P * 32]` as 1, -1, 0 in silence, and which sound `[N, P]`."""
     words = np.ascontiguousarray(words[:, ::step])
     bits = np.unpackbits(words.view(np.uint8), axis=1).reshape(*words.shape, 32)
     sounding = (words != 0).astype(np.float32)

@@ -120,7 +120,7 @@ def find_rhythm(wave: Wave, rate: int) -> Rhythm | None:
     """The rhythm of `[C, S]` at `rate` Hz; None without a pulse: silence, a drone, noise, less than 5 s."""
     if is_silent(wave) or wave.shape[1] < SHORTEST_SECONDS * rate:
         return None
-    signals, pitches = listen(wave, rate)
+    signals, pitches = signals_of(wave, rate)
     tempi = candidates(signals)
     if max((candidate.echo for candidate in tempi), default=0.0) < FAINT_PULSE:
         return None
@@ -139,7 +139,7 @@ def find_rhythm(wave: Wave, rate: int) -> Rhythm | None:
     )
 
 
-def listen(wave: Wave, rate: int) -> tuple[Array, Array]:
+def signals_of(wave: Wave, rate: int) -> tuple[Array, Array]:
     """The signals: onsets and changes of harmony `[7, T]`, and pitches `[60, T']`."""
     rises = onsets(mono_at(wave, rate, RATE))
     levels = pitches(mono_at(wave, rate, HARMONY_RATE))
@@ -181,7 +181,7 @@ def _triangles(places: Array, edges: Array) -> NDArray[np.float32]:
 
 
 def pitches(mono: NDArray[np.float32]) -> Array:
-    """The loudness of each semitone `[60, T']`, in nepers, at `HARMONY_STEPS_PER_SECOND`, of a wave at `HARMONY_RATE`."""
+    """Loudness of each semitone `[60, T']`, in nepers, at `HARMONY_STEPS_PER_SECOND`, of a wave at `HARMONY_RATE`."""
     hertz = np.maximum(np.arange(HARMONY_WINDOW // 2 + 1) * HARMONY_RATE / HARMONY_WINDOW, 1e-3)
     filters = _triangles(69 + 12 * np.log2(hertz / 440), np.arange(LOWEST_PITCH - 1.0, HIGHEST_PITCH + 2))
     loudness = np.concatenate([block @ filters for block in spectra(mono, HARMONY_WINDOW, HARMONY_HOP)]).astype(float)
@@ -189,7 +189,7 @@ def pitches(mono: NDArray[np.float32]) -> Array:
 
 
 def changes(pitches: Array, seconds: float, steps: int) -> Array:
-    """Differences between the `seconds` before and after each step `[3, steps]`: of all pitches, bass, pitch classes."""
+    """Differences of the `seconds` before and after each step `[3, steps]`: of pitches, bass, pitch classes."""
     frames = max(2, round(seconds * HARMONY_STEPS_PER_SECOND))
     padded = np.pad(pitches, ((0, 0), (frames, frames)), mode="edge")
     sums = np.cumsum(np.pad(padded, ((0, 0), (1, 0))), axis=1)
