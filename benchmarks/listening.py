@@ -32,7 +32,7 @@ from musicgen_dreamboothing.analysis.rhythm import (
     bars,
     candidates,
     find_rhythm,
-    listen,
+    signals_of,
 )
 
 Array = NDArray[np.float64]
@@ -156,7 +156,7 @@ def _fit(count: int) -> None:
     tempi, cuts = [], []
     for seed in FITTED_SEEDS:
         for piece in pieces(count, seed):
-            signals, pitches = listen(piece.wave, RATE)
+            signals, pitches = signals_of(piece.wave, RATE)
             found = candidates(signals)
             right = [abs(one.tempo / piece.tempo - 1) < TEMPO_TOLERANCE for one in found]
             tempi.append((np.array([one.evidence for one in found]), np.array(right)))

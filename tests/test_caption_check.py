@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Ran, prepare_words, read_checkpoint, tone_song, train_words
+from conftest import Ran, prepare_words, read_checkpoint, tone_song
 
 from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.arguments import PrepareArguments
 from musicgen_dreamboothing.data.captions.caption_check import caption_faults, caption_notes, unknown_share
+from musicgen_dreamboothing.data.prepare import refresh
 from musicgen_dreamboothing.model.checkpoint import load_tokenizer
 
 LONG = "loud drums " * 60  # the tokenizer here has a token for each letter
@@ -53,7 +55,9 @@ def test_each_fault_has_its_captions(tiny: Path) -> None:
     assert caption_notes(rows[:0], tokenizer) == []
 
 
-def test_they_are_said_by_prepare_doctor_and_train(cli: Callable[..., Ran], tiny: Path, tmp_path: Path) -> None:
+def test_prepare_doctor_and_train_report_them(
+    cli: Callable[..., Ran], tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name, caption in (("long", LONG), ("kanji", KANJI), ("fine", "slow tones")):
         (tmp_path / "songs").mkdir(exist_ok=True)
         audio.write(tmp_path / "songs" / f"{name}.wav", tone_song(2, 1), 16_000)
@@ -66,7 +70,8 @@ def test_they_are_said_by_prepare_doctor_and_train(cli: Callable[..., Ran], tiny
     assert "does not know: kanji.wav" in ran.out
     assert "1 clip with a caption that is too long" in ran.out
     assert "1 clip with a caption in unknown letters" in ran.out
-    assert too_long in cli(*train_words(tmp_path / "data", tmp_path / "run", tiny), "--max_steps", 1).out
+    refresh(tmp_path / "data", PrepareArguments(instance_prompt="punk"), read_checkpoint(tiny))  # as `train` does
+    assert too_long in capfd.readouterr().out
     path = tmp_path / "data" / "clips" / "metadata.jsonl"
     rows = [json.loads(line) | {"text": "punk"} for line in path.read_text(encoding="utf-8").splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -108,7 +108,7 @@ def test_the_batch_makes_no_difference_and_nothing_is_random(checkpoint, batch_s
     assert found == load(checkpoint, batch_size=4).caption(waves)
 
 
-def test_sounds_are_heard_at_the_processors_rate(checkpoint):
+def test_sounds_are_resampled_to_the_processors_rate(checkpoint):
     captioner = load(checkpoint)
     assert captioner.rate == RATE
     time = np.arange(48_000 * SECONDS) / 48_000
@@ -125,7 +125,7 @@ def test_answers_end(checkpoint):
     assert len(short) <= 2 < len(long)  # the tiny model's tokens are letters
 
 
-def test_the_signature_tells_models_and_questions_apart(tmp_path, checkpoint, monkeypatch):
+def test_the_signature_depends_on_model_and_prompt(tmp_path, checkpoint, monkeypatch):
     other = write_tiny_captioner(tmp_path / "other", seed=1)
     signatures = [captioner_signature(str(model)) for model in (checkpoint, other)]
     monkeypatch.setattr("musicgen_dreamboothing.pretrained.captioner.PROMPT", "What is it?")
@@ -149,7 +149,7 @@ def test_what_does_not_describe_sound_is_one_line(tmp_path, tiny):
         assert "--captioner" in str(error.value)
 
 
-def test_a_language_model_without_ears_is_refused(tmp_path):
+def test_a_text_only_model_is_refused(tmp_path):
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(vocab_size=10, d_model=8, d_ff=8, d_kv=4, num_heads=2, num_layers=1, decoder_start_token_id=0)
@@ -199,7 +199,7 @@ def test_four_bits_need_bitsandbytes(monkeypatch):
         fits_in_4_bits("Qwen", SEVEN_B, torch.device("cuda"), 8 * GB)
 
 
-def test_a_full_device_is_told_before_anything_is_loaded(checkpoint, monkeypatch):
+def test_a_full_device_is_an_error_before_loading(checkpoint, monkeypatch):
     monkeypatch.setattr(module, "free_memory", lambda _: 1000)
     monkeypatch.setattr(Qwen2AudioForConditionalGeneration, "from_pretrained", None)
     with pytest.raises(UserError, match=r"takes 0.0 GB in 32 bits .* 0.0 GB are free on cpu"):

@@ -65,7 +65,7 @@ LOUD = "zxpunk, fast and loud with drums, bass and guitar, at 188 bpm"
         ("", "", "rock", ""),
     ],
 )
-def test_the_noun_stands_behind_the_key_word_and_once(
+def test_the_class_noun_follows_the_instance_prompt_once(
     prompt: str | None, own: str | None, noun: str, caption: str
 ) -> None:
     assert with_instance_prompt(prompt, own, noun) == caption
@@ -73,7 +73,7 @@ def test_the_noun_stands_behind_the_key_word_and_once(
     assert caption.lower().startswith(key_phrase(prompt, noun).lower())
 
 
-def test_described_clips_have_it_in_every_variant_and_do_not_say_it_again() -> None:
+def test_described_clips_have_the_noun_once_in_every_variant() -> None:
     heard = ClipFacts(tempo=118, key="A minor", genres=["rock", "blues"], instruments=["guitar"])
     found = captions(heard, instance_prompt="zxpunk", class_prompt="rock", own=None, seed=1, variants=8)
     assert len(found) == 8
@@ -87,7 +87,7 @@ def test_described_clips_have_it_in_every_variant_and_do_not_say_it_again() -> N
 
 @pytest.mark.parametrize("dropout", [0.3, 0.7, 1.0])
 @pytest.mark.parametrize("phrase", [PHRASE, "zxpunk", ""])
-def test_words_go_and_the_key_phrase_stays(dropout: float, phrase: str) -> None:
+def test_word_dropout_spares_the_key_phrase(dropout: float, phrase: str) -> None:
     rng = np.random.default_rng(0)
     found = [with_word_dropout(LONG, phrase, dropout, rng) for _ in range(300)]
     spared = len(phrase.split())
@@ -204,7 +204,7 @@ def test_described_clips_have_it_too(root: Path, capsys: pytest.CaptureFixture[s
     assert "Captions have tempo and key only" in capsys.readouterr().out
 
 
-def test_a_class_without_a_key_word_changes_nothing_and_says_so(
+def test_a_class_prompt_without_an_instance_prompt_is_noted(
     root: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(root, tiny, instance_prompt=None, class_prompt="rock")
@@ -235,7 +235,7 @@ def test_a_dropout_that_is_no_probability_is_refused(dropout: float, root: Path,
     assert not (root / "data").exists()
 
 
-def test_what_prepare_says_next_has_the_same_captions(cli: Callable[..., Ran], root: Path, tiny: Path) -> None:
+def test_the_proposed_training_has_the_same_captions(cli: Callable[..., Ran], root: Path, tiny: Path) -> None:
     words = ("--instance_prompt", "zxpunk", "--class_prompt", "hard rock", "--word_dropout", 0.3, "--doctor", "false")
     words = (*words, "--max_duration_in_seconds", 2, "--min_duration_in_seconds", 1)
     ran = cli("prepare", root / "songs", "--output_dir", root / "data", "--model_name_or_path", tiny, *words)
@@ -243,7 +243,7 @@ def test_what_prepare_says_next_has_the_same_captions(cli: Callable[..., Ran], r
     assert "--instance_prompt zxpunk --class_prompt 'hard rock' --word_dropout 0.3\n" in ran.out
 
 
-def test_the_key_word_is_encoded_beside_its_yardstick(root: Path, tiny: Path) -> None:
+def test_the_instance_prompt_is_encoded_with_its_references(root: Path, tiny: Path) -> None:
     run(root, tiny, instance_prompt=None)
     checkpoint = read_checkpoint(tiny)
     with pytest.raises(UserError, match="are not encoded; run the same command again"):
@@ -257,7 +257,7 @@ def test_the_key_word_is_encoded_beside_its_yardstick(root: Path, tiny: Path) ->
             assert np.array_equal(found[text], states.astype(np.float16))
 
 
-def test_an_unchanged_key_word_costs_no_encoder(root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_instance_prompt_needs_no_encoder(root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(root, tiny, word_dropout=0.3)
 
     def refuse(*_: object) -> None:
@@ -304,7 +304,7 @@ def pieces_of(root: Path, tiny: Path, *, cached: bool = True, **drawing: Any) ->
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_pieces_are_the_same_but_for_the_words(cached: bool, thin_root: Path, tiny: Path) -> None:
+def test_word_dropout_changes_captions_only(cached: bool, thin_root: Path, tiny: Path) -> None:
     plain = pieces_of(thin_root, tiny, cached=cached)
     thin, again = (pieces_of(thin_root, tiny, cached=cached, word_dropout=0.3) for _ in range(2))
     drawn = set()
@@ -323,13 +323,13 @@ def test_pieces_are_the_same_but_for_the_words(cached: bool, thin_root: Path, ti
     assert {thin[index]["caption"] for index in range(1, 80, 2)} == {"zxpunk"}
 
 
-def test_a_piece_has_the_states_of_the_words_it_kept(thin_root: Path, tiny: Path) -> None:
+def test_a_crop_has_the_states_of_its_caption(thin_root: Path, tiny: Path) -> None:
     states = {row["text"]: np.asarray(row["states"]) for row in stored_states(thin_root / "data")}
     pieces = pieces_of(thin_root, tiny, word_dropout=0.3)
     for index in range(10):
         assert np.array_equal(pieces[index]["text_states"], states[pieces[index]["caption"]])
 
 
-def test_evaluation_hears_every_word(thin_root: Path, tiny: Path) -> None:
+def test_evaluation_has_no_word_dropout(thin_root: Path, tiny: Path) -> None:
     pieces = pieces_of(thin_root, tiny, word_dropout=0.3, vary_captions=False)
     assert {pieces[index]["caption"] for index in range(20)} == {LOUD, "zxpunk"}

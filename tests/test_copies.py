@@ -51,12 +51,12 @@ def others() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_a_copy_is_known(name: str, others: list[np.ndarray]) -> None:
+def test_a_copy_is_detected(name: str, others: list[np.ndarray]) -> None:
     prints = [*others, fingerprint(COPIES[name](song(1)), RATE)]
     assert same_recordings(prints) == [0, 1, 2, 1]
 
 
-def test_what_is_like_a_third_song_is_like_both() -> None:
+def test_the_same_recording_is_transitive() -> None:
     """The halves of a song have nothing in common but the song."""
     whole, halves = song(1), (song(1)[:, : 10 * RATE], song(1)[:, 10 * RATE :])
     prints = [fingerprint(wave, RATE) for wave in (*halves, whole)]
@@ -74,11 +74,11 @@ def test_what_is_like_a_third_song_is_like_both() -> None:
     ],
     ids=["another song", "a shared part", "silence", "one second"],
 )
-def test_other_songs_stay_apart(other: Callable[[], Wave]) -> None:
+def test_other_songs_are_different(other: Callable[[], Wave]) -> None:
     assert same_recordings([fingerprint(song(1), RATE), fingerprint(other(), RATE)]) == [0, 1]
 
 
-def test_songs_of_the_same_sounds_and_chords_stay_apart() -> None:
+def test_songs_of_the_same_sounds_and_chords_are_different() -> None:
     """The built-in songs share drums, sounds and chords, most of them for half of their length."""
     paths = sorted(Path(str(files("musicgen_dreamboothing.assets") / "songs")).rglob("*.ogg"))
     assert len(paths) == 24

@@ -63,7 +63,7 @@ WHOLE: dict[str, Callable[[], Wave]] = {
 
 
 @pytest.mark.parametrize("name", CLIPPED)
-def test_clipping_is_found(name: str) -> None:
+def test_clipping_is_detected(name: str) -> None:
     assert defects.clipping(CLIPPED[name]()) > defects.CLIPPED_SHARE
 
 

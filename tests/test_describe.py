@@ -324,7 +324,7 @@ def separated(songs: Path, folder: Path, base: Path, model: Path | None, **optio
     return np.concatenate([audio.decode(path, RATE) for path in sorted((folder / "clips").glob("*.flac"))], axis=1)
 
 
-def test_stems_are_dropped_once_and_kept(
+def test_stems_are_separated_once_and_stored(
     short_songs: Path, tmp_path: Path, tiny: Path, model: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -361,7 +361,7 @@ def test_tracks_of_a_file_have_stems_of_their_own(tmp_path: Path, model: Path) -
     assert all(np.abs(one - other).max() < 1e-3 for one, other in zip(*stems, strict=True))
 
 
-def test_stems_of_a_whole_song_are_found_by_its_name_and_fingerprint(tmp_path: Path, model: Path) -> None:
+def test_names_of_stem_files_are_those_of_earlier_versions(tmp_path: Path, model: Path) -> None:
     """A file name that earlier versions chose: songs that are separated already are not separated again."""
     path = tmp_path / "song.wav"
     audio.write(path, tone_song(1.0, 1), RATE)
@@ -386,7 +386,7 @@ def test_stems_are_those_of_the_separator(
         assert np.abs(audio.decode(stem.read(), separator.rate) - expected).max() < 2**-14
 
 
-def test_damage_of_a_song_is_told_of_its_stems(
+def test_damage_of_a_song_is_reported_for_its_stems(
     short_songs: Path, tmp_path: Path, tiny: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = (short_songs / "0.flac").read_bytes()
@@ -399,7 +399,7 @@ def test_damage_of_a_song_is_told_of_its_stems(
         assert capsys.readouterr().out.count("0.flac: ") == 1
 
 
-def test_an_offset_of_a_song_is_reported_of_its_stems(tmp_path: Path, model: Path) -> None:
+def test_an_offset_of_a_song_is_reported_for_its_stems(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "song.wav"
     audio.write(path, 0.5 * tone_song(4.0, 1, 2, 44_100) + np.float32(0.2), 44_100)
     cutting = cuttings.Cutting(RATE, HOP, 2, 1)

@@ -1,4 +1,4 @@
-"""The doctor: what it finds in folders that were made ill, what it leaves alone, and what it shows."""
+"""The doctor: what it finds in folders with defects, what it ignores, and what it shows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from musicgen_dreamboothing.data.songs.cutting import SongRecord
 
 RATE = 16_000
 HOSTILE = """Näïve <b>"Live"</b> & 'Loud' 夜"""
-ILL: dict[str, Callable[[], Wave]] = {
+DEFECTIVE: dict[str, Callable[[], Wave]] = {
     "Clipping in 1 clip": lambda: np.clip(8 * music(4, RATE, 11, channels=2), -1, 1),
     "1 clip mostly silent": lambda: np.pad(music(1, RATE, 12), ((0, 0), (0, 3 * RATE))),
     "1 clip off centre (DC offset)": lambda: 0.9 * music(4, RATE, 20) + np.float32(0.05),
@@ -67,7 +67,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "clips" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def healthy(songs: int = 3) -> dict[str, Wave]:
+def good_clips(songs: int = 3) -> dict[str, Wave]:
     return {f"song {number}-000": music(4, RATE, number, channels=2) for number in range(songs)}
 
 
@@ -89,16 +89,16 @@ def titles(examination: Examination) -> list[str]:
 
 
 def test_nothing_is_found_in_a_healthy_folder(tmp_path: Path) -> None:
-    seen = look(write_folder(tmp_path / "songs", healthy()))
+    seen = look(write_folder(tmp_path / "songs", good_clips()))
     assert findings(seen) == []
     assert seen.minutes == pytest.approx(3 * 4 / 60)
     assert "Nothing wrong was found." in lines(seen)
 
 
-def test_every_illness_is_found_where_it_is_and_nowhere_else(tmp_path: Path) -> None:
-    ill = {f"ill {number}-000": make() for number, make in enumerate(ILL.values())}
-    found = findings(look(write_folder(tmp_path / "songs", {**healthy(), **ill})))
-    expected = {title: (f"ill {number}-000.flac",) for number, title in enumerate(ILL)}
+def test_every_defect_is_found_in_its_clip_only(tmp_path: Path) -> None:
+    defective = {f"defective {number}-000": make() for number, make in enumerate(DEFECTIVE.values())}
+    found = findings(look(write_folder(tmp_path / "songs", {**good_clips(), **defective})))
+    expected = {title: (f"defective {number}-000.flac",) for number, title in enumerate(DEFECTIVE)}
     assert {finding.title: finding.clips for finding in found} == expected
     assert [finding.severity for finding in found] == ["fix"] * 2 + ["listen"] * 6 + ["note"]
 
@@ -118,8 +118,8 @@ def test_a_take_in_two_songs_and_in_both_splits(tmp_path: Path) -> None:
     assert found["3 clips both trained on and held out"].where == ("a-000.flac = b-000.flac = d-000.flac",)
 
 
-def test_broken_and_missing_clips_are_named_and_the_others_are_heard(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy())
+def test_unreadable_clips_are_named_and_the_others_are_measured(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "songs", good_clips())
     (folder / "clips" / "song 0-000.flac").write_bytes(b"no music at all")
     (folder / "clips" / "song 1-000.flac").unlink()
     seen = look(folder)
@@ -132,8 +132,8 @@ def test_broken_and_missing_clips_are_named_and_the_others_are_heard(tmp_path: P
     assert any("song 0-000.flac" in line for line in lines(seen))
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy())
+def test_folders_and_dead_links_are_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "songs", good_clips())
     for number in (0, 1):
         (folder / "clips" / f"song {number}-000.flac").unlink()
     (folder / "clips" / "song 0-000.flac").mkdir()
@@ -143,7 +143,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_clip_that_may_not_be_read_is_named(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy())
+    folder = write_folder(tmp_path / "songs", good_clips())
     (folder / "clips" / "song 0-000.flac").chmod(0)
     if os.access(folder / "clips" / "song 0-000.flac", os.R_OK):
         pytest.skip("who runs this may read everything")
@@ -160,7 +160,7 @@ def test_a_clip_that_may_not_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../song.flac", "a/../../song.flac", "/song.flac"])
 def test_a_clip_from_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     """By all that reads the list."""
-    folder = write_folder(tmp_path / "songs", healthy())
+    folder = write_folder(tmp_path / "songs", good_clips())
     path = folder / "clips" / "metadata.jsonl"
     path.write_text(f'{path.read_text(encoding="utf-8")}\n{{"file_name": "{name}"}}\n', encoding="utf-8")
     told = f"{path} line 5: '{name}' is outside of {path.parent}; copy it there and name the copy"
@@ -170,8 +170,8 @@ def test_a_clip_from_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
         assert str(error.value) == told
 
 
-def test_a_torn_clip_is_heard_as_far_as_it_goes(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy())
+def test_a_truncated_clip_is_measured_as_far_as_possible(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "songs", good_clips())
     path = folder / "clips" / "song 0-000.flac"
     path.write_bytes(path.read_bytes()[:-60_000])
     assert titles(look(folder)) == ["1 clip with damaged data"]
@@ -187,7 +187,7 @@ def test_without_a_clip_there_is_nothing_to_examine(tmp_path: Path, rows: list[d
 
 
 def test_people_may_leave_out_and_misspell_columns(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy(2))
+    folder = write_folder(tmp_path / "songs", good_clips(2))
     write_rows(
         folder,
         [
@@ -201,7 +201,7 @@ def test_people_may_leave_out_and_misspell_columns(tmp_path: Path) -> None:
 
 
 def test_a_second_run_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_folder(tmp_path / "songs", healthy())
+    folder = write_folder(tmp_path / "songs", good_clips())
     first = look(folder)
     rows = read_rows(folder)
     write_rows(folder, [{**rows[0], "text": "another caption"}, *rows[1:]])
@@ -212,7 +212,7 @@ def test_a_second_run_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_only_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_folder(tmp_path / "songs", healthy())
+    folder = write_folder(tmp_path / "songs", good_clips())
     before = look(folder)
     audio.write(folder / "clips" / "song 1-000.flac", music(4, RATE, 8), RATE)
     decoded: list[str] = []
@@ -227,21 +227,21 @@ def test_only_what_changed_is_measured_again(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"v1@16000": {"x": {"seconds": 1}}}', '{"v0@16000": {}}'])
-def test_a_hurt_cache_is_made_anew(tmp_path: Path, content: str) -> None:
-    folder = write_folder(tmp_path / "songs", healthy(1))
+def test_a_damaged_cache_is_written_again(tmp_path: Path, content: str) -> None:
+    folder = write_folder(tmp_path / "songs", good_clips(1))
     before = look(folder)
     (folder / CACHE).write_text(content)
     assert look(folder).clips == before.clips
 
 
-def test_another_rate_hears_anew(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy(1))
+def test_another_rate_measures_again(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "songs", good_clips(1))
     assert look(folder).readable[0][1].bandwidth == RATE / 2
     assert examine(folder, preview=None, rate=2 * RATE).readable[0][1].bandwidth == pytest.approx(RATE / 2, rel=0.05)
 
 
-def test_processes_hear_the_same(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy())
+def test_worker_processes_give_the_same_measurements(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "songs", good_clips())
     (folder / "clips" / "song 0-000.flac").write_bytes(b"no music at all")
     alone = look(folder)
     (folder / CACHE).unlink()
@@ -266,7 +266,7 @@ def test_a_single_song_is_previewed_in_three_places(tmp_path: Path) -> None:
 
 
 def test_the_preview_scores_the_codec(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy(1))
+    folder = write_folder(tmp_path / "songs", good_clips(1))
     (perfect,) = look(folder, lambda wave: wave).previews
     (rough,) = look(folder, rougher).previews
     (mono,) = look(folder, lambda wave: audio.to_channels(wave, 1)).previews
@@ -279,7 +279,7 @@ def test_the_preview_scores_the_codec(tmp_path: Path) -> None:
     assert mono.mel_db == pytest.approx(0, abs=1e-6)
 
 
-def test_quiet_music_does_not_flatter_the_codec(tmp_path: Path) -> None:
+def test_the_preview_of_quiet_music_is_scored_at_full_level(tmp_path: Path) -> None:
     def scores(level: float) -> float:
         folder = write_folder(tmp_path / f"songs {level}", {"a-000": level * music(4, RATE)})
         return look(folder, lambda wave: np.zeros_like(wave)).previews[0].mel_db
@@ -287,7 +287,7 @@ def test_quiet_music_does_not_flatter_the_codec(tmp_path: Path) -> None:
     assert scores(0.02) == pytest.approx(scores(1.0), rel=0.1)
 
 
-def test_si_sdr_hears_noise_but_no_gain() -> None:
+def test_si_sdr_depends_on_noise_but_not_on_gain() -> None:
     wave = music(4, RATE, channels=2)
     noise = np.random.default_rng(0).standard_normal(wave.shape) * wave.std(axis=1, keepdims=True)
     assert si_sdr(0.1 * wave, wave) > 60
@@ -390,11 +390,11 @@ def test_advice_on_the_codecs_ceiling(mel_db: float, words: str) -> None:
 # The screen
 
 
-def test_the_screen_is_never_overrun() -> None:
+def test_the_summary_fits_the_screen() -> None:
     long = "x" * 300 + "\x1b[2J\n"
     kinds = ("inverted", "left only", "out of phase", "twin")
-    ill = sound(clipping=0.5, silence=0.9, offset=0.3, bandwidth=900, damage="torn")
-    sounds = [replace(ill, channels=kinds[number % 4], lufs=-14.0 - number % 40) for number in range(300)]
+    defective = sound(clipping=0.5, silence=0.9, offset=0.3, bandwidth=900, damage="torn")
+    sounds = [replace(defective, channels=kinds[number % 4], lufs=-14.0 - number % 40) for number in range(300)]
     clips = [clip(number, sound=heard, file_name=f"{long}{number}", text="") for number, heard in enumerate(sounds)]
     clips += [
         clip(300, sound=None, broken=long),
@@ -417,11 +417,11 @@ def test_the_screen_is_never_overrun() -> None:
         ((False, False), "vocals     in 0 of 2 clips"),
     ],
 )
-def test_the_screen_says_whether_anybody_listened_for_voices(vocals: tuple[bool | None, ...], said: str) -> None:
+def test_the_summary_distinguishes_no_vocals_from_unknown(vocals: tuple[bool | None, ...], said: str) -> None:
     assert said in lines(examination(*(clip(number, vocals=sings) for number, sings in enumerate(vocals))))
 
 
-def test_the_screen_names_songs_with_their_reasons() -> None:
+def test_the_summary_names_songs_with_their_reasons() -> None:
     songs = [song(skipped=f"{number}.mp3: is silent", note="it was short") for number in range(5)]
     shown = lines(examination(clip(), songs=(*songs, song(damage="a.mp3: ends early", note="a.mp3: has no bars"))))
     first = shown.index("!  5 songs skipped:")
@@ -429,7 +429,7 @@ def test_the_screen_names_songs_with_their_reasons() -> None:
     assert shown[shown.index("   1 song with a remark:") + 1] == "     a.mp3: has no bars"
 
 
-def test_the_screen_says_what_was_done_about_levels() -> None:
+def test_the_summary_lists_changes_of_levels() -> None:
     clips = [{"file_name": "a-000.flac"}]
     changes = (
         {"offset": 0.25},
@@ -445,7 +445,7 @@ def test_the_screen_says_what_was_done_about_levels() -> None:
     ]
 
 
-def test_the_screen_says_how_much_there_is() -> None:
+def test_the_summary_has_the_amount_of_music() -> None:
     seen = examination(
         clip(tempo=120.0, key="A minor"),
         clip(1, split="eval"),
@@ -463,8 +463,11 @@ def test_the_screen_says_how_much_there_is() -> None:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """Of a folder with a hostile name and songs of hostile names, two of them ill."""
-    waves = healthy(4) | {"ill-000": ILL["Clipping in 1 clip"](), "ill-001": ILL["1 clip with one channel inverted"]()}
+    """Of a folder with a hostile name and songs of hostile names, two of them defective."""
+    waves = good_clips(4) | {
+        "defective-000": DEFECTIVE["Clipping in 1 clip"](),
+        "defective-001": DEFECTIVE["1 clip with one channel inverted"](),
+    }
     tags = {"genres": [HOSTILE], "vocals": False}
     folder = tmp_path_factory.mktemp("page") / "Näïve <Live> & Loud"
     write_folder(folder, waves, text=HOSTILE, source=HOSTILE, key=HOSTILE, tags=tags)
@@ -485,7 +488,7 @@ def test_every_preview_has_two_players_and_two_pictures(page: Page) -> None:
     for side in ("original", "through the codec"):
         assert sum(label.startswith(f"{side}: ") for label in labels) == 3
         assert sum(picture["alt"].startswith(f"Spectrogram, {side}: ") for picture in page.all("img")) == 3
-    assert [label for label in labels if ":" not in label] == ["ill-001.flac", "ill-000.flac"]
+    assert [label for label in labels if ":" not in label] == ["defective-001.flac", "defective-000.flac"]
 
 
 def test_players_play(page: Page) -> None:
@@ -495,20 +498,20 @@ def test_players_play(page: Page) -> None:
         assert not audio.is_silent(wave)
 
 
-def test_names_are_words_and_no_markup(page: Page) -> None:
+def test_names_are_escaped(page: Page) -> None:
     assert not page.all("live")
     assert "Näïve <Live> & Loud" in page.words
     assert page.words.count(HOSTILE) >= 3 * 7  # captions, tags and keys of the clips at least
     assert f"{HOSTILE}.flac: the file is missing" in page.words
 
 
-def test_the_page_tells_each_clip_and_song(page: Page) -> None:
-    for name in (*healthy(4), "ill-000", "ill-001"):
+def test_the_page_lists_each_clip_and_song(page: Page) -> None:
+    for name in (*good_clips(4), "defective-000", "defective-001"):
         assert f"{name}.flac" in page.words
     assert len([figure for figure in page.all("svg") if figure["role"] == "img"]) == 6
 
 
-def test_two_hundred_ill_clips_make_a_page_that_can_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_two_hundred_findings_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fewer = report.PLAYERS // 4  # enough to tell how much all would take
     monkeypatch.setattr(report, "PLAYERS", fewer)
     monkeypatch.setattr(report, "PLAYERS_EACH", fewer)
@@ -529,7 +532,7 @@ def test_two_hundred_ill_clips_make_a_page_that_can_be_sent(tmp_path: Path, monk
 
 
 def test_a_page_without_findings_and_previews(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy(1))
+    folder = write_folder(tmp_path / "songs", good_clips(1))
     write_report(look(folder), folder / "report.html")
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert page.all("audio") == page.all("img") == []
@@ -538,7 +541,7 @@ def test_a_page_without_findings_and_previews(tmp_path: Path) -> None:
 
 
 def test_a_finding_lists_its_clips_up_to_a_limit(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "songs", healthy(1))
+    folder = write_folder(tmp_path / "songs", good_clips(1))
     seen = look(folder)
     clips = tuple(replace(seen.clips[0], text="", file_name=f"{n}.flac", sound=None, broken="gone") for n in range(100))
     write_report(replace(seen, clips=(*seen.clips, *clips)), folder / "report.html")
@@ -553,8 +556,10 @@ def test_a_group_of_copies_is_named_up_to_a_limit() -> None:
     assert len(finding.clips) == 50
 
 
-def test_findings_say_what_to_do() -> None:
-    ill = sound(clipping=0.5, silence=0.9, offset=0.3, bandwidth=900, channels="inverted", damage="torn")
-    found: list[Finding] = findings(examination(clip(sound=ill, text="", vocals=True), clip(1, sound=None, broken="x")))
+def test_findings_have_a_remedy() -> None:
+    defective = sound(clipping=0.5, silence=0.9, offset=0.3, bandwidth=900, channels="inverted", damage="torn")
+    found: list[Finding] = findings(
+        examination(clip(sound=defective, text="", vocals=True), clip(1, sound=None, broken="x"))
+    )
     assert len(found) == 9
     assert all(finding.meaning.endswith(".") and finding.remedy.endswith(".") and finding.where for finding in found)

@@ -45,7 +45,7 @@ COPIES: dict[str, Callable[[], Wave]] = {
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_a_copy_is_found(name: str) -> None:
+def test_a_copy_is_detected(name: str) -> None:
     found = find_duplicates([fingerprint(wave, RATE) for wave in (take(), COPIES[name]())])
     assert [(pair.a, pair.b) for pair in found] == [(0, 1)]
     assert found[0].similarity > 0.75
@@ -53,7 +53,7 @@ def test_a_copy_is_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.3, 0.51, 0.97])
-def test_another_cut_is_found_with_its_offset(seconds: float) -> None:
+def test_another_cut_is_detected_with_its_offset(seconds: float) -> None:
     ours, theirs = fingerprint(take(), RATE), fingerprint(as_mp3(later(seconds), RATE, 96), RATE)
     (there,), (back,) = find_duplicates([ours, theirs]), find_duplicates([theirs, ours])
     assert there.offset == pytest.approx(-seconds, abs=0.05)
@@ -83,7 +83,7 @@ def another_take(drummer: int) -> Wave:
         (take, lambda: later(3.0)),  # too far apart
     ],
 )
-def test_what_only_resembles_is_not_found(one: Callable[[], Wave], other: Callable[[], Wave]) -> None:
+def test_similar_clips_are_not_duplicates(one: Callable[[], Wave], other: Callable[[], Wave]) -> None:
     assert find_duplicates([fingerprint(one(), RATE), fingerprint(other(), RATE)]) == []
 
 
@@ -91,7 +91,7 @@ def words(length: int, seed: int) -> Fingerprint:
     return np.random.default_rng(seed).integers(1, 2**32, length, dtype=np.uint32)
 
 
-def test_copies_are_found_among_many_clips_of_all_lengths() -> None:
+def test_copies_are_detected_among_clips_of_all_lengths() -> None:
     prints = [words(100 + 7 * (number % 90), number) for number in range(600)]
     prints[590], prints[17] = prints[3][:80], prints[400][10:]
     prints.append(np.zeros(0, np.uint32))  # a file that could not be read

@@ -172,7 +172,7 @@ def test_beats_move_with_the_music(song: Piece) -> None:
         assert benchmark.f_measure(moved, np.array(getattr(before, name))) > 0.9  # the first beat may differ
 
 
-def test_bars_begin_anew_after_a_short_one(song: Piece) -> None:
+def test_bars_restart_after_a_short_one(song: Piece) -> None:
     beats, downbeats = list(song.beats), list(song.downbeats)
     stop = beats[beats.index(downbeats[-2]) + 2]  # in the middle of a bar: there the song begins again
     parts = song.wave[:, : round(stop * RATE)], song.wave[:, round(downbeats[0] * RATE) :]

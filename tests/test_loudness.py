@@ -82,7 +82,7 @@ def pieces(wave: Wave, size: int) -> list[Wave]:
 @pytest.mark.parametrize("rate", [8_000, 11_025, 32_000, 44_100])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("seconds", [0.4, 0.73, 3.0, 25.01])
-def test_blocks_are_as_loud_as_the_whole(rate: int, channels: int, seconds: float) -> None:
+def test_loudness_does_not_depend_on_blocks(rate: int, channels: int, seconds: float) -> None:
     """With a fade, a pause and a soft end, so that both gates are at work."""
     size = round(seconds * rate) + 1
     wave = np.tile(0.3 * music(5, rate, channels=channels), 6)[:, :size]

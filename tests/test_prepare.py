@@ -196,7 +196,7 @@ def test_a_clip_needs_a_length(cli: Cli, songs: Path, tmp_path: Path, tiny: Path
     )
 
 
-def test_metadata_tells_where_each_clip_comes_from(cli: Cli, songs: Path, tmp_path: Path, tiny: Path) -> None:
+def test_metadata_has_source_and_start_of_each_clip(cli: Cli, songs: Path, tmp_path: Path, tiny: Path) -> None:
     ran = cli(*prepare_words(songs, tmp_path / "data", tiny))
     assert ran.code == 0
     assert ran.out.endswith(
@@ -278,7 +278,7 @@ def test_our_own_clips_among_the_songs_are_no_songs(tmp_path: Path, tiny: Path) 
 # --- captions
 
 
-def test_the_instance_prompt_stands_first_and_once() -> None:
+def test_the_instance_prompt_comes_first_and_once() -> None:
     for prompt, own, caption in (
         ("punk", "fast and loud", "punk, fast and loud"),
         ("punk", "Punk song with drums", "Punk song with drums"),
@@ -341,7 +341,7 @@ def test_a_table_that_is_no_text_is_named(cli: Cli, tmp_path: Path, tiny: Path, 
     assert ran.err.count("\n") == 1
 
 
-def test_songs_without_any_words_are_refused(songs: Path, tmp_path: Path, tiny: Path) -> None:
+def test_songs_without_any_caption_are_refused(songs: Path, tmp_path: Path, tiny: Path) -> None:
     (songs / "album 0" / "song 0.txt").write_text(" \n")
     with pytest.raises(UserError, match=r"no song has a caption\. Fix: give the style a name with"):
         run(songs, tmp_path / "data", tiny, instance_prompt=None)
@@ -420,7 +420,7 @@ def test_what_cannot_be_used_is_skipped_named_and_counted(cli: Cli, tmp_path: Pa
     assert ran.out.startswith("0 clips from 0 songs, 0.0 minutes\n4 songs skipped:\n  empty.wav: ")
 
 
-def test_places_without_songs_are_told_in_one_line(cli: Cli, tmp_path: Path, tiny: Path) -> None:
+def test_folders_without_songs_are_an_error_in_one_line(cli: Cli, tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("none yet")
     for place, told in (
@@ -619,7 +619,7 @@ def test_captions_and_songs_that_come_back_are_known(
     assert_same_result(work / "data", finished / "data")
 
 
-def test_a_deleted_line_stays_away(work: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_deleted_line_is_not_restored(work: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change_metadata(work / "data", lambda rows: rows[1:])
     for _ in range(2):
         made = run(work / "songs", work / "data", tiny)
@@ -639,7 +639,7 @@ def test_without_any_line_there_is_nothing_to_do(cli: Cli, work: Path, tiny: Pat
     assert f"{work}/data/clips/metadata.jsonl lists no clip whose file is there" in ran.err
 
 
-def test_a_missing_clip_is_told(cli: Cli, work: Path, tiny: Path) -> None:
+def test_a_missing_clip_is_noted(cli: Cli, work: Path, tiny: Path) -> None:
     (work / "data" / "clips" / "song_0-001.flac").unlink()
     ran = cli(*prepare_words(work / "songs", work / "data", tiny))
     assert ran.code == 0
@@ -750,7 +750,7 @@ def test_a_limit_does_not_keep_songs_that_are_gone_from_a_folder(work: Path, tin
 
 
 @pytest.mark.parametrize("name", ["mine.flac", "{stem}-remix.flac", "{stem}-take2.flac", "{stem}-900.flac"])
-def test_a_clip_that_a_person_added_stays(work: Path, tiny: Path, name: str) -> None:
+def test_a_clip_that_a_user_added_is_not_deleted(work: Path, tiny: Path, name: str) -> None:
     """Whatever it is called: a name that begins as those of a song's clips makes it none of them."""
     stem = metadata(work / "data")[0]["file_name"].rpartition("-")[0]
     name = name.format(stem=stem)
@@ -763,7 +763,7 @@ def test_a_clip_that_a_person_added_stays(work: Path, tiny: Path, name: str) -> 
     assert codes(work / "data")[name].shape == (4, 50)
 
 
-def test_overwrite_cache_begins_anew(work: Path, finished: Path, tiny: Path) -> None:
+def test_overwrite_cache_prepares_everything_again(work: Path, finished: Path, tiny: Path) -> None:
     change_metadata(work / "data", lambda rows: [rows[0] | {"text": "my words"}])
     (work / "data" / "notes.txt").write_text("mine")
     made = run(work / "songs", work / "data", tiny, overwrite_cache=True)
@@ -847,7 +847,7 @@ class Counted:
 STOPPED = "musicgen-dreamboothing: stopped; what is done is kept, and the same command goes on from there\n"
 
 
-def test_a_run_killed_while_cutting_goes_on(
+def test_a_run_killed_while_cutting_continues(
     cli: Cli, finished: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*prepare_words(finished / "songs", tmp_path / "data", tiny), "--preprocessing_num_workers", 1]
@@ -878,7 +878,7 @@ def test_what_a_killed_run_left_of_a_longer_cut_goes_away(
     assert_same_result(tmp_path / "data", finished / "data")
 
 
-def test_a_run_killed_while_encoding_goes_on(
+def test_a_run_killed_while_encoding_continues(
     cli: Cli, finished: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*prepare_words(finished / "songs", tmp_path / "data", tiny), "--encode_batch_size", 1]
@@ -904,7 +904,7 @@ def full(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".jsonl", ".json"])
-def test_a_full_disk_is_told_in_one_line(
+def test_a_full_disk_is_an_error_in_one_line(
     cli: Cli, finished: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     replace = os.replace
@@ -1002,7 +1002,7 @@ def test_stereo_and_mono(tmp_path: Path, checkpoints: Callable[[str], Path], tin
             assert np.array_equal(stored, alone.numpy())
 
 
-def test_text_states_are_those_of_the_whole_model(finished: Path, tiny: Path) -> None:
+def test_text_states_are_those_of_the_full_model(finished: Path, tiny: Path) -> None:
     model = MusicgenForConditionalGeneration.from_pretrained(tiny).eval()
     tokenizer = load_tokenizer(read_checkpoint(tiny))
     stored = states(finished / "data")

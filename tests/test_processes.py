@@ -73,7 +73,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_a_run_resumes_with_another_number_of_processes(
     prepared: Path, tiny: Path, tmp_path: Path, uninterrupted: Path, before: int, now: int
 ) -> None:
     words = words_of(prepared, tmp_path / "run", tiny)

@@ -169,7 +169,7 @@ def test_an_offset_stays_in_the_rest(separator):
         np.testing.assert_allclose(shifted, keep(separator, wave, kept) + offset, atol=1e-5)
 
 
-def test_sides_stay_apart_and_mono_stays_mono(separator):
+def test_channels_are_separate_and_mono_is_possible(separator):
     mono = song(1.2, channels=1)
     twice = np.repeat(mono, 2, axis=0)
     found = keep(separator, twice, ["vocals"])
@@ -180,7 +180,7 @@ def test_sides_stay_apart_and_mono_stays_mono(separator):
     assert np.corrcoef(right, stereo[1])[0, 1] > 2 * abs(np.corrcoef(right, stereo[0])[0, 1])
 
 
-def test_a_mono_model_hears_stereo(tmp_path):
+def test_a_mono_model_separates_stereo(tmp_path):
     separator = open_model(save_safetensors(random_demucs(audio_channels=1), tmp_path / "model.safetensors"))
     wave = song(0.9)
     left, right = keep(separator, wave, ["vocals"])
@@ -203,7 +203,7 @@ def test_batches_change_nothing_but_the_number_of_calls(path, separator, size):
     assert many[-1] == one[-1] == 1.0
 
 
-def test_segments_far_away_are_not_heard(separator):
+def test_distant_segments_have_no_influence(separator):
     wave, other = song(3.0), song(3.0)
     other[:, 2 * RATE :] = 0
     other *= wave.mean(0).std() / other.mean(0).std()  # the mix is brought to one level as a whole
@@ -225,14 +225,14 @@ def test_nothing_has_no_stems(separator):
     assert list(separator.keep(list, ["vocals"])) == []
 
 
-def test_any_array_will_do(separator):
+def test_arrays_need_not_be_contiguous_or_writable(separator):
     wave = song(0.6)
     backwards = wave[:, ::-1].copy()[:, ::-1]
     backwards.flags.writeable = False
     np.testing.assert_array_equal(keep(separator, backwards, []), keep(separator, wave, []))
 
 
-def test_silence_stays_silent(separator):
+def test_silence_is_separated_into_silence(separator):
     for kept in (["vocals"], ["drums", "other"]):
         assert np.abs(keep(separator, np.zeros((2, RATE), np.float32), kept)).max() < 1e-6
 

@@ -108,7 +108,7 @@ def test_the_record_says_what_was_trained_on_and_what_was_held_out(trained: Path
     assert sum('"punk, tune ' in line for line in lines) == 16  # a line for each clip
 
 
-def test_tokens_know_no_key_word_and_no_caption_of_a_clip(trained: Path) -> None:
+def test_tokens_have_no_instance_prompt_and_no_captions(trained: Path) -> None:
     names = {path.name.split("-")[0] for path in (trained / "data" / "tokens").iterdir()}
     assert names == {"codes", "text", "recordings", "key", "info.json"}
     assert set(stored_codes(trained / "data").column_names) == {"digest", "codes", "frames", "fingerprint"}
@@ -132,7 +132,7 @@ def test_other_prompts_bases_and_songs_change_nothing(cli: Cli, root: Path, tiny
     assert expected["settings"]["prompts"][0].startswith("punk, tune ")
 
 
-def test_a_run_goes_on_after_another_one_on_its_folder(
+def test_a_run_resumes_after_another_run_on_its_folder(
     cli: Cli, root: Path, tiny: Path, other_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both prepare the songs themselves, so that the metadata have the key-word of the last one."""
@@ -179,7 +179,7 @@ def edit_metadata(root: Path, caption: str | None) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_each_run_has_its_note_on_its_key_word(
+def test_each_instance_prompt_is_checked_once(
     cli: Cli, root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = list[str]()
@@ -278,7 +278,7 @@ def test_codes_that_are_gone_are_named_and_counted(root: Path, tiny: Path, capsy
         clips_of(root)
 
 
-def test_songs_that_are_prepared_anew_have_their_codes_again(cli: Cli, root: Path, tiny: Path) -> None:
+def test_songs_prepared_again_have_the_same_codes(cli: Cli, root: Path, tiny: Path) -> None:
     expected = clips_of(root)
     words = [*prepare_words(root / "songs", root / "data", tiny), "--overwrite_cache", "true"]
     assert cli(*words).code == 0

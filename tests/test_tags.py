@@ -124,7 +124,7 @@ def test_no_sounds_give_no_tags(tagger):
 
 
 @pytest.mark.parametrize("rate", [16_000, 32_000, 44_100])
-def test_the_model_hears_48_khz_whatever_the_rate(tagger, rate):
+def test_sounds_of_every_rate_are_resampled(tagger, rate):
     heard, same, higher = tagger.embed(
         [sine(SECONDS, rate), sine(SECONDS, RATE), sine(SECONDS, RATE, hertz=3_000 * RATE / rate)]
     )
@@ -132,7 +132,7 @@ def test_the_model_hears_48_khz_whatever_the_rate(tagger, rate):
     assert cosine(heard, same) > cosine(heard, higher) + 0.0001  # which it would be if fed as it is
 
 
-def test_stereo_is_heard_as_its_mean(tagger):
+def test_stereo_is_mixed_down(tagger):
     stereo, rate = noise(SECONDS, 4, channels=2)
     np.testing.assert_allclose(*tagger.embed([(stereo, rate), (stereo.mean(axis=0, keepdims=True), rate)]), atol=1e-5)
 
@@ -145,7 +145,7 @@ def test_a_clip_is_the_mean_of_its_windows(tagger):
     assert cosine(whole, parts[0]) < 0.99999
 
 
-def test_windows_reach_from_beginning_to_end():
+def test_windows_cover_the_sound():
     wave = np.arange(25, dtype=np.float32)
     assert [list(window[[0, -1]]) for window in windows(wave, 10)] == [[0, 9], [8, 17], [15, 24]]
     assert [len(window) for window in windows(wave[:10], 10)] == [10]
@@ -214,7 +214,7 @@ def test_waves_get_the_tags_of_their_embeddings(clap):
 
 
 @pytest.mark.parametrize(("prompt", "sings"), [(SINGING, True), (PLAYING, False)])
-def test_voices_are_told_from_instruments(tagger, prompt, sings):
+def test_vocals_are_distinguished_from_instruments(tagger, prompt, sings):
     probabilities = tagger.vocals(np.repeat(ensemble(tagger, *prompt), 2, axis=0))
     assert len(probabilities) == 2
     assert all(0 < probability < 1 and (probability > 0.5) == sings for probability in probabilities)
@@ -224,7 +224,7 @@ def similar(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def test_one_clear_genre_stands_alone():
+def test_one_clear_genre_is_the_only_tag():
     scores, above = calibrate(similar(0.5, 0.3, 0.2), similar(0.1, 0.2), 20.0, GROUPS["genres"])
     assert list(above) == [True, False, False]
     assert scores[0] > 0.9
@@ -254,7 +254,7 @@ def test_what_the_neutral_prompts_reach_counts(group):
     assert not calibrate(labels, similar(0.41), 10.0, GROUPS[group])[1].any()
 
 
-def test_a_model_that_cannot_tell_sounds_apart_says_nothing():
+def test_a_model_that_cannot_distinguish_sounds_gives_no_tags():
     for group in GROUPS.values():
         assert not calibrate(similar(0.21, 0.2001, 0.19), similar(0.2, 0.1999), 20.0, group)[1].any()
 
@@ -302,7 +302,7 @@ def test_what_is_no_clap_model_is_one_line(tmp_path, tiny):
         assert "--clap_model_name_or_path" in str(error.value)
 
 
-def test_the_default_without_an_ear_for_words_gives_way(tmp_path, monkeypatch, capsys):
+def test_a_default_with_equal_text_embeddings_is_replaced(tmp_path, monkeypatch, capsys):
     flat, proven = write_tiny_clap(tmp_path / "flat"), write_tiny_clap(tmp_path / "proven")
     model = ClapModel.from_pretrained(flat)
     torch.nn.init.zeros_(model.text_model.pooler.dense.weight)
@@ -317,7 +317,7 @@ def test_the_default_without_an_ear_for_words_gives_way(tmp_path, monkeypatch, c
         clap_module.load_tagger(str(flat), LABELS, device="cpu")
 
 
-def test_a_model_without_an_ear_for_words_is_told_before_it_listens(tmp_path):
+def test_a_model_with_equal_text_embeddings_is_refused(tmp_path):
     folder = write_tiny_clap(tmp_path / "flat")
     model = ClapModel.from_pretrained(folder)
     torch.nn.init.zeros_(model.text_model.pooler.dense.weight)

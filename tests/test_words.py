@@ -63,7 +63,7 @@ def assert_clean(caption: str) -> None:
 
 @pytest.mark.parametrize("known", SUBSETS, ids=lambda known: "+".join(known) or "nothing")
 @pytest.mark.parametrize("own", [None, "We play loud.", "we play loud"])
-def test_captions_are_whole_whatever_is_missing(known, own):
+def test_captions_are_complete_with_any_subset_of_facts(known, own):
     found = captions(ClipFacts(**known), instance_prompt="xyz band", own=own, seed=3, variants=12)
     assert 1 <= len(found) <= 12
     assert len({caption.lower() for caption in found}) == len(found)
@@ -74,7 +74,7 @@ def test_captions_are_whole_whatever_is_missing(known, own):
         assert own is None or caption.startswith(f"xyz band, {own}")
 
 
-def test_all_that_is_known_is_said_somewhere():
+def test_every_fact_is_in_some_caption():
     found = " | ".join(captions(ClipFacts(**ALL), instance_prompt=None, own=None, seed=0, variants=12))
     labels = [*ALL["genres"], *ALL["moods"], *ALL["instruments"]]
     assert all(word in found for word in [*labels, "118", "F# minor", "instrumental"])
@@ -98,7 +98,7 @@ def test_seeds_decide():
     assert tell(1, 8)[:5] == tell(1)
 
 
-def test_another_process_says_the_same():
+def test_captions_do_not_depend_on_the_process():
     program = (
         "from musicgen_dreamboothing.data.captions.templates import *\n"
         f"for c in captions(ClipFacts(**{ALL}), instance_prompt='xyz', own=None, seed=7, variants=6): print(c)"
@@ -116,7 +116,7 @@ def test_a_caption_is_rebuilt_without_listening():
     assert ClipFacts.from_dict({"tempo": None, "a column of somebody": 3}) == ClipFacts()
 
 
-def test_own_words_stay_and_are_not_repeated():
+def test_facts_in_the_own_caption_are_not_repeated():
     own = "Raw punk rock at 60 bpm, in C major, sung by a choir."
     (caption,) = captions(
         ClipFacts(tempo=120, key="A minor", vocals=False), instance_prompt="xyz", own=own, seed=0, variants=4
@@ -151,7 +151,7 @@ def test_the_file_is_believed():
     assert any("r&b" in caption for caption in captions(heard, instance_prompt=None, own=None, seed=0, variants=9))
 
 
-def test_a_comment_serves_where_there_is_no_caption():
+def test_a_comment_replaces_a_missing_caption():
     heard = ClipFacts(tempo=90, own={"comment": "slow jam  with two\nguitars"})
     assert captions(heard, instance_prompt="xyz", own=None, seed=0, variants=1)[0].startswith(
         "xyz, slow jam with two guitars, "
@@ -332,7 +332,7 @@ def test_absurd_tempos(text):
     assert parse_bpm(text) is None
 
 
-def test_genres_are_words():
+def test_genres_are_names():
     assert parse_genre([]) is None
     assert parse_genre(["Unknown", "12", "", "www.shop.example"]) is None
     assert parse_genre(["R&B/Soul", "r&b/soul", "Drum & Bass"]) == "R&B/Soul, Drum & Bass"

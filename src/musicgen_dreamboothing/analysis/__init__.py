@@ -1,1 +1,1 @@
-"""Turns waves into facts: tempo, beats, key. Knows nothing of songs, options or models."""
+"""Measurements of waves: tempo, beats, key, loudness, defects, duplicates."""

@@ -1,8 +1,7 @@
 """Songs that are the same recording: another format, another folder, a remaster, an edit.
 
-An inverted index over the words of the fingerprints, as in section 4 of Haitsma & Kalker (2002), names the pairs of
-songs worth comparing and the offsets between them, so that time does not grow with the square of their number. Knows
-nothing of files.
+An inverted index over the words of the fingerprints, as in section 4 of Haitsma & Kalker (2002), selects the pairs of
+songs and offsets to compare, so that time does not grow with the square of their number.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from musicgen_dreamboothing.analysis.duplicates import FRAME_RATE, LEAST_SECONDS
 
 Array = NDArray[np.int64]
 
-COMMON = 32  # songs that share a word: a more common one says nothing, and makes too many pairs
+COMMON = 32  # songs that share a word; more common words are not informative, and give too many pairs
 LEAST_WORDS = 2  # equal words at one offset that make a pair worth comparing
 MOST_OFFSETS = 6  # compared for each pair: an edit has a few
-BLOCK = 2 * FRAME_RATE  # moments, 2 s, that are judged together
+BLOCK = 2 * FRAME_RATE  # frames that are compared together: 2 s
 LONGEST_GAP = 600.0  # seconds
 LEAST_SHARE = 0.85  # of the shorter song that must be in the other: copies have 0.9, songs of one drum machine 0.8
 
 
 def joined_fingerprint(clips: Sequence[tuple[float, Fingerprint]]) -> Fingerprint:
-    """One fingerprint of a song from the start in seconds and the fingerprint of each of its clips, in any order.
+    """One fingerprint of a song from those of its clips and their starts in seconds, in any order.
 
-    What is between two clips counts as silence, for at most `LONGEST_GAP`: people edit the starts. A clip that would
-    begin within the one before it, or has no finite start, follows that.
+    Gaps count as silence of at most `LONGEST_GAP`, as people edit the starts. A clip that overlaps the one before, or
+    has no finite start, follows it.
     """
     parts: list[Fingerprint] = []
-    before = 0.0  # where the last clip ends, by its start
+    before = 0.0  # end of the last clip, seconds
     for start, words in sorted(clips, key=lambda clip: clip[0] if math.isfinite(clip[0]) else math.inf):
         gap = min(max(0.0, start - before), LONGEST_GAP) if math.isfinite(start) else 0.0
         parts += [np.zeros(round(gap * FRAME_RATE), np.uint32), words]
@@ -42,10 +41,10 @@ def joined_fingerprint(clips: Sequence[tuple[float, Fingerprint]]) -> Fingerprin
 
 
 def same_recordings(songs: Sequence[Fingerprint]) -> list[int]:
-    """For each song the number of the first one that is the same recording: its own where it is the first or only one.
+    """For each song the number of the first one that is the same recording, which may be itself.
 
-    Two songs are one recording where the shorter one, but for a seventh, and at least 2 s are in the other one. What is
-    the same as a third song is the same. Other takes, other mixes and songs that share loops or samples stay apart.
+    Two songs are one recording if 85 % of the shorter one, and at least 2 s, are in the other one; the relation is
+    transitive. Other takes, other mixes and songs that share loops or samples are different.
     """
     first = list(range(len(songs)))
 
@@ -62,7 +61,7 @@ def same_recordings(songs: Sequence[Fingerprint]) -> list[int]:
 
 
 def _candidates(songs: Sequence[Fingerprint]) -> Iterator[tuple[int, int, list[int]]]:
-    """Pairs `a` < `b` with the offsets, in moments, at which they share most words: `a[t]` is like `b[t + offset]`."""
+    """Pairs `a` < `b` with the offsets, in frames, with most shared words: `a[t]` is like `b[t + offset]`."""
     a, b, offset = _matches(songs)
     keys, votes = np.unique(np.stack([a, b, offset]), axis=1, return_counts=True)
     keys, votes = keys[:, votes >= LEAST_WORDS], votes[votes >= LEAST_WORDS]
@@ -76,19 +75,19 @@ def _matches(songs: Sequence[Fingerprint]) -> tuple[Array, Array, Array]:
     words, owners, places = _index(songs)
     changes = np.flatnonzero(np.diff(words, prepend=words[:1] ^ 1))
     sizes = np.diff(changes, append=len(words))
-    found: list[tuple[Array, Array, Array]] = []
+    matches: list[tuple[Array, Array, Array]] = []
     for size in range(2, min(COMMON, len(songs)) + 1):
         runs = changes[sizes == size, None] + np.arange(size)
         one, other = (runs[:, pick].ravel() for pick in np.triu_indices(size, 1))
-        found.append((owners[one], owners[other], places[other] - places[one]))
-    if not found:
+        matches.append((owners[one], owners[other], places[other] - places[one]))
+    if not matches:
         return (np.empty(0, np.int64),) * 3
-    a, b, offset = (np.concatenate(column) for column in zip(*found, strict=True))
+    a, b, offset = (np.concatenate(column) for column in zip(*matches, strict=True))
     return a, b, offset
 
 
 def _index(songs: Sequence[Fingerprint]) -> tuple[NDArray[np.uint32], Array, Array]:
-    """Each word once for each song, sorted by word and song, with the song and the first place of the word in it."""
+    """The distinct words of each song, sorted by word and song, with the song and its first place in it."""
     rows = []
     for number, song in enumerate(songs):
         words, places = np.unique(song, return_index=True)
@@ -106,24 +105,24 @@ def _is_same(a: Fingerprint, b: Fingerprint, offsets: list[int]) -> bool:
     if np.count_nonzero(a) > np.count_nonzero(b):
         a, b, offsets = b, a, [-offset for offset in offsets]
     own, sounding = _blocks(a), _blocks(a) != 0
-    judged = sounding.sum(axis=1) >= BLOCK / 2
+    comparable = sounding.sum(axis=1) >= BLOCK / 2
     matched = np.zeros(len(own), bool)
     for offset in {offset + step for offset in offsets for step in (-1, 0, 1)}:
         other = _blocks(_shifted(b, offset, len(a)))
         both = sounding & (other != 0)
         agreement = np.where(both, 1 - np.bitwise_count(own ^ other) / 16, 0.0).sum(axis=1)
         matched |= (both.sum(axis=1) >= BLOCK / 2) & (agreement >= SAME * np.maximum(both.sum(axis=1), 1))
-    enough = max(LEAST_SECONDS * FRAME_RATE / BLOCK, LEAST_SHARE * judged.sum())
-    return bool((matched & judged).sum() >= enough)
+    enough = max(LEAST_SECONDS * FRAME_RATE / BLOCK, LEAST_SHARE * comparable.sum())
+    return bool((matched & comparable).sum() >= enough)
 
 
 def _blocks(song: Fingerprint) -> NDArray[np.uint32]:
-    """`[T]` -> `[N, BLOCK]`, silent behind the end."""
+    """`[T]` -> `[N, BLOCK]`, padded with silence."""
     return np.pad(song, (0, -len(song) % BLOCK)).reshape(-1, BLOCK)
 
 
 def _shifted(song: Fingerprint, offset: int, length: int) -> Fingerprint:
-    """`song[offset : offset + length]`, silent where there is nothing."""
+    """`song[offset : offset + length]`, padded with silence."""
     shifted = np.zeros(length, song.dtype)
     begin, end = max(0, offset), min(len(song), offset + length)
     if begin < end:

@@ -1,7 +1,6 @@
-"""What is wrong with a recording: clipping, silence, offset, channels that fight, missing treble.
+"""Defects of a recording: clipping, silence, DC offset, phase, missing treble; and the limits from which they are one.
 
-Pure functions of a wave, float32 `[C, S]`, full scale at -1 and 1. They measure, and each names the limit beyond which
-its figure is a defect; what to do about it is for others to say.
+Waves are float32 `[C, S]`, full scale at -1 and 1.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from musicgen_dreamboothing.audio import Wave
 
 Channels = Literal["mono", "stereo", "twin", "left only", "right only", "inverted", "out of phase"]
 
-SOUND_CHANNELS: tuple[Channels, ...] = ("mono", "stereo", "twin")  # nothing is lost when their sides are added
+SOUND_CHANNELS: tuple[Channels, ...] = ("mono", "stereo", "twin")  # nothing is lost in mono
 
 CLIPPED_SHARE = 1e-3  # of all samples: one in a thousand can be heard
 FLAT_RUN = 3  # samples at the ceiling in a row
@@ -41,17 +40,16 @@ NARROW_SHARE = 0.85  # of half the rate
 CLIFF_DB = 25.0
 LOWEST_CLIFF = 1000.0  # Hz
 CLIFF_WIDTH = 0.03  # of its frequency
-SHELF = 1.2  # a cliff ends a stretch of spectrum whose ends have this ratio
+SHELF = 1.2  # ratio of the frequencies between which the level before a cliff is measured
 SIZE, EDGE_STEP = 2048, 4  # samples of a spectrum; bins between places where a cliff is sought
 TOP_SHARE = 0.95  # of half the rate, where every resampler has its own cliff
 
 
 def clipping(wave: Wave) -> float:
-    """The share of samples on plateaus at the wave's own ceiling: still 0.02 where a clipped wave was turned down.
+    """The share of samples on plateaus at the wave's own ceiling, whatever its level.
 
-    A ceiling is flat to the sample, or, where clipped music was resampled or coded, a level where samples pile up and
-    which the wave enters steeply and leaves steeply. Each side of each channel has its own. Square waves are plateaus,
-    too: these can't be told from clipping.
+    A ceiling is flat, or, if clipped music was resampled or coded, a level where samples accumulate between steep
+    edges. Positive and negative samples of each channel have their own. Square waves count as clipping, too.
     """
     sides = [side * sign for side in wave for sign in (1, -1)]
     return float(sum(max(_flat(side), _piled(side)) for side in sides) / max(len(wave), 1))
@@ -62,7 +60,7 @@ def _flat(side: NDArray[np.float32]) -> float:
 
 
 def _piled(side: NDArray[np.float32]) -> float:
-    """The share on a ceiling that has been blurred: a level where there are more samples than just below it."""
+    """The share on a blurred ceiling: a level with more samples than just below it."""
     highest = float(side.max(initial=0.0))
     if highest <= 0:
         return 0.0
@@ -75,7 +73,7 @@ def _piled(side: NDArray[np.float32]) -> float:
 
 
 def _plateau(side: NDArray[np.float32], level: float) -> float:
-    """The share of samples in runs above a level; 0 where the wave gets there by a curve, and not round a corner."""
+    """The share of samples in runs above a level; 0 if the wave gets there by a curve and not by a corner."""
     if level <= 0:
         return 0.0
     edges = np.flatnonzero(np.diff(side >= level, prepend=False, append=False)).reshape(-1, 2)
@@ -92,25 +90,22 @@ def silence(wave: Wave, rate: int) -> float:
     """The share of time, in steps of 0.1 s, below -70 dBFS or 50 dB below the loudest step; 1 without samples."""
     size = max(1, round(SILENCE_SECONDS * rate))
     steps = wave.shape[1] // size
-    whole = wave[:, : steps * size] if steps else wave
-    if not whole.size:
+    measured = wave[:, : steps * size] if steps else wave
+    if not measured.size:
         return 1.0
-    power = np.square(whole, dtype=np.float64).reshape(len(wave), max(steps, 1), -1).mean(axis=(0, 2))
+    power = np.square(measured, dtype=np.float64).reshape(len(wave), max(steps, 1), -1).mean(axis=(0, 2))
     limit = max(10 ** (SILENT_DB / 10), 10 ** (QUIETER_DB / 10) * power.max())
     return float((power < limit).mean())
 
 
 def offset(wave: Wave) -> float:
-    """How far the mean of the worse channel lies from 0, as a share of full scale."""
+    """The largest absolute mean of a channel, as a share of full scale."""
     return float(np.abs(wave.mean(axis=1, dtype=np.float64)).max(initial=0.0)) if wave.size else 0.0
 
 
 def channels(wave: Wave) -> Channels:
-    """How the two sides belong together.
-
-    `twin`: both are the same. `left only`: the right one is dead. `inverted`: one is the other upside down, and both
-    cancel each other in mono; `out of phase`: they do in part.
-    """
+    """How the channels are related: `twin` equal, `left only` the right one is silent, `inverted` they cancel in mono,
+    `out of phase` they cancel in part."""
     if len(wave) == 1:
         return "mono"
     left, right = wave.astype(np.float64)
@@ -126,10 +121,9 @@ def channels(wave: Wave) -> Channels:
 
 
 def bandwidth(wave: Wave, rate: int) -> float:
-    """Where the spectrum falls off a cliff, in Hz; half the rate where it does not.
+    """The frequency in Hz above which coders and converters have cut the spectrum; half the rate if they have not.
 
-    A cliff is what coders and converters leave: all above it lies 25 dB below the stretch before it. Dark sounds fall
-    on a slope, and held tones leave gaps before them, so neither counts.
+    Everything above the cut is 25 dB below the band before it; dark sounds have a slope instead.
     """
     db = _spectrum(wave)
     edges = range(math.ceil(LOWEST_CLIFF * SIZE / rate), len(db) - 1, EDGE_STEP)
@@ -150,6 +144,6 @@ def _spectrum(wave: Wave) -> NDArray[np.float64]:
 
 
 def _depth(db: NDArray[np.float64], edge: int) -> float:
-    """How deep the spectrum falls at a bin, in dB: from the median before it to the highest point behind it."""
+    """The fall of the spectrum at a bin in dB: from the median before it to the maximum behind it."""
     behind = db[math.floor(edge * (1 + CLIFF_WIDTH)) + 1 :]
     return float(np.median(db[math.ceil(edge / SHELF) : edge]) - behind.max()) if len(behind) else 0.0

@@ -1,7 +1,7 @@
-"""The key of a song: its tuning, what its pitch classes add up to, and which chords it spends its time on.
+"""The key of a song from its tuning, its pitch classes and its chords.
 
-Pitch classes alone mistake a song for its dominant or its relative key; chords tell these apart better, but need
-triads to be there. Both are asked. What is loud for a moment without being a tone (drums) leaves no sharp peaks.
+Pitch classes alone confuse a key with its dominant or relative key; chords distinguish these better, but need triads.
+So both are used, of spectral peaks, which drums do not have.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SHORTEST_SECONDS = 3.0
 MIN_TUNED = 0.05  # how well peaks agree on one tuning, 0..1: noise and drums do not
 SURE = 0.8
 
-# Of each semitone above the tonic. Albrecht & Shanahan (2013), "The use of large corpora to train a new type of
-# key-finding algorithm": they did best of Krumhansl & Kessler's, Temperley's (two), Faraldo's (two) and theirs.
+# Of each semitone above the tonic: Albrecht & Shanahan (2013), "The use of large corpora to train a new type of
+# key-finding algorithm"; better here than Krumhansl & Kessler's, Temperley's (two) and Faraldo's (two).
 PROFILES = (
     (0.238, 0.006, 0.111, 0.006, 0.137, 0.094, 0.016, 0.214, 0.009, 0.080, 0.008, 0.081),
     (0.220, 0.006, 0.104, 0.123, 0.019, 0.103, 0.012, 0.214, 0.062, 0.022, 0.061, 0.052),
@@ -43,37 +43,34 @@ RARE = 0.008
 FLAT = 0.2  # deviations as small as this make no key: a triad's are 1.5
 CHORD_WEIGHT = 0.5
 CHORD_CONTRAST = 16.0
-CHORD_FRAMES = 5  # over which a chord is heard: a second
+CHORD_FRAMES = 5  # of a chord: a second
 CERTAINTY = 8.0  # turns a lead of the best key into its probability; fitted on the pieces of benchmarks/listening.py
-CERTAIN_SECONDS = 24.0  # as long as those are; there are fewer chords to hear in less
+CERTAIN_SECONDS = 24.0  # their length; shorter pieces have fewer chords
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key, how probable it is (0..1), how far the tuning is from A = 440 Hz, and what it was heard by.
-
-    `classes` says how much each of the twelve pitch classes sounds, from C up; they sum to 1.
-    """
+    """A key."""
 
     tonic: str
     mode: str
-    confidence: float
-    cents: float
-    classes: tuple[float, ...] = ()
+    confidence: float  # probability
+    cents: float  # tuning above A = 440 Hz
+    classes: tuple[float, ...] = ()  # shares of the twelve pitch classes, from C up
 
     @property
     def name(self) -> str:
-        """As musicians say it: `A minor`."""
+        """Such as `A minor`."""
         return f"{self.tonic} {self.mode}"
 
     @property
     def is_sure(self) -> bool:
-        """Whether it may be told to people."""
+        """Whether it is probable enough to be used."""
         return self.confidence >= SURE
 
 
 def find_key(wave: Wave, rate: int) -> Key | None:
-    """The key of `[C, S]` at `rate` Hz; None where nothing is tonal: silence, noise, drums, less than 3 s."""
+    """The key of `[C, S]` at `rate` Hz; None if it is not tonal: silence, noise, drums, less than 3 s."""
     if is_silent(wave) or wave.shape[1] < SHORTEST_SECONDS * rate:
         return None
     frame, hertz, strength = _peaks(mono_at(wave, rate, RATE))
@@ -104,7 +101,7 @@ def _peaks(mono: NDArray[np.float32]) -> tuple[NDArray[np.intp], Array, Array]:
 
 
 def _chroma(frame: NDArray[np.intp], pitch: Array, strength: Array) -> Array:
-    """Pitch classes over time `[T, 12]`; every frame counts alike but for those that are next to silent."""
+    """Pitch classes over time `[T, 12]`; frames have equal weight, except almost silent ones."""
     nearest = np.round(pitch)
     chroma = np.zeros((frame.max() + 1, 12))
     in_tune = np.cos(np.pi * (pitch - nearest)) ** 2
@@ -114,19 +111,19 @@ def _chroma(frame: NDArray[np.intp], pitch: Array, strength: Array) -> Array:
 
 
 def _scores(chroma: Array) -> Array:
-    """How well each key fits `[24]`, C major to B major and C minor to B minor."""
-    by_pitches = _unit(chroma.mean(axis=0), FLAT) @ _unit(_turned(np.array(PROFILES)[:, None])[:, 0]).T
+    """Scores of the keys `[24]`, C major to B major and C minor to B minor."""
+    by_pitches = _unit(chroma.mean(axis=0), FLAT) @ _unit(_transposed(np.array(PROFILES)[:, None])[:, 0]).T
     return by_pitches + CHORD_WEIGHT * _chords(chroma) @ np.log(_chord_profiles()).T
 
 
 def _chords(chroma: Array) -> Array:
-    """The share of time on each triad `[24]`, in the order of keys; doubt is shared among those in question."""
+    """The share of time on each triad `[24]`, in the order of keys: the mean of their probabilities."""
     half = CHORD_FRAMES // 2
     padded = np.pad(chroma, ((half, half), (0, 0)), mode="edge")
     held = sum(padded[shift : shift + len(chroma)] for shift in range(CHORD_FRAMES))
     triads = np.zeros((2, 1, 12))
     triads[0, 0, [0, 4, 7]] = triads[1, 0, [0, 3, 7]] = 1
-    fits = CHORD_CONTRAST * _unit(np.asarray(held) / CHORD_FRAMES, FLAT) @ _unit(_turned(triads)[:, 0]).T
+    fits = CHORD_CONTRAST * _unit(np.asarray(held) / CHORD_FRAMES, FLAT) @ _unit(_transposed(triads)[:, 0]).T
     chances = np.exp(fits - fits.max(axis=1, keepdims=True))
     return (chances / chances.sum(axis=1, keepdims=True)).mean(axis=0)
 
@@ -137,15 +134,15 @@ def _chord_profiles() -> Array:
     for mode, shares in enumerate(CHORDS):
         for kind, name in enumerate(MODES):
             table[mode, kind, list(shares[name])] = list(shares[name].values())
-    return _turned(table).reshape(24, 24)
+    return _transposed(table).reshape(24, 24)
 
 
-def _turned(profiles: Array) -> Array:
+def _transposed(profiles: Array) -> Array:
     """`[2, R, 12]` above the tonic -> `[24, R, 12]` above C, for the twelve tonics of either mode."""
     return np.array([np.roll(profile, tonic, axis=-1) for profile in profiles for tonic in range(12)])
 
 
 def _unit(rows: Array, flat: float = 0.0) -> Array:
-    """Rows without their mean and of length 1: their products are correlations. What is `flat` comes out shorter."""
+    """Rows without their mean and of length 1, so that products are correlations; `flat` shortens flat ones."""
     centred = rows - rows.mean(axis=-1, keepdims=True)
     return centred / (np.linalg.norm(centred, axis=-1, keepdims=True) + flat + 1e-12)

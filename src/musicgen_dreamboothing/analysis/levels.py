@@ -1,6 +1,6 @@
-"""What one pass over a song measures of its level: loudness, peak, DC offset, silence at both ends.
+"""Levels of a song, measured in one pass: loudness, peak, DC offset, silence at both ends.
 
-The song is measured in steps of 20 ms, of which a table of a few numbers is kept: 7 MB for 40 minutes of stereo.
+A table of a few numbers for each 20 ms is stored: 7 MB for 40 minutes of stereo.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Levels:
         rate: Hz.
         step: samples of a step.
         samples: of the song.
-        offset: the DC offset `[C, steps]`, smoothed over two seconds; zeros where there is none to speak of.
+        offset: the DC offset `[C, steps]`, smoothed over two seconds; zeros where it is negligible.
         peak: the largest sample, linear, without the offset.
         full_scale: 1, or the peak of a float file on another scale, such as that of integers.
-        begin: the first sample of the first step in which there is sound.
-        end: the sample behind the last one; `begin` where all is silent.
+        begin: the first sample of the first step with sound.
+        end: the sample behind the last one; `begin` if all is silent.
     """
 
     def __init__(self, waves: Iterable[Wave], rate: int) -> None:
@@ -59,7 +59,7 @@ class Levels:
 
     @property
     def loudness(self) -> float:
-        """Integrated loudness in LUFS (ITU-R BS.1770-4); -inf where nothing passes the gate, and below 0.4 s."""
+        """Integrated loudness in LUFS (ITU-R BS.1770-4); -inf below the gate, and for less than 0.4 s."""
         size, hop = HOPS_PER_BLOCK * STEPS_PER_HOP, STEPS_PER_HOP
         energy = self._energy.sum(axis=0)
         if self.samples < math.ceil(size * STEP_SECONDS * self.rate):
@@ -76,7 +76,7 @@ class Levels:
 
     @property
     def offset_share(self) -> float:
-        """The largest offset as a share of the peak; 0 where there is none to speak of."""
+        """The largest offset as a share of the peak."""
         return float(np.abs(self.offset).max()) / self.peak if self.peak else 0.0
 
     def centred(self, wave: Wave, first: int) -> Wave:
@@ -88,7 +88,7 @@ class Levels:
         return wave - np.array([np.interp(here, places, side) for side in self.offset], np.float32)
 
     def _offset(self) -> Array:
-        """A mean over a second to both sides, which takes out what is slower than 0.5 Hz and delays nothing."""
+        """A weighted mean over a second to both sides; its removal is a high-pass at 0.5 Hz without delay."""
         reach = round(OFFSET_SECONDS / STEP_SECONDS)
         window = np.concatenate([np.arange(1, reach + 1), np.arange(reach - 1, 0, -1)]).astype(float)
         counts = np.full(self._sum.shape[1], float(self.step))
@@ -113,7 +113,7 @@ class _Weighting:
         self._states: list[Array] = []
 
     def __call__(self, wave: Wave) -> Array:
-        """`[C, n]` -> `[C, n]`, as if the first sample had stood before the song for ever: an offset is no step."""
+        """`[C, n]` -> `[C, n]`; filters start settled on the first sample, so that an offset is no step."""
         weighted: Array = wave.astype(np.float64)
         is_first, before = not self._states, self._states
         self._states = []
@@ -139,7 +139,7 @@ def _rows(wave: Wave, weighted: Array, step: int) -> Array:
 
 
 def _smooth(values: Array, window: Array) -> Array:
-    """Sums under a window that is centred on each value; beyond the ends there is nothing."""
+    """Sums under a window that is centred on each value, with zeros beyond the ends."""
     half = len(window) // 2
     return np.convolve(values, window, mode="full")[half : half + len(values)]
 

@@ -1,7 +1,4 @@
-"""How loud a wave is, and the gain that brings it to a wanted loudness.
-
-A wave is float32 `[C, S]`, full scale at -1 and 1. Knows nothing of files.
-"""
+"""Loudness of a wave, and the gain to a target. Waves are float32 `[C, S]`, full scale at -1 and 1."""
 
 from __future__ import annotations
 
@@ -16,10 +13,7 @@ CEILING_DB = -1.0  # dBFS: how high gain may bring a peak, so that lossy copies 
 
 
 def loudness(wave: Wave, rate: int) -> float:
-    """Integrated loudness of `[C, S]` in LUFS (ITU-R BS.1770-4, by pyloudnorm).
-
-    -inf where nothing reaches the standard's gate of -70 LUFS, and for less than 0.4 s.
-    """
+    """Integrated loudness in LUFS (ITU-R BS.1770-4); -inf below its gate of -70 LUFS, and for less than 0.4 s."""
     import pyloudnorm
 
     if wave.shape[-1] < math.ceil(BLOCK_SECONDS * rate) or not wave.any():
@@ -33,10 +27,9 @@ def peak(wave: Wave) -> float:
 
 
 def gain_to(lufs: float, highest: float, target: float) -> float:
-    """The factor that brings a wave of loudness `lufs` and peak `highest` (linear) to `target` LUFS.
+    """The factor from loudness `lufs` and peak `highest` (linear) to `target` LUFS, or to a peak of -1 dBFS if smaller.
 
-    It is smaller where the peak would pass -1 dBFS: the wave is then quieter than wanted, but never squeezed. 1 for a
-    wave without loudness.
+    1 for a wave without loudness.
     """
     if not math.isfinite(lufs) or highest <= 0:
         return 1.0

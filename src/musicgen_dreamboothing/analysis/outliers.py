@@ -1,7 +1,7 @@
 """Samples far above full scale and far above the rest of a song: errors of some tool, alone or in short bursts.
 
-A float file may be on any scale, so no single amplitude tells. The peaks of steps of 5 ms do: the hit of a drum decays
-over several steps, and the peaks of these lie between those of the hit and of the music; next to an error, none does.
+A float file may be on any scale, so no fixed amplitude decides, but the peaks of steps of 5 ms: a drum hit decays over
+several steps, whose peaks lie between those of the hit and of the music; next to an error there are none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SILENCE = 10 ** (-60 / 20)  # peak: -60 dBFS, as `audio.is_silent`
 
 GAP = 4.0  # 12 dB between two consecutive peaks in ascending order
 GAP_SHARE, GAP_STEPS = 0.01, 25  # at most so many steps are above the gap: 1 %, or 125 ms of a short song
-BURST_STEPS = 25  # what is above the gap for longer than 125 ms on end is sound
+BURST_STEPS = 25  # longer runs above the gap than 125 ms are sound
 
 ISOLATED = 10.0  # 20 dB above what is 10 to 15 ms before and behind: outliers of many different amplitudes
 NEAR, FAR = 2, 3  # these 10 to 15 ms, in steps: a sample in the middle of a burst of 10 ms is alone, too
@@ -30,20 +30,20 @@ ABSURD_LEAST = 64.0  # float files may pass full scale by 30 dB and more
 
 
 class Outliers:
-    """Collects the peaks of a song, block by block, and says from which amplitude on its samples are errors."""
+    """Collects the peaks of a song, block by block, to find the amplitude above which samples are errors."""
 
     def __init__(self) -> None:
         self._peaks: list[NDArray[np.float32]] = []
 
     def add(self, wave: Wave, rate: int) -> None:
-        """Takes the next samples `[C, n]` of the song at `rate` Hz, that of the file: a resampler spreads errors."""
+        """Adds the next samples `[C, n]` at `rate` Hz, which must be that of the file: a resampler spreads errors."""
         step = max(1, round(STEP_SECONDS * rate))
         if wave.shape[1]:
             self._peaks.append(np.maximum.reduceat(np.abs(wave).max(axis=0), np.arange(0, wave.shape[1], step)))
 
     @property
     def limit(self) -> float:
-        """The largest peak of the song that is no outlier; infinite where there is no outlier."""
+        """The largest peak of the song that is no outlier; infinite without outliers."""
         peaks = np.concatenate(self._peaks) if self._peaks else np.zeros(1, np.float32)
         if peaks.max() <= FULL_SCALE_LIMIT:
             return math.inf
@@ -74,7 +74,7 @@ def _absurd(peaks: NDArray[np.float32]) -> float:
 
 
 def _longest_run(flags: NDArray[np.bool_]) -> int:
-    """How many flags are set on end."""
+    """The longest run of flags."""
     places = np.flatnonzero(~np.pad(flags, 1))
     return int(np.diff(places).max()) - 1
 

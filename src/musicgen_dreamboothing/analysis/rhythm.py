@@ -1,9 +1,8 @@
 """Tempo, beats and bars of a song.
 
-Attacks are followed in four ranges of frequency, and changes of harmony beside them. Tempi that explain the attacks
-are candidates, most often octaves of each other; beats are laid through the song at each of them, and what happens on
-and between them decides which one people would tap. Bars are found in the same way: what marks a downbeat is summed up
-for bars of three and of four beats, begun at each of their beats.
+Onsets in four frequency ranges and changes of harmony are the signals. Tempi that explain the onsets are candidates,
+most often octaves of each other; beats are tracked at each of them, and a linear model of the signals on and between
+beats selects one. Bars of three and of four beats, from each of their beats, are scored in the same way.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SHORTEST_SECONDS = 5.0
 
 LOWEST_HZ, HIGHEST_HZ, BANDS_PER_OCTAVE = 40.0, 10_000.0, 4
 RANGES_HZ = (0.0, 150.0, 600.0, 2500.0, HIGHEST_HZ)  # kick and bass | harmony | snare | cymbals
-RISE_STEPS = 2  # an attack is compared with what sounded this long before
+RISE_STEPS = 2  # over which an onset is measured
 CONTRAST = 100.0  # of the logarithm
 
 HARMONY_RATE, HARMONY_WINDOW, HARMONY_HOP = 11_025, 2048, 512
@@ -37,28 +36,28 @@ CHANGE_SECONDS = 0.25  # a chord, whatever the tempo
 
 SLOWEST, FASTEST, TEMPI = 50.0, 215.0, 400  # beats a minute; on a grid of equal ratios, 0.4 % apart
 CANDIDATES = 6
-MULTIPLES = ((1, 1.0), (2, 0.7), (3, 0.3), (4, 0.7))  # of a beat, and how much an echo there speaks for it
+MULTIPLES = ((1, 1.0), (2, 0.7), (3, 0.3), (4, 0.7))  # of a beat, and the weights of the autocorrelation there
 USUAL = 110.0
-TIGHTNESS = 100.0  # what a beat too early or late costs
-FAINTEST = 1e-3  # deviation of a signal, in nepers: below it is no attack
-FAINT_PULSE, CLEAR_PULSE = 0.35, 0.7  # echoes: 8 s of noise reach 0.26; of 480 pieces one stayed below 0.64
+TIGHTNESS = 100.0  # cost of a beat that is too early or late
+FAINTEST = 1e-3  # deviation of a signal, in nepers: below there are no onsets
+FAINT_PULSE, CLEAR_PULSE = 0.35, 0.7  # autocorrelation: of 8 s of noise up to 0.26, of 479 of 480 pieces above 0.64
 
 LOW, LOW_MID, MID, HIGH, HARMONY, BASS, CLASSES = range(7)  # the rows of signals
 ECHOES = (2 / 3, 3 / 2, 2.0, 4.0)  # beats
 ECHOING = [LOW, HIGH]
 TELLING = [LOW, MID, HIGH, HARMONY, BASS]
 SURE = 0.8
-AUDIBLE = 0.1  # an attack, beside the strongest
-DELAY_SECONDS = -0.005  # an attack is seen when its window is half way into it
+AUDIBLE = 0.1  # of an onset, relative to the strongest
+DELAY_SECONDS = -0.005  # of an onset in the spectrum
 METERS = (4, 3)  # beats in a bar
-FITTED_BARS = 12  # in a piece that `BAR_WEIGHTS` were fitted on: what they weigh is of that many
-JUMP = 2.0  # what a bar of another length costs, in the unit of their softmax
+FITTED_BARS = 12  # in the pieces that `BAR_WEIGHTS` were fitted on
+JUMP = 2.0  # cost of a bar of another length, in logits
 
 # Of softmaxes over candidates and over ways to cut bars, fitted on synthesised pieces: benchmarks/listening.py --fit
 TEMPO_WEIGHTS = (
     (2.29, 2.53, -1.09),  # the fit of the tempo, its distance from the usual one in octaves, and its square
     (-1.14, -2.63, -0.14, 1.35, -4.75, -1.22, 4.97, -0.78),  # ECHOES in the lows and the highs
-    (0.83, 0.64, -0.14, -2.7, -2.53),  # what happens halfway between beats, of the signals in TELLING
+    (0.83, 0.64, -0.14, -2.7, -2.53),  # signals in TELLING halfway between beats
     (-1.0, -0.03, -0.05, -8.05, 3.03),  # and a quarter of a beat away from them
 )
 BAR_WEIGHTS = (
@@ -72,23 +71,23 @@ BAR_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Rhythm:
-    """The tempo in beats a minute, how probable it is (0..1), beats and the downbeats among them in seconds."""
+    """Tempo, beats and bars."""
 
-    tempo: float
-    confidence: float
-    beats: tuple[float, ...]
-    downbeats: tuple[float, ...]
+    tempo: float  # beats a minute
+    confidence: float  # probability
+    beats: tuple[float, ...]  # seconds
+    downbeats: tuple[float, ...]  # those of `beats` that begin a bar
     beats_per_bar: int
 
     @property
     def is_sure(self) -> bool:
-        """Whether the tempo may be told to people."""
+        """Whether the tempo is probable enough to be used."""
         return self.confidence >= SURE
 
 
 @dataclass(frozen=True)
 class Bars:
-    """One way to cut beats into bars of the same length; `evidence` is what `BAR_WEIGHTS` weigh."""
+    """One way to cut beats into bars of the same length; `evidence` are features for `BAR_WEIGHTS`."""
 
     beats: Places
     beats_per_bar: int
@@ -99,15 +98,15 @@ class Bars:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Beats at one tempo; `evidence` is what `TEMPO_WEIGHTS` weigh."""
+    """Beats at one tempo; `evidence` are features for `TEMPO_WEIGHTS`."""
 
     beats: Places
-    echo: float  # 0..about 2.8: how well the song repeats itself at the multiples of this beat
+    echo: float  # 0..about 2.8: weighted autocorrelation at multiples of the beat
     evidence: Array
 
     @property
     def period(self) -> float:
-        """Steps from beat to beat, over half the song at a time: one lost or added beat does not move it."""
+        """Steps from beat to beat, the median over half the song: robust to a lost or added beat."""
         half = len(self.beats) // 2
         return float(np.median((self.beats[half:] - self.beats[:-half]) / half))
 
@@ -118,39 +117,39 @@ class Candidate:
 
 
 def find_rhythm(wave: Wave, rate: int) -> Rhythm | None:
-    """The rhythm of `[C, S]` at `rate` Hz; None where nothing pulses: silence, a drone, noise, less than 5 s."""
+    """The rhythm of `[C, S]` at `rate` Hz; None without a pulse: silence, a drone, noise, less than 5 s."""
     if is_silent(wave) or wave.shape[1] < SHORTEST_SECONDS * rate:
         return None
-    signals, pitches = listen(wave, rate)
-    found = candidates(signals)
-    if max((candidate.echo for candidate in found), default=0.0) < FAINT_PULSE:
+    signals, pitches = signals_of(wave, rate)
+    tempi = candidates(signals)
+    if max((candidate.echo for candidate in tempi), default=0.0) < FAINT_PULSE:
         return None
-    scores = np.array([candidate.evidence for candidate in found]) @ np.concatenate(TEMPO_WEIGHTS)
-    best = found[int(scores.argmax())]
+    scores = np.array([candidate.evidence for candidate in tempi]) @ np.concatenate(TEMPO_WEIGHTS)
+    best = tempi[int(scores.argmax())]
     ways = bars(best, signals, pitches)
     chosen = ways[int((np.array([way.evidence for way in ways]) @ np.concatenate(BAR_WEIGHTS)).argmax())]
     times = np.round(np.maximum(chosen.beats / STEPS_PER_SECOND + DELAY_SECONDS, 0), 3)
-    heard = _heard(chosen.beats, signals)
+    audible = _audible(chosen.beats, signals)
     return Rhythm(
         tempo=best.tempo,
         confidence=min(1.0, best.echo / CLEAR_PULSE) / float(np.exp(scores - scores.max()).sum()),
-        beats=tuple(times[heard].tolist()),
-        downbeats=tuple(times[heard & _downbeats(chosen)].tolist()),
+        beats=tuple(times[audible].tolist()),
+        downbeats=tuple(times[audible & _downbeats(chosen)].tolist()),
         beats_per_bar=chosen.beats_per_bar,
     )
 
 
-def listen(wave: Wave, rate: int) -> tuple[Array, Array]:
-    """All that is listened to: attacks and changes `[7, T]`, and pitches `[60, T']`."""
-    louder = attacks(mono_at(wave, rate, RATE))
-    sounding = pitches(mono_at(wave, rate, HARMONY_RATE))
-    return np.concatenate([louder, changes(sounding, CHANGE_SECONDS, louder.shape[1])]), sounding
+def signals_of(wave: Wave, rate: int) -> tuple[Array, Array]:
+    """The signals: onsets and changes of harmony `[7, T]`, and pitches `[60, T']`."""
+    rises = onsets(mono_at(wave, rate, RATE))
+    levels = pitches(mono_at(wave, rate, HARMONY_RATE))
+    return np.concatenate([rises, changes(levels, CHANGE_SECONDS, rises.shape[1])]), levels
 
 
-def attacks(mono: NDArray[np.float32]) -> Array:
-    """How much louder each range gets `[4, T]`, at `STEPS_PER_SECOND`.
+def onsets(mono: NDArray[np.float32]) -> Array:
+    """The rise of loudness in each range `[4, T]`, at `STEPS_PER_SECOND`.
 
-    Logarithmic flux against the loudest neighbouring band, so that vibrato is no attack, after Böck & Widmer (2013),
+    Logarithmic flux against the loudest neighbouring band, so that vibrato is no onset, after Böck & Widmer (2013),
     "Maximum filter vibrato suppression for onset detection".
     """
     filters, centres = _bands()
@@ -172,7 +171,7 @@ def _bands() -> tuple[NDArray[np.float32], Array]:
 
 
 def _triangles(places: Array, edges: Array) -> NDArray[np.float32]:
-    """One triangle over three edges each `[places, edges - 2]`; a band narrower than the grid takes its nearest bin."""
+    """Triangular filters over three edges each `[places, edges - 2]`; very narrow ones get their nearest bin."""
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
     at = places[:, None]
     filters = np.clip(np.minimum((at - low) / (centre - low), (high - at) / (high - centre)), 0, None)
@@ -182,7 +181,7 @@ def _triangles(places: Array, edges: Array) -> NDArray[np.float32]:
 
 
 def pitches(mono: NDArray[np.float32]) -> Array:
-    """How loud each semitone is `[60, T']`, in nepers, at `HARMONY_STEPS_PER_SECOND`, of a wave at `HARMONY_RATE`."""
+    """Loudness of each semitone `[60, T']`, in nepers, at `HARMONY_STEPS_PER_SECOND`, of a wave at `HARMONY_RATE`."""
     hertz = np.maximum(np.arange(HARMONY_WINDOW // 2 + 1) * HARMONY_RATE / HARMONY_WINDOW, 1e-3)
     filters = _triangles(69 + 12 * np.log2(hertz / 440), np.arange(LOWEST_PITCH - 1.0, HIGHEST_PITCH + 2))
     loudness = np.concatenate([block @ filters for block in spectra(mono, HARMONY_WINDOW, HARMONY_HOP)]).astype(float)
@@ -190,24 +189,21 @@ def pitches(mono: NDArray[np.float32]) -> Array:
 
 
 def changes(pitches: Array, seconds: float, steps: int) -> Array:
-    """How much what sounds in the `seconds` before differs from the `seconds` after `[3, steps]`.
-
-    In all pitches, in the bass, and in pitch classes; at `STEPS_PER_SECOND`.
-    """
+    """Differences of the `seconds` before and after each step `[3, steps]`: of pitches, bass, pitch classes."""
     frames = max(2, round(seconds * HARMONY_STEPS_PER_SECOND))
     padded = np.pad(pitches, ((0, 0), (frames, frames)), mode="edge")
     sums = np.cumsum(np.pad(padded, ((0, 0), (1, 0))), axis=1)
     means = (sums[:, frames:] - sums[:, :-frames]) / frames
-    turns = means[:, frames:] - means[:, :-frames]
-    classes = turns.reshape(-1, 12, turns.shape[1]).sum(axis=0)
+    differences = means[:, frames:] - means[:, :-frames]
+    classes = differences.reshape(-1, 12, differences.shape[1]).sum(axis=0)
     places = np.arange(steps) * HARMONY_STEPS_PER_SECOND / STEPS_PER_SECOND
-    curves = [np.abs(part).mean(axis=0) for part in (turns, turns[:BASS_PITCHES], classes)]
+    curves = [np.abs(part).mean(axis=0) for part in (differences, differences[:BASS_PITCHES], classes)]
     return np.array([_between(curve, places) for curve in curves])
 
 
 def candidates(signals: Array) -> list[Candidate]:
-    """The tempi that explain the attacks of `[7, T]` best, each with its beats."""
-    curves = np.array([_standing_out(signal) for signal in signals[:4]])
+    """The tempi that explain the onsets in `[7, T]` best, each with its beats."""
+    curves = np.array([_peaks(signal) for signal in signals[:4]])
     pulse = curves.mean(axis=0)
     lags = int(4 * 60 * STEPS_PER_SECOND / SLOWEST) + 2
     echoes = np.array([_autocorrelation(curve, lags) for curve in (pulse, *curves)])
@@ -215,17 +211,17 @@ def candidates(signals: Array) -> list[Candidate]:
     multiples, weights = np.array(MULTIPLES).T
     fits = weights @ _between(echoes[0], multiples[:, None] * periods)
     peaks = np.flatnonzero((fits[1:-1] >= fits[:-2]) & (fits[1:-1] > fits[2:])) + 1
-    found = []
+    tempi = []
     for peak in peaks[np.argsort(-fits[peaks])][:CANDIDATES]:
         beats = _beats(pulse / max(pulse.std(), 1e-9), float(periods[peak]))
         if len(beats) >= 6:
-            found.append((beats, float(fits[peak])))
+            tempi.append((beats, float(fits[peak])))
     loud = _loudest_around(np.concatenate([curves, signals[4:]]))
-    return [Candidate(beats, fit, _evidence(beats, fit, echoes[1:], loud)) for beats, fit in found]
+    return [Candidate(beats, fit, _evidence(beats, fit, echoes[1:], loud)) for beats, fit in tempi]
 
 
-def _standing_out(signal: Array) -> Array:
-    """A signal over its mean of the second around, with a deviation of 1; next to nothing stays so."""
+def _peaks(signal: Array) -> Array:
+    """A signal above its mean over a second, with a deviation of 1 unless it is almost flat."""
     smooth = np.convolve(signal, np.hanning(5) / 2, mode="same")
     second = int(STEPS_PER_SECOND) | 1
     around = np.convolve(np.pad(smooth, second // 2, mode="reflect"), np.ones(second) / second, mode="valid")
@@ -234,7 +230,7 @@ def _standing_out(signal: Array) -> Array:
 
 
 def _autocorrelation(curve: Array, lags: int) -> Array:
-    """`[lags]`, 1 at lag 0; long lags are not weaker for overlapping less, and 0 where there is no overlap."""
+    """`[lags]`, 1 at lag 0, corrected for the overlap; 0 without overlap."""
     centred = curve - curve.mean()
     steps = len(centred)
     spectrum = np.fft.rfft(centred, 2 * steps)
@@ -248,10 +244,9 @@ def _between(curve: NDArray[np.floating], places: NDArray[np.floating]) -> Array
 
 
 def _beats(pulse: Array, period: float) -> Places:
-    """Where the pulse is strong and the steps are even, by dynamic programming.
+    """Beats by dynamic programming: strong pulse and even steps.
 
-    After Ellis (2007), "Beat tracking by dynamic programming", section 3. As no beat looks back less than the shortest
-    lag, as many steps as that are decided at once.
+    After Ellis (2007), "Beat tracking by dynamic programming", section 3; as many steps as the shortest lag at once.
     """
     lags = np.arange(round(period / 1.5), round(period * 1.5) + 1)
     cost = TIGHTNESS * np.log(lags / period) ** 2
@@ -265,27 +260,27 @@ def _beats(pulse: Array, period: float) -> Places:
         total[here] += np.maximum(most, 0)
         before[here] = np.where(most > 0, back[np.arange(len(here)), best], -1)
     last = max(0, len(pulse) - round(period))
-    return _followed_back(before, last + int(total[last:].argmax()))
+    return _path_to(before, last + int(total[last:].argmax()))
 
 
-def _followed_back(before: Places, place: int) -> Places:
-    """The places that lead to this one, the first one first."""
-    found = []
+def _path_to(before: Places, place: int) -> Places:
+    """The places that lead to this one, in order."""
+    path = []
     while place >= 0:
-        found.append(place)
+        path.append(place)
         place = int(before[place])
-    return np.array(found[::-1])
+    return np.array(path[::-1])
 
 
 def _loudest_around(signals: Array) -> Array:
-    """Each signal as the loudest of five steps (58 ms), divided by its mean: hands are not exact."""
+    """The maximum of each signal over five steps (58 ms), divided by its mean: musicians are not exact."""
     padded = np.pad(signals, ((0, 0), (2, 2)), mode="edge")
     loudest = np.max([padded[:, shift : shift + signals.shape[1]] for shift in range(5)], axis=0)
     return loudest / (loudest.mean(axis=1, keepdims=True) + 1e-9)
 
 
 def _evidence(beats: Places, fit: float, echoes: Array, loud: Array) -> Array:
-    """What speaks for and against a tempo `[21]`, in the order of `TEMPO_WEIGHTS`."""
+    """Features of a tempo `[21]`, in the order of `TEMPO_WEIGHTS`."""
     period = float(np.median(np.diff(beats)))
     octaves = np.log2(60 * STEPS_PER_SECOND / period / USUAL)
     repeats = [_between(echoes[signal], np.array(ECHOES) * period) for signal in ECHOING]
@@ -295,40 +290,40 @@ def _evidence(beats: Places, fit: float, echoes: Array, loud: Array) -> Array:
 
 
 def _between_beats(beats: Places, signals: Array, parts: tuple[float, ...]) -> Array:
-    """The mean of signals `[N, T]` at fractions of the way from beat to beat `[N]`."""
+    """The mean of signals `[N, T]` at fractions of each beat `[N]`."""
     order = np.arange(len(beats))
     places = [np.interp(order[:-1] + part, order, beats).round().astype(int) for part in parts]
     return signals[:, np.concatenate(places)].mean(axis=1)
 
 
 def bars(candidate: Candidate, signals: Array, pitches: Array) -> list[Bars]:
-    """All ways to cut a song into bars: of each meter, begun at each of the beats or halfway between two."""
+    """All ways to cut a song into bars: of each meter, from each of the beats or halfway between two."""
     beat_seconds = 60 / candidate.tempo
-    turns = [changes(pitches, beats * beat_seconds, signals.shape[1]) for beats in (1, 2)]
-    loud = _loudest_around(np.concatenate([signals[: HIGH + 1], *turns]))
+    differences = [changes(pitches, beats * beat_seconds, signals.shape[1]) for beats in (1, 2)]
+    loud = _loudest_around(np.concatenate([signals[: HIGH + 1], *differences]))
     offbeats = (candidate.beats[1:] + candidate.beats[:-1]) // 2
-    found = []
+    ways = []
     for beats in (candidate.beats, offbeats):
         strength = np.log(loud[:, beats].mean(axis=1) + 0.1)
         standard = _standard(loud[:, beats])
         for meter in METERS:
             evidence = _bar_evidence(standard, strength, meter)
-            found += [Bars(beats, meter, first, evidence[first], standard) for first in range(meter)]
-    return found
+            ways += [Bars(beats, meter, first, evidence[first], standard) for first in range(meter)]
+    return ways
 
 
 def _standard(rows: Array) -> Array:
-    """Rows with mean 0 and deviation 1, after their few highest values were lowered."""
+    """Rows with mean 0 and deviation 1, clipped at the 97th percentile."""
     capped = np.minimum(rows, np.percentile(rows, 97, axis=1, keepdims=True))
     centred = capped - capped.mean(axis=1, keepdims=True)
     return centred / (centred.std(axis=1, keepdims=True) + 1e-9)
 
 
 def _bar_evidence(signals: Array, strength: Array, meter: int) -> Array:
-    """What speaks for a downbeat at each of the first beats `[meter, 41]`, of signals on beats `[10, beats]`.
+    """Features of bars from each of the first beats `[meter, 41]`, of signals on beats `[10, beats]`.
 
-    The meter; then, of every signal, how it stands out on downbeats, and two beats later in bars of four; how well it
-    repeats itself after a bar; and its `strength` on beats at all.
+    The meter; then, of every signal, its mean on downbeats, and two beats later in bars of four; its correlation with
+    itself after a bar; and its `strength` on beats.
     """
     echo = (signals[:, meter:] * signals[:, :-meter]).mean(axis=1)
     by_place = np.array([signals[:, place::meter].mean(axis=1) for place in range(meter)])
@@ -338,7 +333,7 @@ def _bar_evidence(signals: Array, strength: Array, meter: int) -> Array:
 
 
 def _downbeats(way: Bars) -> NDArray[np.bool_]:
-    """Which beats begin a bar: the likeliest path (Viterbi) on which a bar may lose or gain beats, at a price."""
+    """Which beats begin a bar: the best path (Viterbi), where bars of another length have a cost."""
     meter = way.beats_per_bar
     third = np.pad(way.signals[:, 2:], ((0, 0), (0, 2))) * (meter == 4)
     marks = (np.array(BAR_WEIGHTS[1]) @ way.signals + np.array(BAR_WEIGHTS[2]) @ third) / FITTED_BARS
@@ -355,8 +350,8 @@ def _downbeats(way: Bars) -> NDArray[np.bool_]:
     return np.array(places[::-1]) == 0
 
 
-def _heard(beats: Places, signals: Array) -> NDArray[np.bool_]:
-    """Which beats lie between the first and the last attack: none is told of in the silence around a song."""
+def _audible(beats: Places, signals: Array) -> NDArray[np.bool_]:
+    """Which beats lie between the first and the last onset."""
     strongest = signals[: HIGH + 1].max(axis=0)
     loud = np.flatnonzero(strongest >= AUDIBLE * strongest.max())
     return np.asarray((beats >= loud[0] - RISE_STEPS) & (beats <= loud[-1] + RISE_STEPS))

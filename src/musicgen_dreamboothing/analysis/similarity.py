@@ -1,4 +1,4 @@
-"""How near one wave is to another: what a codec has changed, in two figures. Waves are float32 `[C, S]`."""
+"""Distances between a wave and its copy from a codec. Waves are float32 `[C, S]`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ LEAST = 1e-10  # ratio of powers: 100 dB stand for any better copy, -100 for sil
 
 
 def si_sdr(made: Wave, true: Wave) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB, mean over channels (Le Roux et al. 2019, eq. 4).
-
-    It compares samples, so it hears delays and phases, which ears do not.
-    """
+    """Scale-invariant signal-to-distortion ratio in dB, mean over channels (Le Roux et al. 2019, eq. 4)."""
     return float(np.mean([_si_sdr(*sides) for sides in zip(made, true, strict=True)]))
 
 
 def _si_sdr(made: NDArray[np.float32], true: NDArray[np.float32]) -> float:
-    centred, wanted = made - made.mean(dtype=np.float64), true - true.mean(dtype=np.float64)
-    power = max(wanted @ wanted, LEAST)
-    target = (centred @ wanted) / power * wanted
+    centred, reference = made - made.mean(dtype=np.float64), true - true.mean(dtype=np.float64)
+    power = max(reference @ reference, LEAST)
+    target = (centred @ reference) / power * reference
     noise = centred - target
     return float(10 * np.log10(max(target @ target / max(noise @ noise, LEAST * power), LEAST)))
 
@@ -32,7 +29,7 @@ def _si_sdr(made: NDArray[np.float32], true: NDArray[np.float32]) -> float:
 def mel_distance(made: Wave, true: Wave, rate: int) -> float:
     """Mean absolute difference in dB of 64 mel bands from 40 Hz to half the rate, mean over channels.
 
-    A sine at full scale is near 0 dB; nothing counts that lies below -60 dB.
+    A sine at full scale is near 0 dB; levels below -60 dB do not count.
     """
     sides = zip(made, true, strict=True)
     return float(np.mean([np.abs(_mel_db(one, rate) - _mel_db(other, rate)).mean() for one, other in sides]))

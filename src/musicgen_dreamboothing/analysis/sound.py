@@ -1,7 +1,4 @@
-"""All that is measured in one clip, as plain values that can be kept.
-
-Processes that do nothing but measure load this module, so it imports nothing heavy.
-"""
+"""Measurements of one clip as plain values for JSON. Worker processes load this module, so it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,46 +16,32 @@ from musicgen_dreamboothing.analysis.loudness import loudness, peak
 from musicgen_dreamboothing.audio import AudioError, Wave
 
 STRIP_RATE = 2  # levels a second, to draw a song
-LEAST_DB = -120.0  # dBFS: what a peak of 0 is called
+LEAST_DB = -120.0  # dBFS, for a peak of 0
 
 
 @dataclass(frozen=True)
 class Sound:
-    """What was measured in one clip.
+    """The measurements of one clip."""
 
-    Attributes:
-        seconds: its length.
-        lufs: integrated loudness, None where it has none (see `loudness`).
-        peak_db: dBFS.
-        clipping: share of samples at the ceiling.
-        silence: share of the time.
-        offset: from 0, as a share of full scale.
-        channels: how its sides belong together.
-        bandwidth: Hz, where the spectrum falls off a cliff, or half the rate.
-        damage: what of the file could not be decoded.
-        strip: RMS levels, linear, two a second.
-        fingerprint: see `duplicates`; in base64.
-    """
-
-    seconds: float
-    lufs: float | None
-    peak_db: float
-    clipping: float
-    silence: float
-    offset: float
-    channels: defects.Channels
-    bandwidth: float
-    damage: str | None
-    strip: list[float]
-    fingerprint: str
+    seconds: float  # its length
+    lufs: float | None  # integrated loudness, None where it has none (see `loudness`)
+    peak_db: float  # dBFS
+    clipping: float  # share of samples at the ceiling
+    silence: float  # share of the time
+    offset: float  # from 0, as a share of full scale
+    channels: defects.Channels  # how its sides belong together
+    bandwidth: float  # Hz, where the spectrum falls off a cliff, or half the rate
+    damage: str | None  # what of the file could not be decoded
+    strip: list[float]  # RMS levels, linear, two a second
+    fingerprint: str  # see `duplicates`; in base64
 
     def words(self) -> Fingerprint:
-        """The fingerprint as `find_duplicates` wants it."""
+        """The fingerprint for `find_duplicates`."""
         return np.frombuffer(base64.b64decode(self.fingerprint), "<u4").astype(np.uint32)
 
 
 def measure_file(path: Path, rate: int) -> Sound | str:
-    """What a file sounds like, or why it cannot be read."""
+    """The measurements of a file, or why it cannot be read."""
     damages: list[str] = []
     try:
         wave = audio.decode(path, rate, name=path.name, on_damage=damages.append)
@@ -68,7 +51,7 @@ def measure_file(path: Path, rate: int) -> Sound | str:
 
 
 def measure(wave: Wave, rate: int, damage: str | None = None) -> Sound:
-    """What `[C, S]` sounds like."""
+    """The measurements of `[C, S]`."""
     lufs = loudness(wave, rate)
     return Sound(
         seconds=round(wave.shape[1] / rate, 3),

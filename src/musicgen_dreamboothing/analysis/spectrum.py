@@ -1,4 +1,4 @@
-"""Short-time spectra, in blocks: memory does not grow with the length of a song but by what is kept of them."""
+"""Short-time spectra in blocks, so that memory does not grow with the length of a song."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Array = NDArray[np.float32]
 _BLOCK = 2**19  # samples
 
 
-def mono_at(wave: Wave, rate: int, wanted: int) -> Array:
-    """`[C, S]` at `rate` Hz -> `[S']` at `wanted` Hz, its peak at 1: how loud a song is must not matter."""
-    mono = resample(to_channels(wave, 1), rate, wanted)[0]
+def mono_at(wave: Wave, rate: int, target_rate: int) -> Array:
+    """`[C, S]` at `rate` Hz -> `[S']` at `target_rate` Hz with a peak of 1."""
+    mono = resample(to_channels(wave, 1), rate, target_rate)[0]
     return mono / max(float(np.abs(mono).max(initial=0.0)), 1e-9)
 
 

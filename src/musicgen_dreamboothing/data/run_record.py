@@ -16,34 +16,22 @@ FILE = "run.json"
 
 @dataclass
 class RunRecord:
-    """The contents of `run.json`.
+    """The contents of `run.json`."""
 
-    Attributes:
-        options: of the command.
-        base_model, base_revision: the base model, and a fingerprint of it.
-        data: fingerprint of clips and captions.
-        split: how a batch is split, and among how many processes; it changes the order of sums.
-        prepared: folder with clips and tokens; it may have moved since.
-        finished: whether the training is done.
-        summary: results of the training.
-        log: lines of the training.
-        clips: training and held-out clips for `Split.from_json`; records of earlier versions lack them.
-        versions: of this package and the libraries, when the run began.
-        init_adapter: revision and digest of the adapter that the run started from.
-    """
-
-    options: dict[str, Any]
-    base_model: str
+    options: dict[str, Any]  # of the command
+    base_model: str  # the base model, and a fingerprint of it
     base_revision: str | None
-    data: str
+    data: str  # fingerprint of clips and captions
+    # how a batch is split, and among how many processes; it changes the order of sums
     split: dict[str, Any] = field(default_factory=dict)
-    prepared: str = ""
-    finished: bool = False
-    summary: dict[str, Any] = field(default_factory=dict)
-    log: list[dict[str, Any]] = field(default_factory=list)
+    prepared: str = ""  # folder with clips and tokens; it may have moved since
+    finished: bool = False  # whether the training is done
+    summary: dict[str, Any] = field(default_factory=dict)  # results of the training
+    log: list[dict[str, Any]] = field(default_factory=list)  # lines of the training
+    # training and held-out clips for `Split.from_json`; records of earlier versions lack them
     clips: dict[str, Any] | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    init_adapter: dict[str, Any] | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # of this package and the libraries, when the run began
+    init_adapter: dict[str, Any] | None = None  # revision and digest of the adapter that the run started from
 
     @property
     def key_phrase(self) -> str:

@@ -70,16 +70,11 @@ Embeddings = NDArray[np.float32]  # [N, D], each row of length 1
 
 @dataclass(frozen=True)
 class Group:
-    """How one list of labels is used.
+    """How one list of labels is used."""
 
-    Attributes:
-        noun: pattern of a label in the templates.
-        max_tags: of a clip.
-        is_exclusive: whether labels compete (a song is rarely both bebop and techno) or may all be true (instruments).
-    """
-
-    noun: str
-    max_tags: int
+    noun: str  # pattern of a label in the templates
+    max_tags: int  # of a clip
+    # whether labels compete (a song is rarely both bebop and techno) or may all be true (instruments)
     is_exclusive: bool
 
 

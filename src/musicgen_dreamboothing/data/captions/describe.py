@@ -38,27 +38,17 @@ Key = tuple[str, str, str]  # of a line of `heard.jsonl`: digest of the clip, co
 
 @dataclass(frozen=True)
 class DescribeSettings:
-    """How clips are described.
+    """How clips are described."""
 
-    Attributes:
-        captions: `own` takes the song's caption, `measured` the facts, `own+measured` the caption and then the facts.
-        variants: captions of each clip.
-        file_tags: tags of the songs' files to use: some of genre, bpm, key and comment.
-        clap: CLAP model.
-        labels: folder with lists of labels; None takes the built-in ones.
-        captioner: audio language model, or None.
-        class_prompt: noun behind the instance prompt.
-        cache_dir, token: for the Hub.
-    """
-
+    # `own` takes the song's caption, `measured` the facts, `own+measured` the caption and then the facts
     captions: str = "own+measured"
-    variants: int = 4
-    file_tags: tuple[str, ...] = ()
-    clap: str = "laion/larger_clap_music"
-    labels: Path | None = None
-    captioner: str | None = None
-    class_prompt: str | None = None
-    cache_dir: str | None = None
+    variants: int = 4  # captions of each clip
+    file_tags: tuple[str, ...] = ()  # tags of the songs' files to use: some of genre, bpm, key and comment
+    clap: str = "laion/larger_clap_music"  # CLAP model
+    labels: Path | None = None  # folder with lists of labels; None takes the built-in ones
+    captioner: str | None = None  # audio language model, or None
+    class_prompt: str | None = None  # noun behind the instance prompt
+    cache_dir: str | None = None  # for the Hub
     token: str | None = None
 
 
@@ -126,16 +116,11 @@ def _own_tags(song: Song, names: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Annotator:
-    """Fills one column of `heard.jsonl`.
+    """Fills one column of `heard.jsonl`."""
 
-    Attributes:
-        column: its name.
-        signature: of everything besides the clip that the content depends on.
-        load: loads the model; returns its name with the commit, and the function from waves to the column.
-    """
-
-    column: str
-    signature: str
+    column: str  # its name
+    signature: str  # of everything besides the clip that the content depends on
+    # loads the model; returns its name with the commit, and the function from waves to the column
     load: Callable[[], tuple[str, Annotate]]
 
     def key(self, digest: str) -> Key:

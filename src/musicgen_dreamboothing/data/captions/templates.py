@@ -24,24 +24,15 @@ STATES_VOCALS = r"\b(instrumental|vocals?|sung|sings|singing|singers?|voices?)\b
 
 @dataclass
 class ClipFacts:
-    """What is known of a clip; every field may be missing.
+    """What is known of a clip; every field may be missing."""
 
-    Attributes:
-        tempo: beats per minute.
-        key: such as `A minor`.
-        genres: best first, as are moods and instruments.
-        moods: adjectives.
-        instruments: nouns that need no article.
-        vocals: whether somebody sings.
-        own: tags of the song's file, `genre`, `bpm`, `key` or `comment`; they take precedence over measurements.
-    """
-
-    tempo: float | None = None
-    key: str | None = None
-    genres: list[str] = field(default_factory=list)
-    moods: list[str] = field(default_factory=list)
-    instruments: list[str] = field(default_factory=list)
-    vocals: bool | None = None
+    tempo: float | None = None  # beats per minute
+    key: str | None = None  # such as `A minor`
+    genres: list[str] = field(default_factory=list)  # best first, as are moods and instruments
+    moods: list[str] = field(default_factory=list)  # adjectives
+    instruments: list[str] = field(default_factory=list)  # nouns that need no article
+    vocals: bool | None = None  # whether somebody sings
+    # tags of the song's file, `genre`, `bpm`, `key` or `comment`; they take precedence over measurements
     own: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -41,35 +41,20 @@ Preview = Callable[[Wave], Wave]
 
 @dataclass(frozen=True)
 class Clip:
-    """One line of the metadata, and the measurements of its file.
+    """One line of the metadata, and the measurements of its file."""
 
-    Attributes:
-        file_name: in `clips/`.
-        source: the song that it was cut from.
-        split: `train` or `eval`.
-        start: in the song, seconds.
-        text: its caption.
-        tempo: bpm.
-        key: such as `A minor`.
-        tags: genres, moods and instruments.
-        vocals: whether somebody sings; None where it is unknown.
-        sound: None where the file could not be read.
-        broken: why it could not.
-        variants: its other captions.
-    """
-
-    file_name: str
-    source: str
-    split: str
-    start: float
-    text: str
-    tempo: float | None
-    key: str | None
-    tags: tuple[str, ...]
-    vocals: bool | None
-    sound: Sound | None
-    broken: str | None
-    variants: tuple[str, ...] = ()
+    file_name: str  # in `clips/`
+    source: str  # the song that it was cut from
+    split: str  # `train` or `eval`
+    start: float  # in the song, seconds
+    text: str  # its caption
+    tempo: float | None  # bpm
+    key: str | None  # such as `A minor`
+    tags: tuple[str, ...]  # genres, moods and instruments
+    vocals: bool | None  # whether somebody sings; None where it is unknown
+    sound: Sound | None  # None where the file could not be read
+    broken: str | None  # why it could not
+    variants: tuple[str, ...] = ()  # its other captions
 
 
 @dataclass(frozen=True)
@@ -85,24 +70,15 @@ class PreviewedClip:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything that was measured in a prepared folder.
+    """Everything that was measured in a prepared folder."""
 
-    Attributes:
-        folder: where it is.
-        rate: at which its clips were decoded, in Hz: that of the codec.
-        clips: in the order of the metadata, unreadable ones too.
-        songs: records of the songs that were cut.
-        duplicates: pairs of `clips`, by number.
-        previews: some clips before and after the codec.
-        caption_faults: captions that the text encoder reads only in part.
-    """
-
-    folder: Path
-    rate: int
-    clips: tuple[Clip, ...]
-    songs: tuple[SongRecord, ...]
-    duplicates: tuple[Duplicate, ...]
-    previews: tuple[PreviewedClip, ...]
+    folder: Path  # where it is
+    rate: int  # at which its clips were decoded, in Hz: that of the codec
+    clips: tuple[Clip, ...]  # in the order of the metadata, unreadable ones too
+    songs: tuple[SongRecord, ...]  # records of the songs that were cut
+    duplicates: tuple[Duplicate, ...]  # pairs of `clips`, by number
+    previews: tuple[PreviewedClip, ...]  # some clips before and after the codec
+    # captions that the text encoder reads only in part
     caption_faults: Mapping[str, Fault] = field(default_factory=dict)
 
     @property

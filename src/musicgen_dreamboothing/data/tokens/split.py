@@ -18,21 +18,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Split:
-    """The clips of a run, with its captions.
+    """The clips of a run, with its captions."""
 
-    Attributes:
-        codes: the folder in `tokens/` with their codes.
-        train: clips to train on, as rows with `COLUMNS`.
-        held_out: clips held out.
-        copies: groups of songs that are one recording.
-        left_out: songs that are not trained on, as the evaluation split has the same recording.
-    """
-
-    codes: str = ""
-    train: Sequence[Row] = ()
-    held_out: Sequence[Row] = ()
-    copies: tuple[tuple[str, ...], ...] = ()
-    left_out: tuple[str, ...] = ()
+    codes: str = ""  # the folder in `tokens/` with their codes
+    train: Sequence[Row] = ()  # clips to train on, as rows with `COLUMNS`
+    held_out: Sequence[Row] = ()  # clips held out
+    copies: tuple[tuple[str, ...], ...] = ()  # groups of songs that are one recording
+    left_out: tuple[str, ...] = ()  # songs that are not trained on, as the evaluation split has the same recording
 
     def limited(self, train: int | None, held_out: int | None) -> Split:
         """The first clips only; None or 0 means all."""
