@@ -1,4 +1,4 @@
-"""Blind listening: a page of pairs in random order that doesn't know which side is which, and the count of answers."""
+"""Blind listening: a page of pairs in random order and without names, and the count of answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from musicgen_dreamboothing.pages import FINE, mp3, render
 
 PAGE, KEY = "blind.html", "blind_key.json"
 SIDES, UNSURE = ("A", "B"), "same"
-LOUDNESS = -16.0  # LUFS, of both sides of a pair: what is louder is preferred
+LOUDNESS = -16.0  # LUFS, of both sides of a pair, as listeners prefer the louder one
 BASE, TUNED = "base", "tuned"
 ON_STYLE, ON_PROMPT = "style", "prompt"  # the questions
 
@@ -34,7 +34,7 @@ class Preference:
 
     Attributes:
         tuned, base, unsure: how often each was chosen.
-        share: of those who could tell, who chose the fine-tuned model; None where nobody could.
+        share: of the fine-tuned model among the decided answers; None where there are none.
         interval: of that share, 95 %.
     """
 
@@ -47,7 +47,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class BlindResult:
-    """What a listener found: how many pairs, which side sounds more like the style, which fits the prompt better."""
+    """The answers of a listener: which side sounds more like the style, and which fits the prompt better."""
 
     pairs: int
     style: Preference
@@ -55,18 +55,18 @@ class BlindResult:
 
 
 def write_blind(folder: Path, pairs: list[Pair], word: str, seed: int) -> Path:
-    """Writes `blind.html`, and `blind_key.json`, which tells the sides; returns the page.
+    """Writes `blind.html`, and the key to it, `blind_key.json`; returns the page.
 
-    Files of the pairs are relative to `folder`. Both sides of a pair are equally loud. All pairs are asked whether they
-    fit the prompt, those of the style also for the style. Raises UserError where there are no pairs, or a file is gone.
+    Files of the pairs are relative to `folder`. Both sides of a pair are equally loud. Raises UserError where there are
+    no pairs, or a file is gone.
     """
     if not pairs:
         raise UserError("there are no pairs to listen to; make some with: evaluate")
-    dice = random.Random(seed)
-    order = [(pair, dice.sample((BASE, TUNED), 2)) for pair in dice.sample(pairs, len(pairs))]
+    rng = random.Random(seed)
+    order = [(pair, rng.sample((BASE, TUNED), 2)) for pair in rng.sample(pairs, len(pairs))]
     shown = [_shown(folder, number, pair, sides) for number, (pair, sides) in enumerate(order, 1)]
-    heard = "".join(sound for one in shown for _, sound in one["sides"])
-    test = hashlib.blake2b(heard.encode(), digest_size=8).hexdigest()  # of nothing that isn't on the page
+    sounds = "".join(sound for pair in shown for _, sound in pair["sides"])
+    test = hashlib.blake2b(sounds.encode(), digest_size=8).hexdigest()  # reveals nothing beyond the page
     key = [
         {"pair": number, "kind": pair.kind, "prompt": pair.prompt, "variation": pair.variation}
         | dict(zip(SIDES, sides, strict=True))
@@ -78,10 +78,7 @@ def write_blind(folder: Path, pairs: list[Pair], word: str, seed: int) -> Path:
 
 
 def score_blind(folder: Path, answers: Path) -> BlindResult:
-    """Counts a file of answers that the page in `folder` saved.
-
-    Raises UserError where the file isn't one, belongs to another page, or lacks answers.
-    """
+    """Counts a file of answers of the page in `folder`. Raises UserError where it is incomplete or of another page."""
     key, given = _read(folder / KEY, "pairs"), _read(answers, "answers")
     if given["test"] != key["test"]:
         raise UserError(f"{answers} belongs to another page than {folder / PAGE}; answer that one, or name its folder")
@@ -93,7 +90,7 @@ def score_blind(folder: Path, answers: Path) -> BlindResult:
 
 
 def blind_lines(result: BlindResult, word: str) -> list[str]:
-    """The result in one sentence a question."""
+    """A sentence for each question."""
     asked = {f"sounding more like {word}": result.style, "fitting the prompt better": result.prompt}
     return [_sentence(name, one) for name, one in asked.items() if one.tuned + one.base + one.unsure]
 
@@ -115,7 +112,7 @@ def _questions(kind: str) -> list[str]:
 
 
 def _shown(folder: Path, number: int, pair: Pair, sides: list[str]) -> dict[str, Any]:
-    """What the page knows of a pair: not which side is which."""
+    """The data of a pair on the page, without which side is which."""
     names = {BASE: pair.base_file, TUNED: pair.tuned_file}
     sounds = _level([load(folder / names[side]) for side in sides])
     return {
@@ -135,14 +132,14 @@ def _level(sounds: list[tuple[Wave, int]]) -> list[tuple[Wave, int]]:
 
 def _read(path: Path, part: str) -> dict[str, Any]:
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; make the page with: evaluate --blind, answer and save it") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON; save the answers from {PAGE} again") from error
-    if not isinstance(held, dict) or "test" not in held or part not in held:
+    if not isinstance(content, dict) or "test" not in content or part not in content:
         raise UserError(f"{path} holds no {part} of a blind listening page; save them from {PAGE} again")
-    return held
+    return content
 
 
 def _answer(given: dict[str, Any], row: dict[str, Any], question: str) -> str | None:

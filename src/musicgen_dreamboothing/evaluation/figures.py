@@ -112,7 +112,7 @@ def _unless_too_few(
     try:
         return measure(data)
     except TooFewError as error:
-        return [_missing(data, key, f"it can't be told from so few songs: {error}") for key in keys]
+        return [_missing(data, key, f"too few songs: {error}") for key in keys]
 
 
 def _losses(data: EvaluationData) -> list[Figure]:

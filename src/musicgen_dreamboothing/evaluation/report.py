@@ -90,11 +90,11 @@ def _curve(row: dict[str, Any]) -> Curve:
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON doesn't know."""
+    """The value with null for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
-        return {key: _finite(held) for key, held in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -113,15 +113,15 @@ def _info(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Side:
-    """A sound that can be heard and seen on the page."""
+    """A sound with its spectrogram, both as data URIs."""
 
     name: str
-    sound: str  # data URIs
+    sound: str
     picture: str
 
 
 def _fitting(folder: Path, pairs: list[Pair]) -> list[Pair]:
-    """The pairs that get players: first one of each prompt, then the second ones, as far as there is room."""
+    """The pairs that get players: first one of each prompt, then the second ones, up to `PAGE_SECONDS`."""
     chosen: list[Pair] = []
     seconds = 0.0
     for pair in sorted(pairs, key=lambda pair: pair.variation):
@@ -148,7 +148,7 @@ def _sides(folder: Path, pair: Pair) -> list[_Side]:
 
 
 def _shown(names: Sequence[str], sounds: list[tuple[Wave, int]], drawn: Sequence[bytes]) -> list[_Side]:
-    """Sounds with their spectrograms; those that are drawn here have one scale of brightness."""
+    """Sounds with their spectrograms, which share one scale of brightness."""
     loudest = max(loudest_power(wave) for wave, _ in sounds)
     pictures = [
         content or spectrogram(wave, rate, loudest) for (wave, rate), content in zip(sounds, drawn, strict=True)
@@ -164,10 +164,11 @@ def _by_score(nearest: list[Nearest]) -> list[Nearest]:
 
 
 def _copy(folder: Path, one: Nearest) -> tuple[Nearest, list[_Side]]:
-    """A near-copy and what it is near to, both from where the likeness begins."""
+    """A near-copy and the song it is near to, both from where the likeness begins."""
     places = [("what it played", one.file, one.at), ("your song", one.clip_file, one.clip_at)]
-    found = [(name, _excerpt(folder / file, at, one.seconds)) for name, file, at in places if file]
-    return one, _shown([name for name, _ in found], [sound for _, sound in found], [b""] * len(found))
+    places = [place for place in places if place[1]]
+    sounds = [_excerpt(folder / file, at, one.seconds) for _, file, at in places]
+    return one, _shown([name for name, _, _ in places], sounds, [b""] * len(places))
 
 
 def _excerpt(path: Path, at: float, seconds: float) -> tuple[Wave, int]:
@@ -179,7 +180,7 @@ def _excerpt(path: Path, at: float, seconds: float) -> tuple[Wave, int]:
 
 def _row(figure: Figure) -> dict[str, Any]:
     """A line of the table of figures; its cells are label, number, interval, word and the word's tone."""
-    unit, difference, found = figure.unit, _difference(figure), direction(figure)
+    unit, difference, change = figure.unit, _difference(figure), direction(figure)
     digits = _digits([figure.base, figure.tuned, figure.goal], unit, 3)
     fine = _digits([difference, *(figure.change or ())], unit, 2)
     cells = [
@@ -190,8 +191,8 @@ def _row(figure: Figure) -> dict[str, Any]:
             "change",
             _number(difference, fine, unit, "+"),
             _span(figure.change, fine, unit, "+"),
-            found,
-            TONES.get(found, ""),
+            change,
+            TONES.get(change, ""),
         ),
     ]
     return {"figure": figure, "cells": cells, "drawing": _bar(figure)}
@@ -206,7 +207,7 @@ def _usable(values: Any) -> list[float]:
 
 
 def _digits(values: Any, unit: str, figures: int) -> int:
-    """How many stand behind the point, for so many figures of the largest value; none in percent."""
+    """Decimal places for so many figures of the largest value; none in percent."""
     largest = max(map(abs, _usable(values)), default=0.0)
     if unit == "%":
         return 0 if largest >= 0.1 else 1
@@ -286,7 +287,7 @@ def _short(value: float, digits: int) -> str:
 
 
 def _setting(value: Any) -> list[str]:
-    """The lines that show a setting: words of a list one below the other, numbers in a row."""
+    """The lines of a setting: strings of a list one below the other, numbers in a row."""
     if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
         return list(value)
     if isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value):

@@ -1,17 +1,14 @@
-"""What an evaluation found, as plain values: `report.json` is these dataclasses, `report.html` shows them."""
+"""The result of an evaluation as plain values: `report.json` is these dataclasses, `report.html` shows them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-STYLE, NEUTRAL = (
-    "style",
-    "neutral",
-)  # prompts that call up what was learned, and those that tell what became of the rest
+STYLE, NEUTRAL = "style", "neutral"  # prompts for the new style, and for other music
 LOWER, HIGHER, NEITHER = "lower", "higher", "neither"  # which way is better
 
-Interval = tuple[float, float]  # where a figure lies in 95 of 100 cases
+Interval = tuple[float, float]  # confidence interval of 95 %
 
 
 @dataclass(frozen=True)
@@ -20,14 +17,14 @@ class Figure:
 
     Attributes:
         key: its short name in `report.json`, e.g. `style_distance`.
-        title: what a musician reads, e.g. "distance to your songs".
+        title: for musicians, e.g. "distance to your songs".
         unit: "nats", "%", or empty.
         better: `lower`, `higher` or `neither`.
-        base, tuned: the value before and after; None where it can't be had (`reason` says why).
+        base, tuned: the value before and after; None with a `reason`.
         base_interval, tuned_interval: bootstrap intervals of 95 %.
-        goal: the same of music that is as good as can be (held-out songs through the codec), if it is known.
+        goal: the value of held-out songs through the codec, if it is known.
         change: interval of the paired difference tuned - base, where clips are paired by prompt and seed.
-        clips: of how many clips.
+        clips: number of clips.
         meaning: one sentence for a musician.
         source: paper or formula, for a researcher.
         reason: why there is no value.
@@ -65,16 +62,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Likeness:
-    """Where a generated clip is most like the training clips.
+    """The place in the training clips that is most like a generated clip.
 
     Attributes:
         at, clip_at, song_at: where it begins in the generated clip, the training clip and the song, in seconds.
         song: name of the song.
         clip_file: the training clip.
         seconds: how long it lasts.
-        score: 0 to 1, how alike: the share of codes that agree meanwhile, or the mean cosine.
+        score: 0 to 1: the share of codes that agree in that time, or the mean cosine.
         by: `tokens` or `embedding`.
-        is_copy: whether it is beyond what other songs of the style share, and flagged as a near-copy.
+        is_copy: whether it is a near-copy: more alike than songs of the style are to each other.
     """
 
     at: float
@@ -90,10 +87,10 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Nearest(Likeness):
-    """The same of a clip in a report; files are relative to it, `clip_file` is empty unless it is a near-copy.
+    """The likeness of a clip in a report; files are relative to it, `clip_file` is empty unless it is a near-copy.
 
     Attributes:
-        file, prompt: the generated clip, and what it was made for.
+        file, prompt: of the generated clip.
     """
 
     file: str
@@ -117,12 +114,13 @@ class Evaluation:
         run: name of the run's folder.
         base_model: its base.
         word: the key-word.
-        embedding: what sounds were compared with, e.g. "CLAP laion/larger_clap_music" or "signal statistics (no CLAP)".
+        embedding: of the sounds, e.g. "CLAP laion/larger_clap_music" or "signal statistics (no CLAP)".
         verdict: three sentences.
-        best: which checkpoint was kept and why, one sentence, or empty.
-        figures, pairs, nearest, curves: what was found; `nearest` holds one entry for each generated style clip.
-        settings: prompts, seeds, seconds, sampling, versions: what is needed to do it again.
-        notes: what a reader must know, e.g. that few clips make intervals wide.
+        best: which checkpoint is in the run and why, one sentence, or empty.
+        figures, pairs, curves: see there.
+        nearest: one entry for each generated style clip.
+        settings: prompts, seeds, seconds, sampling, versions: what is needed to repeat it.
+        notes: limitations, e.g. that few clips make intervals wide.
     """
 
     run: str

@@ -1,7 +1,6 @@
-"""What the figures of an evaluation say, in three sentences that claim no more than their intervals carry.
+"""The verdict of an evaluation: three sentences that claim no more than the intervals allow.
 
-Pure functions of plain values. Where an interval is missing, or spans no difference, the sentence says that it can't be
-told.
+Where an interval is missing, or includes no difference, the sentence calls the result unclear.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ import math
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.evaluation.result import HIGHER, LOWER, NEITHER, Figure, Interval, Nearest
 
-BETTER, WORSE, CHANGED, UNCLEAR = "better", "worse", "changed", "can't be told"
-LEARNED = 0.5  # of the way to the songs, surely: a style is learned; less is something of it
-KEPT_SHARE = 0.1  # of a figure that may be lost, surely no more, where it counts as kept
-SAME_DRIFT = 1.25  # times what another seed changes: surely no more counts as no change
-COLLAPSED = 0.5  # of the diversity before, surely less
-ALL_BUT_NONE = 0.99  # where percents tell no more: the base knew nothing of it
+BETTER, WORSE, CHANGED, UNCLEAR = "better", "worse", "changed", "unclear"
+LEARNED = 0.5  # lower end of the gap closed from which a style is learned; below that "something of" it
+TOLERATED_LOSS = 0.1  # share of a figure, at most, that still counts as no loss
+SAME_DRIFT = 1.25  # times the change of another seed, at most, that counts as no change
+COLLAPSED = 0.5  # of the diversity before, at most
+FAR_LESS = 0.99  # from here on no percentage is given: the base knew nothing of it
 PLACES = 3  # of near-copies that are named
 ADHERENCE = {"text_score": "their words", "tempo_adherence": "the tempo", "key_adherence": "the key"}
 
@@ -24,15 +23,15 @@ ADHERENCE = {"text_score": "their words", "tempo_adherence": "the tempo", "key_a
 def verdict(figures: list[Figure], nearest: list[Nearest], word: str) -> list[str]:
     """Did it learn `word`, does it still follow prompts, is it original: one sentence each.
 
-    Of the figures it reads style_gap_closed (or style_distance), loss, text_score, tempo_adherence, key_adherence,
-    drift and diversity; any may be missing or without values.
+    It reads style_gap_closed (or style_distance), loss, text_score, tempo_adherence, key_adherence, drift and
+    diversity; any may be missing or without values.
     """
     known = {figure.key: figure for figure in figures if figure.tuned is not None and math.isfinite(figure.tuned)}
     return [_style(known, word), _prompts(known), _originality(nearest)]
 
 
 def direction(figure: Figure) -> str:
-    """`better`, `worse`, `changed` (where neither is better) or `can't be told`; empty where nothing is compared."""
+    """`better`, `worse`, `changed` (where neither is better) or `unclear`; empty where nothing is compared."""
     if figure.change is None:
         return ""
     low, high = figure.change
@@ -61,7 +60,7 @@ def _style(known: dict[str, Figure], word: str) -> str:
 def _gap(gap: Figure, word: str) -> str:
     """Of the share of the way from the base to the songs."""
     if gap.tuned is None or gap.tuned_interval is None or not all(map(math.isfinite, gap.tuned_interval)):
-        return f"Whether its clips sound more like {word} can't be told: there were too few of them"
+        return f"Whether its clips sound more like {word} is unclear: there were too few of them"
     low, high = gap.tuned_interval
     way, span = f"{_percent(gap.tuned)} of the way from the base model to your songs", _percents(gap.tuned_interval)
     if low > 0:
@@ -69,37 +68,35 @@ def _gap(gap: Figure, word: str) -> str:
         return f"It learned {amount}: its clips went {way} ({span})"
     if high < 0:
         return f"It did not learn {word}: its clips are further from your songs than those of the base model"
-    return (
-        f"Whether its clips sound more like {word} can't be told: they went {way}, but it may be anything from {span}"
-    )
+    return f"Whether its clips sound more like {word} is unclear: they went {way}, but it may be anything from {span}"
 
 
 def _distance(known: dict[str, Figure], word: str) -> str:
-    """Where the way can't be had, since no songs were held out, of the distance alone."""
+    """Of the distance alone, where no songs were held out."""
     if "style_distance" not in known:
         return ""
-    said = {
+    sentences = {
         BETTER: f"It learned something of {word}: its clips are nearer to your songs than those of the base model",
         WORSE: f"It did not learn {word}: its clips are further from your songs than those of the base model",
     }
-    unclear = f"Whether its clips sound more like {word} can't be told"
-    return said.get(direction(known["style_distance"]), unclear)
+    unclear = f"Whether its clips sound more like {word} is unclear"
+    return sentences.get(direction(known["style_distance"]), unclear)
 
 
 def _loss(known: dict[str, Figure]) -> str:
-    """Nats are told as perplexity, the number of sounds it wavers between: e to the loss."""
+    """The change of the loss as that of the perplexity, exp(loss)."""
     loss = known.get("loss")
     if loss is None or loss.tuned is None or loss.base is None:
         return ""
-    found = direction(loss)
-    if loss.change is None or found not in (BETTER, WORSE):
-        return "whether songs it was not shown surprise it less can't be told"
+    change = direction(loss)
+    if loss.change is None or change not in (BETTER, WORSE):
+        return "whether songs it was not shown surprise it less is unclear"
     less = 1 - math.exp(loss.tuned - loss.base)
     ends = sorted(abs(1 - math.exp(end)) for end in loss.change)
     span = _percents((ends[0], ends[1]))
-    if found == BETTER and ends[0] > ALL_BUT_NONE:
+    if change == BETTER and ends[0] > FAR_LESS:
         return "songs it was not shown surprise it far less"
-    if found == BETTER:
+    if change == BETTER:
         return f"songs it was not shown surprise it {_percent(less)} less ({span})"
     return (
         f"songs it was not shown surprise it {_percent(-less)} more ({span}), as happens when it learns yours by heart"
@@ -110,51 +107,47 @@ def _prompts(known: dict[str, Figure]) -> str:
     asked: dict[str, list[str]] = {}
     for key, name in ADHERENCE.items():
         if key in known:
-            asked.setdefault(_kept(known[key]), []).append(name)
+            asked.setdefault(_preserved(known[key]), []).append(name)
     return "; ".join([_follows(asked), *_side_effects(known)]) + "."
 
 
-def _kept(figure: Figure) -> str:
-    """`better` where surely no more than a tenth was lost, `worse` where some surely was, else `can't be told`."""
+def _preserved(figure: Figure) -> str:
+    """`better` where the interval allows no loss above a tenth, `worse` where it excludes none, else `unclear`."""
     if figure.change is None or figure.base is None:
         return UNCLEAR
     low, high = figure.change if figure.better != LOWER else (-figure.change[1], -figure.change[0])
-    if low >= -KEPT_SHARE * abs(figure.base):
+    if low >= -TOLERATED_LOSS * abs(figure.base):
         return BETTER
     return WORSE if high < 0 else UNCLEAR
 
 
 def _follows(asked: dict[str, list[str]]) -> str:
-    kept, lost, unclear = (asked.get(state, []) for state in (BETTER, WORSE, UNCLEAR))
-    rest = f", but for {_list(unclear)} it can't be told" if unclear else ""
+    same, lost, unclear = (asked.get(state, []) for state in (BETTER, WORSE, UNCLEAR))
+    rest = f", but for {_list(unclear)} it is unclear" if unclear else ""
     if lost:
         return (
             f"It follows prompts less well than the base model: clips fit {_list(lost)} less often or less well{rest}"
         )
-    if kept:
-        return f"It still follows prompts: clips fit {_list(kept)} as well as before{rest}"
-    return f"Whether it still follows prompts {UNCLEAR if unclear else 'was not measured'}"
+    if same:
+        return f"It still follows prompts: clips fit {_list(same)} as well as before{rest}"
+    return f"Whether it still follows prompts {'is unclear' if unclear else 'was not measured'}"
 
 
 def _side_effects(known: dict[str, Figure]) -> list[str]:
-    found = []
-    if "drift" in known:
-        found.append(_drift(known["drift"]))
-    if "diversity" in known:
-        found += _diversity(known["diversity"])
-    return found
+    drift = [_drift(known["drift"])] if "drift" in known else []
+    return drift + (_diversity(known["diversity"]) if "diversity" in known else [])
 
 
 def _drift(drift: Figure) -> str:
     """1 is what another seed changes."""
     if drift.tuned is None or drift.tuned_interval is None:
-        return "whether other music changed can't be told"
+        return "whether other music changed is unclear"
     low, high = drift.tuned_interval
     if high <= SAME_DRIFT:
         return "other music changed hardly more than it does from seed to seed"
     if low > 1:
         return f"other music changed, too: {drift.tuned:.1f} times what another seed does ({low:.1f} to {high:.1f})"
-    return "whether other music changed can't be told"
+    return "whether other music changed is unclear"
 
 
 def _diversity(diversity: Figure) -> list[str]:

@@ -1,6 +1,6 @@
 """Whether a clip has the tempo, the key and the notes that its prompt asks for.
 
-Pure functions of words and waves; a wave is float32 `[C, S]` at `rate` Hz.
+A wave is float32 `[C, S]` at `rate` Hz.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCORES = TEMPO, KEY, CHROMA = "tempo_adherence", "key_adherence", "chroma_adhere
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caption asks for: beats a minute, and a key such as `C# minor`, with sharps; None where it doesn't say."""
+    """The tempo of a caption in beats a minute, and its key such as `C# minor`, with sharps; None without one."""
 
     bpm: float | None
     key: str | None
@@ -73,9 +73,9 @@ def _key_name(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class TempoAdherence:
-    """Tempi in beats a minute, `heard` None where nothing pulses or the clip is shorter than 5 s.
+    """Tempi in beats a minute; `heard` is None without a pulse or for less than 5 s.
 
-    `multiple` is 1, 0.5 or 2 where the asked tempo, its half or its double was heard, within 4 %; else None.
+    `multiple` is 1, 0.5 or 2 where that multiple of the asked tempo was detected, within 4 %; else None.
     """
 
     asked: float
@@ -89,21 +89,21 @@ class TempoAdherence:
 
     @property
     def is_right_but_for_octave(self) -> bool:
-        """The tempo, its half or its double, for people differ in what beat they feel: Accuracy 2 without thirds."""
+        """Accuracy 2 without thirds: the tempo, its half or its double."""
         return self.multiple is not None
 
 
 def tempo_adherence(asked: float, wave: Wave, rate: int) -> TempoAdherence:
-    """Whether a clip `[C, S]` has the tempo that was asked for, in beats a minute, as `find_rhythm` hears it."""
+    """Compares the tempo that `find_rhythm` detects in a clip `[C, S]` with the asked one, in beats a minute."""
     rhythm = find_rhythm(wave, rate)
     if rhythm is None:
         return TempoAdherence(asked, None, None)
     return TempoAdherence(asked, rhythm.tempo, tempo_multiple(rhythm.tempo, asked))
 
 
-def tempo_multiple(heard: float, asked: float) -> float | None:
-    """1, 0.5 or 2 where the heard tempo is that much of the asked one, within 4 %; else None."""
-    near = (multiple for multiple in TEMPO_MULTIPLES if abs(heard / (asked * multiple) - 1) <= TEMPO_TOLERANCE)
+def tempo_multiple(detected: float, asked: float) -> float | None:
+    """1, 0.5 or 2 where the detected tempo is that multiple of the asked one, within 4 %; else None."""
+    near = (multiple for multiple in TEMPO_MULTIPLES if abs(detected / (asked * multiple) - 1) <= TEMPO_TOLERANCE)
     return next(near, None)
 
 
@@ -112,8 +112,7 @@ class KeyAdherence:
     """Keys such as `C# minor`; `heard` is None where nothing is tonal or the clip is shorter than 3 s.
 
     `score` is MIREX's: 1 for the key, 0.5 for one a fifth away, 0.3 for the relative and 0.2 for the parallel one.
-    `in_scale` is the share of what sounds (of the chroma) that is notes of the asked key: 7/12 where all notes sound
-    alike, and where nothing is tonal.
+    `in_scale` is the share of the chroma on notes of the asked key; 7/12 where nothing is tonal.
     """
 
     asked: str
@@ -123,29 +122,29 @@ class KeyAdherence:
 
     @property
     def is_right(self) -> bool:
-        """Whether the key itself was heard."""
+        """Whether the detected key is the asked one."""
         return self.score == 1
 
 
 def key_adherence(asked: str, wave: Wave, rate: int) -> KeyAdherence:
-    """Whether a clip `[C, S]` is in the key that was asked for, such as `C# minor`, as `find_key` hears it."""
+    """Compares the key that `find_key` detects in a clip `[C, S]` with the asked one, such as `C# minor`."""
     key = find_key(wave, rate)
     if key is None:
         return KeyAdherence(asked, None, 0.0, ANY_NOTES)
     return KeyAdherence(asked, key.name, key_score(key.name, asked), scale_share(key.classes, asked))
 
 
-def key_score(heard: str, asked: str) -> float:
-    """How near one key is to another, 0 to 1, in MIREX's weights; a fifth may be up or down, as in its evaluation."""
-    (tonic, mode), (wanted, wanted_mode) = heard.split(), asked.split()
-    steps = (TONICS.index(tonic) - TONICS.index(wanted)) % 12
-    if mode == wanted_mode:
+def key_score(detected: str, asked: str) -> float:
+    """MIREX's weighted score of two keys, 0 to 1; a fifth may be up or down, as in its evaluation."""
+    (tonic, mode), (asked_tonic, asked_mode) = detected.split(), asked.split()
+    steps = (TONICS.index(tonic) - TONICS.index(asked_tonic)) % 12
+    if mode == asked_mode:
         return {0: 1.0, 5: FIFTH, 7: FIFTH}.get(steps, 0.0)
-    return {0: PARALLEL, 9 if wanted_mode == "major" else 3: RELATIVE}.get(steps, 0.0)
+    return {0: PARALLEL, 9 if asked_mode == "major" else 3: RELATIVE}.get(steps, 0.0)
 
 
 def scale_share(classes: Sequence[float], key: str) -> float:
-    """How much of twelve pitch classes, from C up, are notes of a key: of its major or natural minor scale.
+    """The share of twelve pitch classes, from C up, on notes of a key: of its major or natural minor scale.
 
     >>> scale_share([1.0] * 12, "C# minor") == ANY_NOTES
     True
@@ -157,7 +156,7 @@ def scale_share(classes: Sequence[float], key: str) -> float:
 
 @dataclass(frozen=True)
 class Adherence:
-    """What a clip's prompt asks for, and whether the clip has it; None where the prompt asks for none."""
+    """Tempo and key of a clip against those of its prompt; None where the prompt asks for none."""
 
     tempo: TempoAdherence | None
     key: KeyAdherence | None
@@ -165,24 +164,24 @@ class Adherence:
     @property
     def scores(self) -> dict[str, float]:
         """Those of `SCORES` that the prompt asks for, each 0 to 1."""
-        found = {}
+        scores = {}
         if self.tempo is not None:
-            found[TEMPO] = float(self.tempo.is_right)
+            scores[TEMPO] = float(self.tempo.is_right)
         if self.key is not None:
-            found |= {KEY: self.key.score, CHROMA: self.key.in_scale}
-        return found
+            scores |= {KEY: self.key.score, CHROMA: self.key.in_scale}
+        return scores
 
     @property
     def notes(self) -> dict[str, str]:
-        """In words, for a page."""
-        said = {}
+        """Text for a page."""
+        notes = {}
         if self.tempo is not None:
-            heard = "none" if self.tempo.heard is None else f"{self.tempo.heard:.0f}"
-            said["tempo"] = f"asked {self.tempo.asked:g}, heard {heard}"
+            detected = "none" if self.tempo.heard is None else f"{self.tempo.heard:.0f}"
+            notes["tempo"] = f"asked {self.tempo.asked:g}, heard {detected}"
         if self.key is not None:
             share = f"{100 * self.key.in_scale:.0f} % of its notes"
-            said["key"] = f"asked {self.key.asked}, heard {self.key.heard or 'none'}; {share}"
-        return said
+            notes["key"] = f"asked {self.key.asked}, heard {self.key.heard or 'none'}; {share}"
+        return notes
 
 
 def adherence(prompt: str, wave: Wave, rate: int) -> Adherence:

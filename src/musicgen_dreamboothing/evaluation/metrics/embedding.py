@@ -1,7 +1,4 @@
-"""What sounds are compared by: CLAP where it can be had, else statistics of the signal, and never both in one figure.
-
-An embedder turns sounds into vectors. It knows nothing of songs, prompts or what is done with the vectors.
-"""
+"""Embeddings of sounds: CLAP's where it can be loaded, else statistics of the signal."""
 
 from __future__ import annotations
 
@@ -24,18 +21,16 @@ if TYPE_CHECKING:
 
     from musicgen_dreamboothing.pretrained.clap import Tagger
 
-__all__ = ["SIGNAL", "ClapEmbedder", "Embedder", "SignalEmbedder", "is_cached", "load_embedder"]
-
 Array = NDArray[np.float64]
 Sounds = Sequence[tuple[Wave, int]]  # waves `[C, S]` with their rates in Hz
 
 SIGNAL = "signal statistics (no CLAP)"
-NONE = "none"  # asks for these
+NONE = "none"  # the option for these
 
 RATE = 16_000  # Hz; mel bands end at half of it
 MOST_CLIPS = 100  # of the reference, or a few less: every n-th
 FEW_CLIPS, PIECE_SECONDS = 24, 4.0  # below so many, pieces of clips tell how sounds vary
-SMOOTHING_STEPS = 40  # 0.4 s of the spectrogram's: wide against the steps between windows, so that none is missed
+SMOOTHING_STEPS = 40  # of the spectrogram, 0.4 s: wide compared with the steps between windows
 STEPS_HZ = 20  # how often the smoothed spectrogram is read
 PATCH_BANDS, PATCH_HZ = 16, 10
 PATCH_DIMENSIONS = 64
@@ -43,12 +38,12 @@ MOST_PATCHES = 1000  # that the directions of windows are learned from
 
 
 class Embedder(Protocol):
-    """Turns sounds into vectors whose cosine, and whose distance, tells how alike they sound.
+    """Turns sounds into vectors whose cosine and distance measure how alike they sound.
 
     Attributes:
-        name: what a report calls it.
+        name: in reports.
         is_clap: whether texts have vectors, too.
-        step_seconds: windows less than this apart sound the same to it, or cost too much.
+        step_seconds: the least useful distance of windows.
     """
 
     @property
@@ -59,28 +54,28 @@ class Embedder(Protocol):
     def step_seconds(self) -> float: ...
 
     def embed(self, waves: Sounds) -> Array:
-        """One vector for each whole sound, `[N, P]`."""
+        """One vector for each sound, `[N, P]`."""
 
     def embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
-        """Windows of one sound: vectors of length 1 `[W, P]`, and where they start in seconds `[W]`.
+        """Windows of one sound: vectors of length 1 `[W, P]`, and their starts in seconds `[W]`.
 
-        A sound that is shorter than a window is one window. P is not that of `embed`: compare like with like.
+        A sound that is shorter than a window is one window. P differs from that of `embed`.
         """
 
     def embed_text(self, texts: Sequence[str]) -> Array | None:
-        """Texts in the space of `embed`, `[N, P]`, or None where there is no such thing."""
+        """Texts in the space of `embed`, `[N, P]`; None if it has no text encoder."""
 
     def tag_probabilities(self, vectors: Array) -> Array | None:
-        """How probable each genre of a list is for sounds that `embed` gave, `[N, L]`, rows sum to 1; or None."""
+        """Probabilities of genres for embedded sounds, `[N, L]`, rows sum to 1; None if it has no text encoder."""
 
 
 class ClapEmbedder:
-    """Hears with CLAP at 48 kHz; all vectors have length 1.
+    """CLAP at 48 kHz; all vectors have length 1.
 
     Args:
         tagger: a loaded model.
         model: its folder or Hub id.
-        genres: the labels of `tag_probabilities`; those of the package if not given.
+        genres: the labels of `tag_probabilities`; by default those of the package.
     """
 
     is_clap = True
@@ -89,7 +84,7 @@ class ClapEmbedder:
     def __init__(self, tagger: Tagger, model: str, genres: Sequence[str] | None = None) -> None:
         self.name = f"CLAP {model}"
         self._tagger = tagger
-        self._asked = genres
+        self._given = genres
 
     def embed(self, waves: Sounds) -> Array:
         return self._tagger.embed(waves).astype(np.float64)
@@ -108,7 +103,7 @@ class ClapEmbedder:
         """The labels, in the order of `tag_probabilities`."""
         from musicgen_dreamboothing.pretrained.clap import read_labels
 
-        return tuple(self._asked or read_labels()["genres"])
+        return tuple(self._given or read_labels()["genres"])
 
     @cached_property
     def _genre_rows(self) -> Array:
@@ -128,17 +123,16 @@ class ClapEmbedder:
 
 
 class SignalEmbedder:
-    """Stands in for CLAP with statistics of the signal, relative to reference clips: real songs, best the training's.
+    """The fallback without CLAP: statistics of the signal, relative to reference clips (the training songs).
 
-    Whole sounds are points of a `signal.Space`, with one more coordinate that is the same for all: it changes no
-    distance, and seen from the origin then, sounds that lie near each other lie in one direction.
+    Sounds are points of a `signal.Space`, with one more coordinate that is the same for all: it changes no distance,
+    but makes cosines meaningful.
 
-    Windows are heard in more detail, for other songs of one style have the same statistics: 16 mel bands ten times a
-    second, standardised and projected on their 64 principal components, each scaled to variance 1, so that what songs
-    have in common counts no more than what tells them apart.
+    Windows need more detail, as songs of one style have the same statistics: 16 mel bands ten times a second,
+    standardised, projected on their 64 principal components, and scaled to variance 1.
 
     Args:
-        reference: waves with their rates. One that is shorter than 8 s is compared with by its halves.
+        reference: waves with their rates; few clips are cut into pieces.
     """
 
     name = SIGNAL
@@ -146,14 +140,14 @@ class SignalEmbedder:
     step_seconds = 0.05
 
     def __init__(self, reference: Sounds) -> None:
-        heard = reference[:: 1 + len(reference) // MOST_CLIPS]
-        pieces = heard if len(heard) >= FEW_CLIPS else [piece for sound in heard for piece in _cut(*sound)]
+        chosen = reference[:: 1 + len(reference) // MOST_CLIPS]
+        pieces = chosen if len(chosen) >= FEW_CLIPS else [piece for sound in chosen for piece in _cut(*sound)]
         if len(pieces) < 2:
             pieces = [(half, rate) for wave, rate in pieces for half in np.array_split(wave, 2, axis=1)]
         rows = np.stack([_statistics(*piece) for piece in pieces])
         self._space = signal.Space.fit(rows)
         self._distance = float(np.sqrt((self._space.project(rows) ** 2).sum(axis=1).mean()))
-        self._spectrograms = [_spectrogram(*sound) for sound in heard]
+        self._spectrograms = [_spectrogram(*sound) for sound in chosen]
         self._patch_space = cache(self._fit_patches)
 
     def embed(self, waves: Sounds) -> Array:
@@ -181,7 +175,7 @@ class SignalEmbedder:
 
 
 def is_cached(model: str, cache_dir: str | None = None) -> bool:
-    """Whether a CLAP model is there without a download; "none" always is."""
+    """Whether a CLAP model needs no download; "none" never does."""
     if model == NONE or Path(model).is_dir():
         return True
     from musicgen_dreamboothing.pretrained.clap import SAFETENSORS
@@ -199,13 +193,13 @@ def load_embedder(
     token: str | None = None,
     device: torch.device | None = None,
 ) -> Embedder:
-    """CLAP if it can be loaded, else, with one line that says so, the stand-in.
+    """CLAP if it can be loaded, else, with a message, `SignalEmbedder`.
 
     Args:
-        model: a folder or Hub id; None or "none" asks for the stand-in.
-        reference: what the stand-in is fitted on, see `SignalEmbedder`.
+        model: a folder or Hub id; None or "none" for `SignalEmbedder`.
+        reference: the sounds that `SignalEmbedder` is fitted on.
         cache_dir, token: for the Hub.
-        device: where CLAP computes; the best there is by default.
+        device: of CLAP; the best one by default.
     """
     if model is None or model == NONE:
         return SignalEmbedder(reference)
@@ -220,12 +214,12 @@ def load_embedder(
 
 
 def _starts(length: float, seconds: float, hop_seconds: float) -> Array:
-    """Where windows begin that lie wholly inside a sound, in seconds; the first one always does."""
+    """Starts in seconds of windows that lie inside a sound; there is at least one."""
     return np.arange(1 + max(0, int((length - seconds) / hop_seconds + 1e-6)), dtype=np.float64) * hop_seconds
 
 
 def _cut(wave: Wave, rate: int) -> list[tuple[Wave, int]]:
-    """Whole pieces of a sound, or all of it if it is shorter than one."""
+    """Complete pieces of a sound, or all of it if it is shorter than one."""
     size = round(PIECE_SECONDS * rate)
     return [(wave[:, start : start + size], rate) for start in range(0, max(1, wave.shape[1] - size + 1), size)]
 
@@ -251,7 +245,7 @@ def _spectrogram(wave: Wave, rate: int) -> Array:
 
 
 def _patches(spectrogram: Array, size: int, hop: int) -> Array:
-    """Windows of `size` steps as rows `[W, D]`; what is too short goes on as it ends."""
+    """Windows of `size` steps as rows `[W, D]`; short spectrograms are padded with their last step."""
     padded = np.pad(spectrogram, ((0, max(0, size - len(spectrogram))), (0, 0)), mode="edge")
     view = np.lib.stride_tricks.sliding_window_view(padded, size, axis=0)[::hop, :, :: STEPS_HZ // PATCH_HZ]
     return view.reshape(len(view), -1)
