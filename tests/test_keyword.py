@@ -15,8 +15,8 @@ import torch
 from conftest import read_checkpoint, stored_codes
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
-from musicgen_dreamboothing import TrainArguments, audio
-from musicgen_dreamboothing.arguments import parse
+from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.arguments import TrainArguments, parse
 from musicgen_dreamboothing.data.tokens.text_states import key_word_states
 from musicgen_dreamboothing.demo.recipe import ASSETS
 from musicgen_dreamboothing.model import codec

@@ -87,7 +87,7 @@ def test_commands_and_python_run(
 def write_answers(path: Path, key: Path) -> None:
     """The file that the blind page saves when every answer is the first side."""
     test = json.loads(key.read_text(encoding="utf-8"))
-    answers = {str(row["pair"]): {question: "A" for question in _questions(row["kind"])} for row in test["pairs"]}
+    answers = {str(row["pair"]): dict.fromkeys(_questions(row["kind"]), "A") for row in test["pairs"]}
     path.write_text(json.dumps({"test": test["test"], "answers": answers}))
 
 
@@ -136,7 +136,11 @@ def anchors(text: str) -> set[str]:
 
 def test_every_package_in_the_readme_exists() -> None:
     table = README[README.index("| package or module") : README.index("## Benchmarks")]
-    listed = [name.rstrip("/") for row in re.findall(r"^\| (`[^|]+) \|", table, flags=re.MULTILINE) for name in re.findall(r"`([a-z_./]+)`", row)]
+    listed = [
+        name.rstrip("/")
+        for row in re.findall(r"^\| (`[^|]+) \|", table, flags=re.MULTILINE)
+        for name in re.findall(r"`([a-z_./]+)`", row)
+    ]
     source = ROOT / "src" / "musicgen_dreamboothing"
     present = {path.name for path in source.iterdir() if not path.name.startswith(("_", "py."))}
     assert sorted(listed) == sorted(present)
