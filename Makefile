@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check check-hub lint-fix format bench wheel-test clean
+.PHONY: help demo test test-all check check-hub lint-fix format bench wheel-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,8 +15,11 @@ help: ## show this list
 demo: .venv/installed ## songs -> adapter -> new music, offline, with the built-in checkpoint
 	$(BIN)/musicgen-dreamboothing demo $(ARGS)
 
-test: .venv/installed-dev ## run the tests, a file on each core; one of them: make test ARGS="-k delay"
+test: .venv/installed-dev ## run the tests on all cores; a part of them: make test ARGS="-k delay"
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: .venv/installed-dev ## run the slow tests too: several processes, statistics, memory, benchmarks/, tools/
+	$(BIN)/python -m pytest -m '' -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/installed-dev ## format, lint, types and the direction of imports; changes nothing
 	$(BIN)/ruff format --check .
@@ -27,7 +30,7 @@ check: .venv/installed-dev ## format, lint, types and the direction of imports; 
 check-hub: .venv/installed-dev ## which published checkpoints would load: reads metadata from the Hub, no weights
 	$(BIN)/python tools/check_hub.py $(ARGS)
 
-lint-fix: .venv/installed-dev ## mend what ruff can mend, then format
+lint-fix: .venv/installed-dev ## fix what ruff can fix, then format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
