@@ -117,9 +117,9 @@ def test_the_version(run: Cli) -> None:
         ),
         (["demo", "songs"], "'songs' is neither an option nor a .json, .yaml or .yml file of options"),
         (["prepare"], "the following arguments are required: songs; see musicgen-dreamboothing prepare --help"),
-        (["prepare", "songs"], "say where the clips go: prepare SONGS --output_dir DIR"),
+        (["prepare", "songs"], "give an output folder: prepare SONGS --output_dir DIR"),
         (["prepare", "a", "b"], "'b' belongs to no option; see musicgen-dreamboothing prepare --help"),
-        (["train"], "say where the result goes: --output_dir DIR"),
+        (["train"], "give an output folder: --output_dir DIR"),
     ],
 )
 def test_wrong_words_are_told_in_one_line(run: Cli, words: list[str], told: str) -> None:
@@ -132,7 +132,7 @@ FULL = os.strerror(errno.ENOSPC)
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (KeyboardInterrupt(), 130, "stopped; what is done is kept, and the same command goes on from there"),
+        (KeyboardInterrupt(), 130, "stopped; what is done is saved, and the same command resumes from there"),
         (UserError("no such thing"), 1, "no such thing"),
         (AudioError("a.wav: holds no samples"), 1, "a.wav: holds no samples"),
         (OSError(errno.ENOSPC, FULL, "x"), 1, f"the disk is full ([Errno 28] {FULL}: 'x'); free some space and run "),

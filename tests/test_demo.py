@@ -121,6 +121,6 @@ def test_the_page_is_one_file_without_paths_of_this_machine(finished: Demo) -> N
 
 
 def test_a_second_run_trains_and_generates_nothing_again(finished: Demo) -> None:
-    assert "holds this run already, finished" in finished.second
+    assert "already holds this run, finished" in finished.second
     assert "holds these clips already" in finished.second
     assert "held-out loss" not in finished.second

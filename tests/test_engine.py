@@ -283,7 +283,7 @@ def test_a_batch_is_halved_when_memory_runs_out(
     monkeypatch.setattr(generator, "_code_stream", narrow)
     made = [clip.codes for clip in generator.generate(PROMPTS[:1], batch_size=5, **options)]
     assert sizes == [5, 2, 2, 1]
-    assert "no memory for 5 clips at once; going on with 2" in capsys.readouterr().out
+    assert "no memory for 5 clips at once; continuing with 2" in capsys.readouterr().out
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(made, expected, strict=True))
 
 

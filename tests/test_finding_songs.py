@@ -248,7 +248,7 @@ def test_a_second_run_among_the_songs_has_the_same_songs(cli: Cli, songs: Path, 
     ran = cli(*words)
     assert ran.code == 0, ran.err
     assert collect(songs).notes == ["Skipped output of this program: runs/punk"]
-    assert "holds this run already, finished" in cli(*words).out
+    assert "already holds this run, finished" in cli(*words).out
     generated = songs / "album 0"
     assert cli("generate", tiny, "punk", "--output_dir", generated, "--seconds", 1).code == 0
     assert json.loads((generated / "generated.jsonl").read_text())["prompt"] == "punk"

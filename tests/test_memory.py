@@ -252,13 +252,13 @@ SIZES = [16, 8, 4, 2, 1]
     ],
 )
 def test_the_fastest_way_that_fits_is_taken(gigabytes: float, sizes: list[int], expected: tuple[str, int, int]) -> None:
-    plan = make_plan(Line(), wanted=16, sizes=sizes, memory=int(gigabytes * 1e9))  # type: ignore[arg-type]
+    plan = make_plan(Line(), update_clips=16, sizes=sizes, memory=int(gigabytes * 1e9))  # type: ignore[arg-type]
     assert (plan.policy, plan.clips, plan.accumulation) == expected
     assert plan.fits
 
 
 def test_a_plan_that_does_not_fit_is_the_smallest() -> None:
-    plan = make_plan(Line(), wanted=6, sizes=[3, 1], memory=int(1e9))  # type: ignore[arg-type]
+    plan = make_plan(Line(), update_clips=6, sizes=[3, 1], memory=int(1e9))  # type: ignore[arg-type]
     assert (plan.policy, plan.clips, plan.accumulation, plan.fits) == ("full", 1, 6, False)
 
 
@@ -484,8 +484,8 @@ def test_a_step_without_memory_is_split_and_the_update_stays_the_same(
     monkeypatch.setattr(CodebookTrainer, "compute_loss", narrow)
     ran = cli(*words("split"))
     assert ran.code == 0, ran.err
-    assert "no memory for 4 clips at once; going on with 2, the update stays the same" in ran.out
-    assert "no memory for 2 clips at once; going on with 1, the update stays the same" in ran.out
+    assert "no memory for 4 clips at once; continuing with 2, the update stays the same" in ran.out
+    assert "no memory for 2 clips at once; continuing with 1, the update stays the same" in ran.out
     assert calls == [4, 4, 4, 4, 2, *[1] * 8]
     whole, split = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "split"))
     for name, weight in whole.items():
@@ -507,7 +507,7 @@ def test_one_clip_without_memory_is_recomputed(
     words = ("--max_steps", 1, "--eval_strategy", "no", "--eval_on_start", "false", "--recompute", "light")
     ran = cli(*train_words(song, tmp_path / "out", tiny), *words)
     assert ran.code == 0, ran.err
-    assert "no memory for a single clip; going on with --recompute full, the update stays the same" in ran.out
+    assert "no memory for a single clip; continuing with --recompute full, the update stays the same" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -515,8 +515,8 @@ def test_one_clip_without_memory_is_recomputed(
     [
         (1, True, 1, "no memory for a single clip; try --quantization nf4, shorter crops"),
         (2, True, 1, "no memory for a single clip; try --quantization nf4"),
-        (2, False, 4, "for 4 clips at once on one of 2 processes; the same command with --recompute full goes on from"),
-        (2, True, 4, "anew with --restart true --per_device_train_batch_size 2 --gradient_accumulation_steps 4"),
+        (2, False, 4, "for 4 clips at once on one of 2 processes; the same command with --recompute full resumes from"),
+        (2, True, 4, "again with --restart true --per_device_train_batch_size 2 --gradient_accumulation_steps 4"),
     ],
 )
 def test_out_of_memory_errors_end_with_advice(processes: int, recomputes_all: bool, clips: int, advice: str) -> None:

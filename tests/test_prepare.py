@@ -844,7 +844,7 @@ class Counted:
         return self.function(*args, **kwargs)
 
 
-STOPPED = "musicgen-dreamboothing: stopped; what is done is kept, and the same command goes on from there\n"
+STOPPED = "musicgen-dreamboothing: stopped; what is done is saved, and the same command resumes from there\n"
 
 
 def test_a_run_killed_while_cutting_continues(

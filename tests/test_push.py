@@ -246,7 +246,7 @@ def test_a_finished_run_is_pushed_again_without_training(visit: Visit) -> None:
     assert note.startswith("note: the adapter will name its base ")
     assert ran.out == (
         f"{note}\n"
-        f"{visit.work}/my-run holds this run already, finished; --restart true trains it anew\n"
+        f"{visit.work}/my-run already holds this run, finished; --restart true trains it again\n"
         f"Uploaded to {visit.hub.endpoint}/someone/my-run\n"
     )
 

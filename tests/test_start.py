@@ -126,7 +126,7 @@ def test_what_no_longer_run_is(
 
 def test_as_many_updates_as_are_done_are_no_longer_run(cli: Cli, finished: Path, data: Path, tiny: Path) -> None:
     ran = cli(*words(data, finished, tiny), "--max_steps", 4)
-    assert ran == Ran(0, f"{finished} holds this run already, finished; --restart true trains it anew\n", "")
+    assert ran == Ran(0, f"{finished} already holds this run, finished; --restart true trains it again\n", "")
 
 
 def test_without_a_checkpoint_the_way_on_is_named(
@@ -236,7 +236,7 @@ def test_a_run_from_an_adapter_goes_on_without_it(
     assert began is not None
     assert record is not None
     assert record.init_adapter == began.init_adapter
-    assert cli(*command).out.startswith(f"{folder} holds this run already, finished")
+    assert cli(*command).out.startswith(f"{folder} already holds this run, finished")
 
 
 def test_an_initial_adapter_that_learns_nothing_is_told(cli: Cli, finished: Path, data: Path, tmp_path: Path) -> None:
@@ -691,6 +691,6 @@ def test_a_run_goes_on_with_the_revision_that_it_began_with(tiny: Path, tmp_path
     assert told == f"someone/base has changed since this run began; continuing with its revision {first}"
     assert (begun, same) == (first, last)
     assert refused.startswith(
-        f"the run in run began with revision {gone} of someone/base, which cannot be had any more"
+        f"the run in run began with revision {gone} of someone/base, which is not available any more"
     )
     assert refused.endswith("choose another --output_dir, or discard that run with --restart true")

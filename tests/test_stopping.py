@@ -196,7 +196,7 @@ def test_a_preparation_is_left_at_once(
 ) -> None:
     monkeypatch.setattr(module, place, lambda *rest, **more: os.kill(os.getpid(), signal.SIGTERM))
     ran = cli(*words_of(prepared, tmp_path / "run", tiny))
-    told = "stopped; the same command goes on from the last checkpoint"
+    told = "stopped; the same command resumes from the last checkpoint"
     assert (ran.code, ran.err) == (143, f"musicgen-dreamboothing: {told}\n")
 
 
@@ -223,7 +223,7 @@ def test_behind_the_last_update_the_run_is_finished_all_the_same(
     assert (ran.code, ran.err) == (130, f"musicgen-dreamboothing: {told}\n")
     assert_same(weights(tmp_path / "run"), weights(uninterrupted))
     monkeypatch.undo()
-    assert "holds this run already, finished" in cli(*words).out
+    assert "already holds this run, finished" in cli(*words).out
 
 
 def test_a_second_signal_stops_at_once(
@@ -231,7 +231,7 @@ def test_a_second_signal_stops_at_once(
 ) -> None:
     stop_at(monkeypatch, "on_substep_end", 4, signal.SIGINT, times=2)
     ran = cli(*words_of(prepared, tmp_path / "run", tiny))
-    told = "stopped; the same command goes on from the last checkpoint"
+    told = "stopped; the same command resumes from the last checkpoint"
     assert (ran.code, ran.err) == (130, f"musicgen-dreamboothing: {told}\n")
     assert ran.out.count("stopping: this update is finished and saved first; once more stops at once\n") == 1
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]

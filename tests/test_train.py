@@ -169,8 +169,8 @@ def test_files_that_are_wrong(cli: Cli, tmp_path: Path, name: str, content: str,
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--output_dir", "o"], "say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR"),
-        (["--dataset_name", "o"], "say where the result goes: --output_dir DIR"),
+        (["--output_dir", "o"], "give the songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR"),
+        (["--dataset_name", "o"], "give an output folder: --output_dir DIR"),
         (["--output_dir", "o", "--lora_dropuot", "0"], "unknown option --lora_dropuot (similar: --lora_dropout)"),
         (
             ["--output_dir", "o", "--eval_strategy", "never"],
@@ -361,7 +361,7 @@ def test_a_finished_run_is_not_trained_again(cli: Cli, finished: tuple[Path, str
     folder, _ = finished
     before = (folder / "adapter_model.safetensors").stat().st_mtime_ns
     ran = cli(*train_words(data, folder, base))
-    assert ran == Ran(0, f"{folder} holds this run already, finished; --restart true trains it anew\n", "")
+    assert ran == Ran(0, f"{folder} already holds this run, finished; --restart true trains it again\n", "")
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == before
 
 
@@ -494,7 +494,7 @@ def test_a_torn_checkpoint_is_passed_over(
     monkeypatch.setattr(setup, "Lines", Interrupting)
     ran = cli("train", config, "--output_dir", tmp_path)
     assert ran.code == 130
-    assert ran.err.endswith("musicgen-dreamboothing: stopped; the same command goes on from the last checkpoint\n")
+    assert ran.err.endswith("musicgen-dreamboothing: stopped; the same command resumes from the last checkpoint\n")
     monkeypatch.undo()
     state = tmp_path / "checkpoint-2" / "trainer_state.json"
     state.write_text(state.read_text()[:-40])
@@ -828,7 +828,7 @@ def test_train_without_a_dataset_of_that_name(cli: Cli, base: Path, tmp_path: Pa
 
 
 def test_options_in_python(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="say where the result goes: --output_dir DIR"):
+    with pytest.raises(UserError, match="give an output folder: --output_dir DIR"):
         TrainArguments(dataset_name="songs")
     assert TrainArguments(output_dir=str(tmp_path), report_to="none").report_to == []
 

@@ -41,12 +41,12 @@ USAGE = {
 # What the system says, or torch of a checkpoint that it could not write to the end.
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed", "unexpected pos")
 STOPPED = {
-    "prepare": "stopped; what is done is kept, and the same command goes on from there",
-    "doctor": "stopped; what was measured is kept, and the same command goes on from there",
-    "train": "stopped; the same command goes on from the last checkpoint",
-    "generate": "stopped; the clips made so far are kept",
-    "evaluate": "stopped; the clips made so far are kept, and the same command goes on from there",
-    "demo": "stopped; what is done is kept, and the same command goes on from there",
+    "prepare": "stopped; what is done is saved, and the same command resumes from there",
+    "doctor": "stopped; what was measured is saved, and the same command resumes from there",
+    "train": "stopped; the same command resumes from the last checkpoint",
+    "generate": "stopped; the finished clips are saved",
+    "evaluate": "stopped; the finished clips are saved, and the same command resumes from there",
+    "demo": "stopped; what is done is saved, and the same command resumes from there",
 }
 SIGNALLED = 128  # and the number of the signal: what a shell expects of a program that one has ended
 # What takes less memory, for each verb.
@@ -55,7 +55,7 @@ SMALLER = {
     "doctor": "try --preprocessing_num_workers 1, or --preview false",
     "train": (
         "try --recompute full --per_device_train_batch_size 1, --quantization nf4, shorter crops (--crop_seconds 15), "
-        "or a smaller --model_name_or_path; with --plan it says what a step takes"
+        "or a smaller --model_name_or_path; --plan prints what a step takes"
     ),
     "generate": "try --batch_size 1, shorter clips (--seconds 10), or --quantization int8",
     "evaluate": "try --batch_size 1, or shorter clips (--seconds 5)",
@@ -146,14 +146,14 @@ def _run(verb: str, words: list[str]) -> None:
 
 
 def _guarded(words: list[str]) -> int:
-    """Turns what a person can mend into one line; anything else keeps its traceback, for it is our fault."""
+    """Prints errors that a user can correct as one line; all others keep their traceback, since they are our bugs."""
     try:
         with printed(), sigterm_interrupts():
             _run(words[0], words[1:])
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt as error:
-        if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` one process speaks
+        if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` one process prints
             _fail(str(error) or STOPPED.get(words[0], "stopped"))
         return SIGNALLED + signal_number(error)
     except Exception as error:

@@ -17,7 +17,7 @@ REASON_LETTERS = 200  # of an error that is passed on in a line
 
 
 class UserError(Exception):
-    """Something the person can mend: names the value, what was possible and the next step.
+    """An error that the user can correct: names the value, what is possible and the next step.
 
     The command line prints its text as one line, without a traceback.
     """
@@ -75,7 +75,7 @@ def progress_bar(items: Iterable[Any] | None = None, *, disable: bool = False, *
 
 @contextmanager
 def quiet_loggers(*names: str) -> Iterator[None]:
-    """Holds back what loggers say below an error; their levels are restored."""
+    """Hides what loggers report below an error; their levels are restored."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -89,7 +89,7 @@ def quiet_loggers(*names: str) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Holds back the notes of libraries to developers; around each public function, as a decorator.
+    """Hides the notes of libraries to developers; around each public function, as a decorator.
 
     Such notes are deprecations, attempts to reach the Hub, and a line for each product with int8 weights. The libraries
     have to be imported before: transformers sets its level while it is.

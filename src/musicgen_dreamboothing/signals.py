@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: an exception at once, or a request that work in progress may answer when it is whole."""
+"""Ctrl-C and SIGTERM: an exception at once, or a request that work answers when its current step is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOTICE = b"stopping: this update is finished and saved first; once more stops at
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was asked to stop.
+    """A signal asks the process to stop.
 
     Attributes:
         number: of the signal; a shell expects the exit code 128 + number.

@@ -15,7 +15,7 @@ class ModelArguments:
 
     model_name_or_path: str = option(DEFAULT_MODEL, "Base checkpoint: a Hub id or a folder.")
     model_revision: str | None = option(None, "Branch, tag or commit of the base on the Hub.")
-    cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
+    cache_dir: str | None = option(None, "Folder for downloads from the Hub.")
     token: str | None = option(None, "Hub token; the stored login is used without it.")
     trust_remote_code: bool = option(False, "Run code that a Hub repository brings along.")
     pad_token_id: int | None = option(None, "Override the checkpoint's pad id.", at_least=0)
@@ -120,7 +120,7 @@ class DataArguments:
     )
     clap_model_name_or_path: str = option(
         "laion/larger_clap_music",
-        "CLAP model that hears genre, mood, instruments.",
+        "CLAP model that names genre, mood and instruments.",
         needs=("--add_metadata", "--final_report auto", "--final_report true", "--metric_for_best_model style"),
     )
     label_dir: str | None = option(
@@ -161,12 +161,12 @@ class PrepareArguments(DataArguments, ModelArguments):
         "",
         "Folder of songs, one song, Hub dataset, or saved dataset.",
         positional=True,
-        required="say which songs: prepare SONGS --output_dir DIR",
+        required="give the songs: prepare SONGS --output_dir DIR",
     )
     output_dir: str = option(
         "",
         "Where clips and tokens go (required).",
-        required="say where the clips go: prepare SONGS --output_dir DIR",
+        required="give an output folder: prepare SONGS --output_dir DIR",
     )
     doctor: bool = option(True, "Examine the clips at the end and write report.html.")
 
@@ -179,14 +179,14 @@ class DoctorArguments:
         "",
         "A folder made by prepare.",
         positional=True,
-        required="say which prepared folder to examine: doctor FOLDER",
+        required="give a prepared folder: doctor FOLDER",
     )
     model_name_or_path: str | None = option(
         None,
         "Checkpoint whose codec is previewed; by default that of the folder's tokens.",
         needs=("--preview",),
     )
-    cache_dir: str | None = option(None, "Where downloads from the Hub are kept.", needs=("--preview",))
+    cache_dir: str | None = option(None, "Folder for downloads from the Hub.", needs=("--preview",))
     token: str | None = option(None, "Hub token; the stored login is used without it.", needs=("--preview",))
     preview: bool = option(True, "Play three clips through the codec.")
     preprocessing_num_workers: int = option(

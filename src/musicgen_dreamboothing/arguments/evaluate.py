@@ -15,7 +15,7 @@ class EvaluateArguments:
     """Options of `evaluate`."""
 
     run: str = option(
-        "", "Folder of a finished run.", positional=True, required="say which run: evaluate RUN, a folder made by train"
+        "", "Folder of a finished run.", positional=True, required="give a run: evaluate RUN, a folder made by train"
     )
     output_dir: str | None = option(None, "Where the report goes; by default RUN/evaluation.")
     data: str | None = option(
@@ -28,7 +28,7 @@ class EvaluateArguments:
         unless=COUNTING,
     )
     neutral_prompts: list[str] = option(
-        [], "Prompts of other music, to hear what the training did to them.", may_be_empty=True, unless=COUNTING
+        [], "Prompts of other music, to measure what the training changed there.", may_be_empty=True, unless=COUNTING
     )
     variations: int = option(
         4, "Clips of each prompt, on the base and on the run.", at_least=1, at_most=1000, unless=COUNTING
@@ -56,5 +56,5 @@ class EvaluateArguments:
     dtype: str = option("auto", "Precision.", choices=DTYPES, unless=COUNTING)
     quantization: str = option("none", "Weights of both models in fewer bits.", choices=QUANTIZATIONS, unless=COUNTING)
     base_model: str | None = option(None, "The run's base, if it has moved since the training.", unless=COUNTING)
-    cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
+    cache_dir: str | None = option(None, "Folder for downloads from the Hub.")
     token: str | None = option(None, "Hub token; the stored login is used without it.")

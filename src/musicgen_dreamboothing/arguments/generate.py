@@ -19,7 +19,7 @@ class GenerateArguments:
         "",
         "Adapter, full fine-tune or base: folder or Hub id.",
         positional=True,
-        required='say which model: generate MODEL "fast punk with loud guitars"',
+        required='give a model: generate MODEL "fast punk with loud guitars"',
     )
     prompts: list[str] = option([], "Descriptions of the music.", positional=True, may_be_empty=True)
     output_dir: str = option("generated", "Where the audio goes.")
@@ -57,5 +57,5 @@ class GenerateArguments:
     cuda_graphs: bool = option(True, "Replay each step on a GPU as one CUDA graph, which is faster.")
     base_model: str | None = option(None, "The adapter's base, if it has moved since the training.")
     model_revision: str | None = option(None, "Branch, tag or commit of MODEL on the Hub.")
-    cache_dir: str | None = option(None, "Where downloads from the Hub are kept.")
+    cache_dir: str | None = option(None, "Folder for downloads from the Hub.")
     token: str | None = option(None, "Hub token; the stored login is used without it.")

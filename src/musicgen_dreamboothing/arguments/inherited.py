@@ -1,4 +1,4 @@
-"""What is known here of transformers' own options: which values make sense, and which have no effect."""
+"""Rules for the options of transformers: valid values, and which have no effect."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, a
 
 METRICS = re.compile(r"(eval_)?(style|loss|ppl|(ce|ppl)_q[1-8])")  # of all the lowest is the best
 STRATEGIES = ("no", "steps", "epoch")
-PRIORS = CLIPS, KL = "clips", "kl"  # what holds a model to its class: music it made, or what it would have said
+PRIORS = CLIPS, KL = "clips", "kl"  # what is preserved: generated clips of the class, or the base's predictions
 POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")  # transformers' old and new name
 # Defaults by `use_lora`. Decay pulls an adapter towards the base, but all weights of a full fine-tune towards zero and
@@ -72,24 +72,22 @@ class RunArguments:
     dataset_name: str | None = option(
         None, "Songs (folder, Hub dataset, saved dataset) or a prepared folder (required)."
     )
-    prepared_dir: str | None = option(
-        None, "Where clips and tokens are kept; by default OUTPUT_DIR/data.", for_songs=True
-    )
-    max_train_samples: int | None = option(None, "Train on the first so many clips only.", at_least=1)
-    max_eval_samples: int | None = option(None, "Evaluate on the first so many clips only.", at_least=1)
+    prepared_dir: str | None = option(None, "Folder for clips and tokens; by default OUTPUT_DIR/data.", for_songs=True)
+    max_train_samples: int | None = option(None, "Train on the first N clips only.", at_least=1)
+    max_eval_samples: int | None = option(None, "Evaluate on the first N clips only.", at_least=1)
     eval_fraction: float = option(
         0.1, "Share of the songs held out for evaluation; 0 holds out none.", at_least=0, below=1
     )
     crop_seconds: float | None = option(
-        None, "Length of the piece drawn from a song; by default that of a clip.", above=0, at_most=LONGEST_SECONDS
+        None, "Length of the crop from a song; by default that of a clip.", above=0, at_most=LONGEST_SECONDS
     )
-    random_crop: bool = option(True, "Begin each piece elsewhere in every epoch.")
+    random_crop: bool = option(True, "Start each crop at a random position in every epoch.")
     with_prior_preservation: bool = option(
         False, "DreamBooth's prior preservation: train on music of the class (--class_prompt) too, to forget less."
     )
     prior: str = option(
         CLIPS,
-        "What is preserved: clips (music of the class) or kl (what the base says of it).",
+        "What is preserved: clips (music of the class) or kl (the base's predictions of it).",
         choices=PRIORS,
         needs=PRESERVING,
     )
@@ -98,7 +96,7 @@ class RunArguments:
     )
     num_class_clips: int = option(
         32,
-        "Clips that the base makes of the class prompt, once.",
+        "Clips that the base generates from the class prompt, once.",
         at_least=1,
         at_most=99_999,
         needs=PRESERVING,
@@ -108,46 +106,50 @@ class RunArguments:
         1.0, "Weight of the class beside the songs.", at_least=0, at_most=1000, needs=PRESERVING
     )
     class_data_dir: str | None = option(
-        None, "Your own songs of the class instead of clips that the base makes.", needs=PRESERVING
+        None, "Your own songs of the class instead of generated clips.", needs=PRESERVING
     )
     sample_prompts: list[str] = option(
-        [], "Prompts that are played before, during and after the training; or a .txt file of them.", may_be_empty=True
+        [], "Prompts to generate before, during and after the training; or a .txt file of them.", may_be_empty=True
     )
     sample_steps: int = option(
-        0, "Play them every so many updates; 0 only before and after.", at_least=0, at_most=MOST_STEPS, needs=SAMPLING
+        0,
+        "Generate samples every so many updates; 0: only before and after.",
+        at_least=0,
+        at_most=MOST_STEPS,
+        needs=SAMPLING,
     )
     sample_seconds: float = option(
         10.0, "Length of a sample.", above=0, at_most=LONGEST_SECONDS, needs=(*SAMPLING, *STYLE)
     )
-    sample_at_start: bool = option(True, "Play them before the first update too.", needs=SAMPLING)
+    sample_at_start: bool = option(True, "Generate samples before the first update too.", needs=SAMPLING)
     guidance_scale: float = option(
         3.0, "How closely samples follow their prompt.", at_least=0, at_most=100, needs=(*SAMPLING, *STYLE)
     )
     add_audio_samples_to_wandb: bool = option(
         False,
-        "With --report_to wandb and no sample prompts: play captions of held-out songs.",
+        "With --report_to wandb and no sample prompts: generate from captions of held-out songs.",
         needs=("--report_to wandb",),
         unless="--sample_prompts",
     )
     num_samples_to_generate: int = option(
-        4, "So many of them.", at_least=0, at_most=1000, needs=("--add_audio_samples_to_wandb",)
+        4, "How many captions.", at_least=0, at_most=1000, needs=("--add_audio_samples_to_wandb",)
     )
     full_generation_sample_text: str = option(
-        "80s blues track.", "And this prompt.", may_be_empty=True, needs=("--add_audio_samples_to_wandb",)
+        "80s blues track.", "A prompt in addition to them.", may_be_empty=True, needs=("--add_audio_samples_to_wandb",)
     )
     early_stopping_patience: int | None = option(
         None,
-        "Stop after so many evaluations in a row that are no better, by --metric_for_best_model.",
+        "Stop after N evaluations without improvement of --metric_for_best_model.",
         at_least=1,
         at_most=MOST_STEPS,
     )
     final_report: str = option(
         "auto",
-        "Compare the run with its base at the end, as `evaluate` does: true, false, or auto (on a GPU).",
+        "Compare the run with its base at the end, as `evaluate` does: true, false or auto (on a GPU).",
         choices=("auto", "true", "false"),
     )
     caption_dropout: float = option(
-        0.2, "Share of pieces trained without their caption (Meta: 0.3, melody 0.2).", at_least=0, at_most=1
+        0.2, "Share of crops trained without their caption (Meta: 0.3, melody 0.2).", at_least=0, at_most=1
     )
     dtype: str = option("auto", "Precision of the base.", choices=DTYPES)
     quantization: str = option("none", "Store the frozen base in fewer bits (bitsandbytes).", choices=QUANTIZATIONS)
@@ -157,7 +159,7 @@ class RunArguments:
         "(everything), or auto, which also splits the batch as memory allows.",
         choices=("auto", *POLICIES),
     )
-    plan: bool = option(False, "Only say how much memory a step would take, and stop.")
+    plan: bool = option(False, "Only print how much memory a step would take, and stop.")
     memory: str | None = option(
         None,
         "Memory to plan for, e.g. 8GB; by default what is free. With --plan and without a GPU: that of some GPU.",
@@ -172,7 +174,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
 
     # transformers' own options with the defaults that published fine-tunes of MusicGen settled on
     num_train_epochs: float = option(
-        4.0, "Passes over all clips; few keep what the model could do before.", above=0, at_most=10**6
+        4.0, "Passes over all clips; with few, the model keeps what it could do before.", above=0, at_most=10**6
     )
     learning_rate: float | None = option(
         None, "Peak learning rate; by default 2e-4, without LoRA 1e-5.", at_least=0, at_most=10
@@ -194,13 +196,13 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     gradient_checkpointing: bool | None = option(
         None, "transformers' name: true is --recompute full, false is --recompute none; --recompute wins over it."
     )
-    eval_on_start: bool = option(True, "Evaluate once before the training, to have something to compare with.")
+    eval_on_start: bool = option(True, "Evaluate once before the training, for comparison.")
     eval_strategy: str = option("epoch", "When to evaluate.", choices=STRATEGIES)
     metric_for_best_model: str | None = option(
         None, "Keep the best checkpoint by this: style (distance to your songs), loss (on held-out songs), ppl, ..."
     )
     save_strategy: str = option("epoch", "When to save a checkpoint.", choices=(*STRATEGIES, "best"))
-    save_total_limit: int | None = option(2, "Checkpoints kept; 0 keeps all.", at_least=0)
+    save_total_limit: int | None = option(2, "How many checkpoints to keep; 0: all.", at_least=0)
     logging_steps: float = option(
         1,
         "Updates between two lines of the log; below 1 a share of all updates.",
@@ -209,25 +211,25 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         needs=("--logging_strategy steps",),
     )
     report_to: list[str] = option(["none"], "Trackers: none, tensorboard, wandb, trackio or all.")
-    disable_tqdm: bool | None = option(False, "Show lines only, without a bar.")
+    disable_tqdm: bool | None = option(False, "Print lines only, without a progress bar.")
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pinned memory for batches; by default with a GPU."}
     )
     ddp_find_unused_parameters: bool | None = option(False, "Look for weights without a gradient: there are none.")
     ddp_timeout: int = option(
         WAIT,
-        "Seconds that a process waits for the others, e.g. for the main one to download.",
+        "Seconds that a process waits for the others, e.g. while the main one downloads.",
         at_least=1,
         at_most=10**8,
     )
-    remove_unused_columns: bool = option(False, "Kept false: the collator reads every column.")
+    remove_unused_columns: bool = option(False, "Must be false: the collator reads every column.")
 
     def __post_init__(self) -> None:
         if isinstance(self.report_to, str):  # as transformers takes it, too
             self.report_to = [self.report_to]
         check_values(self)
         if not (self.output_dir or "").strip() and not self.plan:  # transformers would choose "trainer_output"
-            raise UserError("say where the result goes: --output_dir DIR")
+            raise UserError("give an output folder: --output_dir DIR")
         check_trainer_options(self)
         # transformers makes the process group without a time-out of its own on a CPU
         backend = {"backend": self.ddp_backend} if self.ddp_backend else {}
@@ -270,9 +272,9 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
 
     def _settle_recompute(self) -> None:
         """One option says it all: transformers' own two names for it are read, and then left empty."""
-        asked = [getattr(self, name, None) for name in CHECKPOINTING]
-        if self.recompute == "auto" and any(value is not None for value in asked):
-            self.recompute = "full" if any(asked) else "none"
+        given = [getattr(self, name, None) for name in CHECKPOINTING]
+        if self.recompute == "auto" and any(value is not None for value in given):
+            self.recompute = "full" if any(given) else "none"
         self._checkpoint_nothing()
 
     def _settle_best(self) -> None:
@@ -288,7 +290,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         if metric or self.early_stopping_patience is not None:
             self.load_best_model_at_end = True
             if str(self.eval_strategy) == "no":
-                raise UserError("the best checkpoint is found by evaluations; choose --eval_strategy epoch or steps")
+                raise UserError("the best checkpoint is chosen by evaluations; set --eval_strategy epoch or steps")
         if self.greater_is_better is None:
             self.greater_is_better = False
 

@@ -1,4 +1,4 @@
-"""What to say of an option that does not exist: most are misspelt, belong to another verb, or have another name."""
+"""Messages on options that do not exist: most are misspelt, belong to another verb, or have another name."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class Generator:
                         raise
                 if not made:  # after `except`, whose error keeps a reference to the memory
                     size, bar.n = len(batch) // 2, before
-                    log(f"no memory for {len(batch)} clips at once; going on with {size}")
+                    log(f"no memory for {len(batch)} clips at once; continuing with {size}")
                     release_memory()
                 yield from zip(batch, made, strict=False)  # none of them where memory ran out
                 left = left[len(made) :]

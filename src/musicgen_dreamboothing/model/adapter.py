@@ -79,7 +79,7 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
         wrapped = get_peft_model(model, config)
     except (ValueError, re.error) as error:
         raise UserError(
-            f"such an adapter can't be made: {' '.join(str(error).split())} (--lora_targets takes "
+            f"such an adapter is invalid: {' '.join(str(error).split())} (--lora_targets takes "
             f"{', '.join(PRESETS)}, or a regular expression over names such as decoder.model.decoder.layers.0.fc1)"
         ) from error
     if with_text_encoder and not any(".text_encoder." in name for name, _ in trained_parameters(wrapped)):

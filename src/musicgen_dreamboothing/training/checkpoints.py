@@ -1,4 +1,4 @@
-"""The checkpoints of a run: `checkpoint-<update>` folders, of which a kill may have torn the newest."""
+"""The checkpoints of a run: `checkpoint-<update>` folders, of which the newest may be incomplete after a kill."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def check_options(options: TrainArguments) -> None:
     check_values(options)
     check_device(options.device)
     if not options.dataset_name and not options.plan:
-        raise UserError("say which songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
+        raise UserError("give the songs: train --dataset_name SONGS --instance_prompt WORD --output_dir DIR")
     check_durations(options)
     if options.resume_from_checkpoint:
         _check_resumption(options)
@@ -65,11 +65,11 @@ def check_metric(options: TrainArguments, checkpoint: Checkpoint) -> None:
 
 
 def _check_resumption(options: TrainArguments) -> None:
-    asked, folder = str(options.resume_from_checkpoint), Path(str(options.output_dir))
+    given, folder = str(options.resume_from_checkpoint), Path(str(options.output_dir))
     last = last_checkpoint(folder)
-    if asked.lower() != "true" and Path(asked).resolve() not in {path.resolve() for path in (folder, last) if path}:
+    if given.lower() != "true" and Path(given).resolve() not in {path.resolve() for path in (folder, last) if path}:
         raise UserError(
-            f"--resume_from_checkpoint {asked} is not supported: a run resumes from the last checkpoint in its "
+            f"--resume_from_checkpoint {given} is not supported: a run resumes from the last checkpoint in its "
             "--output_dir, and --restart true discards it"
         )
     log("--resume_from_checkpoint is not needed: the same command goes on from its last checkpoint")
@@ -110,7 +110,7 @@ def _check_optimizer(options: TrainArguments) -> None:
         raise UserError(
             f"--optim {getattr(options.optim, 'value', options.optim)} with --optim_args {options.optim_args}, or "
             f"--lr_scheduler_type {getattr(options.lr_scheduler_type, 'value', options.lr_scheduler_type)} with "
-            f"--lr_scheduler_kwargs {options.lr_scheduler_kwargs}, can't be made: {one_line(str(error))}"
+            f"--lr_scheduler_kwargs {options.lr_scheduler_kwargs}, is invalid: {one_line(str(error))}"
         ) from error
 
 

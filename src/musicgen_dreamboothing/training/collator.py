@@ -1,4 +1,4 @@
-"""Pieces to a batch: padded on the right, where nothing is heard and nothing is counted."""
+"""Crops to a batch, padded on the right; padding has no effect on the loss."""
 
 from __future__ import annotations
 

@@ -99,11 +99,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         passage, begin, length = self._passages[clip]
         if self.drawing.crop_frames is None and not self.drawing.random_crop:
             return self._codes_of(clip)
-        wanted = min((self.drawing.crop_frames or self._longest) + max(self.checkpoint.delay), passage.frames)
+        frames = min((self.drawing.crop_frames or self._longest) + max(self.checkpoint.delay), passage.frames)
         if self.drawing.random_crop:
-            begin = int(rng.integers(begin - wanted // 2, begin - wanted // 2 + length))
-        begin = min(max(begin, 0), passage.frames - wanted)
-        return self._cut(passage, begin, begin + wanted)
+            begin = int(rng.integers(begin - frames // 2, begin - frames // 2 + length))
+        begin = min(max(begin, 0), passage.frames - frames)
+        return self._cut(passage, begin, begin + frames)
 
     def _cut(self, passage: _Passage, begin: int, end: int) -> np.ndarray:
         parts = [
@@ -157,9 +157,9 @@ def _passages(clips: datasets.Dataset, frame_rate: float) -> list[tuple[_Passage
 
 
 class EpochSampler(Sampler[int]):
-    """A fresh order in every epoch, fixed by the seed, with the epoch told in the index.
+    """A new order in every epoch, fixed by the seed, with the epoch in the index.
 
-    `epoch` is set by the trainer. Samplers that are told through `set_epoch` miss the call when a
+    `epoch` is set by the trainer. Samplers with `set_epoch` miss the call when a
     resumed epoch skips its first batches.
     """
 

@@ -52,13 +52,13 @@ def parse_memory(text: str) -> int:
 
 
 def make_plan(
-    estimator: Estimator, *, wanted: int, sizes: Sequence[int], memory: int, policies: Sequence[str] = POLICIES
+    estimator: Estimator, *, update_clips: int, sizes: Sequence[int], memory: int, policies: Sequence[str] = POLICIES
 ) -> Plan:
     """The fastest way to compute a batch in the memory there is.
 
     Args:
         estimator: knows the model and its kind of step.
-        wanted: clips in an update, on each device.
+        update_clips: clips in an update, on each device.
         sizes: numbers of clips at once that may be chosen, the most first.
         memory: bytes for the model and its step.
         policies: those that may be chosen, the fastest first.
@@ -71,9 +71,9 @@ def make_plan(
         for clips in sizes:
             footprint = estimator.footprint(policy, clips)
             if footprint.total <= budget:
-                return Plan(policy, clips, wanted // clips, footprint, fits=True)
+                return Plan(policy, clips, update_clips // clips, footprint, fits=True)
     policy, clips = policies[-1], sizes[-1]
-    return Plan(policy, clips, wanted // clips, estimator.footprint(policy, clips), fits=False)
+    return Plan(policy, clips, update_clips // clips, estimator.footprint(policy, clips), fits=False)
 
 
 def sizes_of(options: TrainArguments, device: str, steps: int) -> list[int]:
@@ -140,7 +140,7 @@ def plan_step(
     sizes, policies = sizes_of(options, device, rows * step.frames), policies_of(options, device)
     clips = options.per_device_train_batch_size * options.gradient_accumulation_steps
     free = int(memory - CONTEXT[device])
-    plan = make_plan(estimator, wanted=clips, sizes=sizes, memory=free, policies=policies)
+    plan = make_plan(estimator, update_clips=clips, sizes=sizes, memory=free, policies=policies)
     _log_plan(plan, checkpoint, step, memory, CONTEXT[device])
     if options.plan:
         _log_alternatives(estimator, sizes, policies, CONTEXT[device])

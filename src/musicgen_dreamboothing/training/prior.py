@@ -87,8 +87,8 @@ def _own(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Table
 
 def _key(options: TrainArguments, checkpoint: Checkpoint, frames: int) -> str:
     """Changes with whatever the clips depend on, but for how many there are."""
-    told = [checkpoint.identity, _prompts(options), options.seed, frames, asdict(SAMPLING)]
-    return hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
+    depends_on = [checkpoint.identity, _prompts(options), options.seed, frames, asdict(SAMPLING)]
+    return hashlib.blake2b(json.dumps(depends_on).encode(), digest_size=8).hexdigest()
 
 
 def _make_missing(options: TrainArguments, checkpoint: Checkpoint, folder: Path, seconds: float) -> None:
@@ -109,13 +109,13 @@ def _make_missing(options: TrainArguments, checkpoint: Checkpoint, folder: Path,
             device=options.device,
             dtype=options.dtype,
         )
-        wanted = {_clip(prompts, number): number for number in share}
-        drawn = generator.codes(list(wanted), seconds=seconds, seed=options.seed, sampling=SAMPLING)
+        numbers = {_clip(prompts, number): number for number in share}
+        drawn = generator.codes(list(numbers), seconds=seconds, seed=options.seed, sampling=SAMPLING)
         for clip, codes in drawn:
-            write_array(_path(folder, wanted[clip]), codes.numpy().astype(np.uint16))
+            write_array(_path(folder, numbers[clip]), codes.numpy().astype(np.uint16))
         if state.is_main_process:
             write_array(folder / STATES, np.concatenate(generator.text_states(prompts)))
-            write_array(folder / LENGTHS, np.array([len(found) for found in generator.text_states(prompts)]))
+            write_array(folder / LENGTHS, np.array([len(states) for states in generator.text_states(prompts)]))
         del generator
         release_memory()
     state.wait_for_everyone()
@@ -149,8 +149,8 @@ def _read(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Tabl
         states = np.split(np.load(folder / STATES), np.load(folder / LENGTHS).cumsum()[:-1])
         captions = datasets.Dataset.from_list(
             [
-                {"text": prompt, "states": found, "length": len(found)}
-                for prompt, found in zip(prompts, states, strict=True)
+                {"text": prompt, "states": rows_of_prompt, "length": len(rows_of_prompt)}
+                for prompt, rows_of_prompt in zip(prompts, states, strict=True)
             ]
         )
     clips = datasets.Dataset.from_list(rows)

@@ -1,4 +1,4 @@
-"""What a person sees during a training: one bar and one short line for each update."""
+"""The output of a training: one progress bar, and one line for each update."""
 
 from __future__ import annotations
 

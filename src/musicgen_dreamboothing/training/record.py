@@ -1,4 +1,4 @@
-"""Whether a run may go on: with the options, the base and the data that it began with."""
+"""Whether a run may be resumed: with the options, the base and the data that it began with."""
 
 from __future__ import annotations
 
@@ -77,21 +77,21 @@ def base_of_run(record: RunRecord, checkpoint: Checkpoint, folder: Path) -> Chec
     Raises:
         UserError: that revision cannot be had any more.
     """
-    begun = record.base_revision
-    if checkpoint.is_local or checkpoint.name != record.base_model or begun in (None, checkpoint.identity):
+    revision = record.base_revision
+    if checkpoint.is_local or checkpoint.name != record.base_model or revision in (None, checkpoint.identity):
         return checkpoint
     try:
         recorded = load_checkpoint(
-            dataclasses.replace(checkpoint.source, revision=begun),
+            dataclasses.replace(checkpoint.source, revision=revision),
             pad_token_id=checkpoint.pad_token_id,
             start_token_id=checkpoint.start_token_id,
         )
     except UserError as error:
         raise UserError(
-            f"the run in {folder} began with revision {begun} of {checkpoint.name}, which cannot be had any more "
+            f"the run in {folder} began with revision {revision} of {checkpoint.name}, which is not available any more "
             f"({error}); choose another --output_dir, or discard that run with --restart true"
         ) from error
-    log(f"{checkpoint.name} has changed since this run began; continuing with its revision {begun}")
+    log(f"{checkpoint.name} has changed since this run began; continuing with its revision {revision}")
     return recorded
 
 

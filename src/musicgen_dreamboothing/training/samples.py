@@ -1,4 +1,4 @@
-"""Music in the middle of a training: the same prompts and seeds before, during and after it.
+"""Samples before, during and after a training, with the same prompts and seeds.
 
 A training with samples ends with the same weights as one without, bit by bit: what making music touches in the model
 and in the random numbers of the process is put back.
@@ -54,7 +54,7 @@ def sample_prompts_of(
     report_to: Sequence[str],
     held_out_captions: Sequence[str],
 ) -> list[str]:
-    """What is played while a model learns; nothing where nobody asked for it.
+    """The prompts of the samples; none unless asked for.
 
     Args:
         prompts: of `--sample_prompts`, or one file of them. They win over the published script's options:
@@ -101,7 +101,7 @@ def file_stem(number: int, prompt: str) -> str:
 
 @dataclass
 class Sampler:
-    """Plays a model that is being trained.
+    """Generates from a model that is being trained.
 
     Attributes:
         checkpoint: its base.
@@ -125,7 +125,7 @@ class Sampler:
     def play(self, model: nn.Module, step: int, *, base: bool = False) -> list[Sample]:
         """The clips of a step as files; those that an earlier call has made are taken as they are.
 
-        Where it can't be done (memory, a model that ignores prompts) that is said in a line, and none are there.
+        Without memory, or if the model ignores prompts, it logs the reason and returns none.
 
         Args:
             model: as it is being trained: with or without adapter, wrapped or not.
@@ -145,7 +145,7 @@ class Sampler:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            log(f"no samples at update {step}: no memory for a single clip; try a shorter --sample_seconds")
+            log(f"no samples at update {step}: out of memory for a single clip; try a shorter --sample_seconds")
             return []
         for sample, clip in zip(samples, clips, strict=True):
             _write(sample, clip)
@@ -176,33 +176,35 @@ class Sampler:
             UserError: the prompt changes nothing, or there is no base below the adapter.
             RuntimeError: no memory for a single clip.
         """
-        wanted = [(prompt, variation) for prompt in prompts for variation in range(variations)]
+        requests = [(prompt, variation) for prompt in prompts for variation in range(variations)]
         length = self.seconds if seconds is None else seconds
-        with _unmoved_randomness():
+        with _restored_random_state():
             try:
-                codes = self._draw(model, wanted, length, self.seed if seed is None else seed, base)
+                codes = self._draw(model, requests, length, self.seed if seed is None else seed, base)
                 release_memory()  # before the codec comes
-                return self._decode(codes, next(model.parameters()).device, wanted)
+                return self._decode(codes, next(model.parameters()).device, requests)
             finally:
                 release_memory()
 
     def _draw(
-        self, model: nn.Module, wanted: list[tuple[str, int]], seconds: float, seed: int, base: bool
+        self, model: nn.Module, requests: list[tuple[str, int]], seconds: float, seed: int, base: bool
     ) -> dict[tuple[str, int], torch.Tensor]:
-        whole = extract_model_from_parallel(model)
-        learns_text = any("text_encoder." in name for name, _ in trained_parameters(whole))
-        with _base_of(whole) if base else _tuned(whole, self.checkpoint) as playable, _left_as_it_is(playable):
+        unwrapped = extract_model_from_parallel(model)
+        learns_text = any("text_encoder." in name for name, _ in trained_parameters(unwrapped))
+        with _base_of(unwrapped) if base else _fine_tuned(unwrapped, self.checkpoint) as playable, _restored(playable):
             generator = Generator.around(playable, self.checkpoint, None if learns_text else self._states)
             with self.stop.interruptible():  # neither before nor behind it: weights are merged and put back there
-                return dict(generator.codes(wanted, seconds=seconds, seed=seed, sampling=self.sampling, progress=False))
+                return dict(
+                    generator.codes(requests, seconds=seconds, seed=seed, sampling=self.sampling, progress=False)
+                )
 
     def _decode(
-        self, codes: dict[tuple[str, int], torch.Tensor], device: torch.device, wanted: list[tuple[str, int]]
+        self, codes: dict[tuple[str, int], torch.Tensor], device: torch.device, requests: list[tuple[str, int]]
     ) -> list[GeneratedClip]:
         loaded, rate = load_codec(self.checkpoint, device), self.checkpoint.sampling_rate
         return [
             GeneratedClip(*clip, codes[clip], codec.decode_clip(loaded, codes[clip], self.checkpoint), rate)
-            for clip in wanted
+            for clip in requests
         ]
 
     def _planned(self, step: int) -> list[Sample]:
@@ -312,7 +314,7 @@ def add_samples(trainer: Trainer, sampler: Sampler, *, every: int, at_start: boo
 
 
 @contextmanager
-def _tuned(model: Any, checkpoint: Checkpoint) -> Iterator[Any]:
+def _fine_tuned(model: Any, checkpoint: Checkpoint) -> Iterator[Any]:
     """The language model as it is by now."""
     if not isinstance(model, PeftModel):
         yield model
@@ -333,7 +335,7 @@ def _base_of(model: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _left_as_it_is(model: Any) -> Iterator[None]:
+def _restored(model: Any) -> Iterator[None]:
     """Lets a model be played in eval mode, and puts back what that changes in it.
 
     `engine.Stack` lays weights together, and long clips make the table of positions grow, in inference mode.
@@ -356,7 +358,7 @@ def _left_as_it_is(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _unmoved_randomness() -> Iterator[None]:
+def _restored_random_state() -> Iterator[None]:
     """Gives back the random states of Python, numpy and torch: loading a part of a checkpoint may draw from them."""
     device = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None

@@ -1,4 +1,4 @@
-"""How far a model in training is from its songs: what `--metric_for_best_model style` goes by."""
+"""The distance of a model in training to its songs, for `--metric_for_best_model style`."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def _settle_earlier_run(
     check_same_base(earlier, checkpoint, folder)
     if not is_done(earlier, options, folder):
         return None, base_of_run(earlier, checkpoint, folder)
-    log(f"{folder} holds this run already, finished; --restart true trains it anew")
+    log(f"{folder} already holds this run, finished; --restart true trains it again")
     metrics = {key: value for key, value in earlier.summary.items() if key.startswith("eval_")}
     return TrainResult(folder, metrics, earlier.summary), checkpoint
 

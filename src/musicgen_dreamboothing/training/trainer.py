@@ -48,9 +48,9 @@ class CodebookTrainer(StoppableTrainer):
         self._frames: Any = 0  # of audio that all processes were trained on since their start, padding left out
         self._parts = 1  # a micro-batch is computed in so many, since memory ran out
         self._recomputes_all = self.args.recompute == "full"
-        self._begun: list[dict[str, torch.Tensor]] = []  # micro-batches of this update before the one at hand
+        self._earlier_batches: list[dict[str, torch.Tensor]] = []  # micro-batches of this update before the one at hand
         self.style_of: Callable[[Any], float] | None = None  # how far the model's music is from the songs
-        self.add_callback(_EpochTeller(self._sampler))
+        self.add_callback(_SetEpoch(self._sampler))
 
     def create_accelerator_and_postprocess(self) -> None:
         """A frozen 16-bit base computes in its own precision: of accelerate's fp16 it needs the loss scaler alone.
@@ -109,7 +109,7 @@ class CodebookTrainer(StoppableTrainer):
         groups = _groups(inputs)
         rows = {name: values for name, values in inputs.items() if name != IS_PRIOR}
         if self.args.prior == KL and IS_PRIOR in inputs:
-            rows |= self._of_base(model, rows, clips=int(inputs[IS_PRIOR].sum()))  # on the host, see `Collator`
+            rows |= self._base_states(model, rows, clips=int(inputs[IS_PRIOR].sum()))  # on the host, see `Collator`
         outputs = model(**rows)
         nll, own = groups @ outputs.nll, groups @ outputs.count.float()
         counts = own if num_items_in_batch is None else num_items_in_batch
@@ -121,8 +121,8 @@ class CodebookTrainer(StoppableTrainer):
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _of_base(self, model: Any, rows: dict[str, torch.Tensor], clips: int) -> dict[str, torch.Tensor]:
-        """What the base says of the last clips: the same weights, with the adapter switched off."""
+    def _base_states(self, model: Any, rows: dict[str, torch.Tensor], clips: int) -> dict[str, torch.Tensor]:
+        """The base's hidden states of the last clips: the same weights with the adapter disabled."""
         if not clips:
             return {}
         adapted = self.accelerator.unwrap_model(model)
@@ -135,26 +135,26 @@ class CodebookTrainer(StoppableTrainer):
     ) -> torch.Tensor:
         """Gradients of one micro-batch. Where memory runs out, this update begins anew with half as many clips at once.
 
-        The loss is a sum over clips, so the update stays the same. What a torn backward pass has left in the gradients
-        is thrown away with the rest of them, and the earlier micro-batches of the update are computed again.
+        The loss is a sum over clips, so the update stays the same. Gradients of an incomplete backward pass
+        are discarded with the rest of them, and the earlier micro-batches of the update are computed again.
         """
-        begun, counted = self._begun, self._train_sums
-        self._begun = [] if self.accelerator.sync_gradients else [*begun, inputs]
+        earlier, counted = self._earlier_batches, self._train_sums
+        self._earlier_batches = [] if self.accelerator.sync_gradients else [*earlier, inputs]
         again: list[dict[str, torch.Tensor]] = []
         while True:
             at_hand = inputs
             try:
                 for at_hand in again:
-                    self._in_parts(model, at_hand, num_items_in_batch)
+                    self._step_in_parts(model, at_hand, num_items_in_batch)
                 at_hand, self._train_sums = inputs, counted
-                return self._in_parts(model, inputs, num_items_in_batch)
+                return self._step_in_parts(model, inputs, num_items_in_batch)
             except RuntimeError as error:
                 self._shrink(error, len(at_hand["labels"]))
             model.zero_grad()
             release_memory()
-            again = begun
+            again = earlier
 
-    def _in_parts(self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any) -> torch.Tensor:
+    def _step_in_parts(self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any) -> torch.Tensor:
         """One micro-batch in as many parts as memory asks for; their losses add up."""
         clips = len(inputs["labels"])
         size = -(-clips // self._parts)
@@ -170,28 +170,28 @@ class CodebookTrainer(StoppableTrainer):
         if not is_out_of_memory(error):
             raise error
         if self.accelerator.num_processes > 1 and (size > 1 or not self._recomputes_all):
-            raise UserError(self._cure_of_many(size)) from error
+            raise UserError(self._advice_for_processes(size)) from error
         if size > 1:
             self._parts = -(-clips // (size // 2))
-            log(f"no memory for {plural(size, 'clip')} at once; going on with {size // 2}, the update stays the same")
+            log(f"no memory for {plural(size, 'clip')} at once; continuing with {size // 2}, the update stays the same")
         elif not self._recomputes_all:
             use_full_recompute(self.model)
             self._recomputes_all = True
-            log("no memory for a single clip; going on with --recompute full, the update stays the same")
+            log("no memory for a single clip; continuing with --recompute full, the update stays the same")
         else:
             raise UserError(
                 "no memory for a single clip; try --quantization nf4, shorter crops (--crop_seconds 15), or a smaller "
                 "--model_name_or_path"
             ) from error
 
-    def _cure_of_many(self, size: int) -> str:
+    def _advice_for_processes(self, size: int) -> str:
         """What a person can do where several processes train, of which none can change its way alone."""
         problem = f"no memory for {plural(size, 'clip')} at once on one of {self.accelerator.num_processes} processes"
         if not self._recomputes_all:
-            return f"{problem}; the same command with --recompute full goes on from the last checkpoint"
+            return f"{problem}; the same command with --recompute full resumes from the last checkpoint"
         times = self.args.gradient_accumulation_steps
         return (
-            f"{problem}; begin anew with --restart true --per_device_train_batch_size {size // 2} "
+            f"{problem}; start again with --restart true --per_device_train_batch_size {size // 2} "
             f"--gradient_accumulation_steps {2 * times}"
         )
 
@@ -231,10 +231,10 @@ class CodebookTrainer(StoppableTrainer):
         """Adds cross-entropy and perplexity of each codebook to the training lines."""
         if "loss" in logs and self._train_sums is not None:
             nll, count = self.accelerator.reduce(self._train_sums, reduction="sum").cpu()
-            found = codebook_metrics(nll[0], count[0])
+            metrics = codebook_metrics(nll[0], count[0])
             if len(nll) > 1:  # what Trainer calls loss is the weighted sum of these two
-                logs |= {"instance_loss": found["loss"], "prior_loss": codebook_metrics(nll[1], count[1])["loss"]}
-            logs |= {key: value for key, value in found.items() if key != "loss"}
+                logs |= {"instance_loss": metrics["loss"], "prior_loss": codebook_metrics(nll[1], count[1])["loss"]}
+            logs |= {key: value for key, value in metrics.items() if key != "loss"}
             self._train_sums = None
         super().log(logs, start_time)
 
@@ -269,8 +269,8 @@ class CodebookTrainer(StoppableTrainer):
             self.model.save_pretrained(folder)
 
 
-class _EpochTeller(TrainerCallback):
-    """Tells the sampler which epoch begins; a resumed one begins in its middle."""
+class _SetEpoch(TrainerCallback):
+    """Sets the epoch of the sampler; a resumed one begins in its middle."""
 
     def __init__(self, sampler: EpochSampler) -> None:
         self.sampler = sampler
