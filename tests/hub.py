@@ -302,11 +302,6 @@ class _Handler(BaseHTTPRequestHandler):
         if not name.startswith(f"{self.hub.user}/"):
             raise HubError(403, "You don't have the rights to write to this namespace")
 
-    def _whoami(self) -> None:
-        if not self.token:
-            raise HubError(401, "Invalid username or password.")
-        self._answer({"type": "user", "name": self.hub.user, "fullname": self.hub.user, "orgs": []})
-
     def _validate_yaml(self) -> None:
         """Judge the metadata of a README.md, by its syntax only: the Hub knows the fields as well."""
         block = re.match(r"---\n(.*?)\n---\s", json.loads(self.body)["content"] + "\n", re.DOTALL)
@@ -349,10 +344,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(404, "Entry not found", "EntryNotFound")
         deep = self.query.get("recursive") == "true"
         self._answer([entry for entry in found.values() if is_listed(entry, folder, deep=deep)])
-
-    def _paths_info(self) -> None:
-        found = entries(self._files()[1])
-        self._answer([found[path] for path in parse_qs(self.body.decode())["paths"] if path in found])
 
     def _preupload(self) -> None:
         """Say how to upload each file: within the commit, or to LFS before it."""
@@ -418,14 +409,12 @@ class _Handler(BaseHTTPRequestHandler):
 _ID, _REVISION = "(?P<repo>[^/]+(?:/[^/]+)?)", "(?P<revision>[^/]+)"
 _REPO = f"/api/(?P<kind>models|datasets)/{_ID}"
 _ROUTES = (
-    ("GET", "/api/whoami-v2", _Handler._whoami),
     ("POST", "/api/validate-yaml", _Handler._validate_yaml),
     ("POST", "/api/repos/create", _Handler._create),
     ("PUT", f"{_REPO}/settings", _Handler._settings),
     ("GET", f"{_REPO}/auth-check/write", _Handler._may_push),
     ("GET", f"{_REPO}(?:/revision/{_REVISION})?", _Handler._info),
     ("GET", f"{_REPO}/tree/{_REVISION}(?:/(?P<path>.+))?", _Handler._tree),
-    ("POST", f"{_REPO}/paths-info/{_REVISION}", _Handler._paths_info),
     ("POST", f"{_REPO}/preupload/{_REVISION}", _Handler._preupload),
     ("POST", f"{_REPO}/commit/{_REVISION}", _Handler._commit),
     ("POST", f"(?:/(?P<kind>datasets))?/{_ID}.git/info/lfs/objects/batch", _Handler._lfs_batch),

@@ -271,7 +271,8 @@ def test_a_stray_sample_costs_its_clip_only(rate: int, tmp_path: Path) -> None:
     clean, expected = cut_float(song, tmp_path, rate, loudness=-20.0)
     assert clean.invalid == 0
     del expected[2]
-    for value in (np.nan, np.inf, -np.inf, 1e29, -1e29, 1e300, 32768.0, 200.0, 50.0, -10.0, 3.0):
+    values = (np.nan, np.inf, -np.inf, 1e29, -1e29, 1e300, 32768.0, 200.0, 50.0, -10.0, 3.0)
+    for value in values if rate == RATE else (np.nan, -1e29, 3.0):
         song[1, 5 * rate] = value
         record, waves = cut_float(song, tmp_path, rate, loudness=-20.0)
         assert [clip["start"] for clip in record.clips] == [0, 2, 6]

@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,179 +131,142 @@ class Program:
         return os.system, (f"touch {self.path}",)
 
 
-@dataclass(frozen=True)
-class Unusable:
-    """A folder that people point at: how it comes about, and what they are told."""
-
-    layout: Layout
-    spoil: Callable[[Path], None]
-    message: str
+Spoil = Callable[[Path], object]
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def truncated(name: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return spoil
 
 
-def only_in(folder: Path, *names: str) -> None:
-    for path in list(folder.iterdir()):
-        path.unlink()
-    for name in names:
-        (folder / name).write_bytes(b"content")
+def removed(name: str) -> Spoil:
+    return lambda folder: (folder / name).unlink()
 
 
-def rename_keys(path: Path, old: str, new: str) -> None:
-    save_file({name.replace(old, new): weight for name, weight in load_file(path).items()}, path)
+def written(name: str, content: bytes) -> Spoil:
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-def pickled_program(folder: Path, zipped: bool) -> None:
-    content = {"decoder.lm_heads.0.weight": torch.ones(2), "z": Program(folder / "executed")}
-    torch.save(content, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+def pickled(content: object, name: str = "pytorch_model.bin", **options: Any) -> Spoil:
+    return lambda folder: torch.save(content, folder / name, **options)
 
 
-def change_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def with_program(save: Callable[[Program, Path], object]) -> Spoil:
+    return lambda folder: save(Program(folder / "executed"), folder / PICKLED)
+
+
+def only(*names: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        for path in list(folder.iterdir()):
+            path.unlink()
+        for name in names:
+            (folder / name).write_bytes(b"content")
+
+    return spoil
+
+
+def renamed_keys(old: str, new: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        path = folder / WEIGHTS
+        save_file({name.replace(old, new): weight for name, weight in load_file(path).items()}, path)
+
+    return spoil
+
+
+def config(part: str | None = None, **changes: object) -> Spoil:
+    def spoil(folder: Path) -> None:
+        path = folder / "config.json"
+        content = json.loads(path.read_text())
+        (content if part is None else content[part]).update(changes)
+        path.write_text(json.dumps(content))
+
+    return spoil
 
 
 SHARDED, SHARDED_BIN, BIN = Layout(weights="safetensors shards"), Layout(weights="bin shards"), Layout(weights="bin")
+PLAIN, BIN_2019, SPIECE = Layout(), Layout(weights="bin of 2019"), Layout(tokenizer="spiece.model")
+WEIGHTS, PICKLED, INDEX = "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"
 SHARD, SHARD_BIN = "model-00002-of-00003.safetensors", "pytorch_model-00002-of-00003.bin"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
 SYSTEM = r"pytorch_model.bin is refused: .*asks for (os|posix|nt).system"
 MORE = "something else than a dictionary"
-PICKLED = "pytorch_model.bin"
-INDEX = "model.safetensors.index.json"
-UNUSABLE = {
-    "a program": Unusable(BIN, lambda folder: pickled_program(folder, True), SYSTEM),
-    "a program in 2019": Unusable(
+ANY = {"decoder.lm_heads.0.weight": torch.ones(2)}
+# What people point at: the layout, what is wrong with it, and the message.
+UNUSABLE: dict[str, tuple[Layout, Spoil, str]] = {
+    "a program": (BIN, with_program(lambda it, path: torch.save(ANY | {"z": it}, path)), SYSTEM),
+    "a program in 2019": (
         BIN,
-        lambda folder: pickled_program(folder, False),
+        with_program(lambda it, path: torch.save(ANY | {"z": it}, path, _use_new_zipfile_serialization=False)),
         SYSTEM,
     ),
-    "a shard with a program": Unusable(
+    "a shard with a program": (
         SHARDED_BIN,
-        lambda folder: torch.save([Program(folder / "executed")], folder / SHARD_BIN),
+        with_program(lambda it, path: torch.save([it], path.with_name(SHARD_BIN))),
         rf"{SHARD_BIN} is refused: .*system",
     ),
-    "a program in a plain pickle": Unusable(
-        BIN, lambda folder: (folder / PICKLED).write_bytes(pickle.dumps([Program(folder / "executed")])), SYSTEM
-    ),
-    "a program in a newer protocol": Unusable(
-        BIN, lambda folder: torch.save([Program(folder / "executed")], folder / PICKLED, pickle_protocol=4), SYSTEM
-    ),
-    "a class in an old protocol": Unusable(
+    "a program in a plain pickle": (BIN, with_program(lambda it, path: path.write_bytes(pickle.dumps([it]))), SYSTEM),
+    "a program in a newer protocol": (
         BIN,
-        lambda folder: (folder / PICKLED).write_bytes(b"(S'true'\nios\nsystem\n."),
-        rf"{PICKLED} is refused: it asks for os.system",
+        with_program(lambda it, path: torch.save([it], path, pickle_protocol=4)),
+        SYSTEM,
     ),
-    "a web page": Unusable(
-        BIN, lambda folder: (folder / PICKLED).write_bytes(b"<!doctype html>"), f"{PICKLED} is damaged"
-    ),
-    "no dictionary": Unusable(
-        BIN,
-        lambda folder: torch.save([torch.ones(2)], folder / "pytorch_model.bin"),
-        "something else than a dictionary",
-    ),
-    "nested": Unusable(BIN, lambda folder: torch.save({"model": {}}, folder / PICKLED), MORE),
-    "missing shard": Unusable(SHARDED, lambda folder: (folder / SHARD).unlink(), f"lacks {SHARD}, which .* names"),
-    "missing .bin shard": Unusable(
-        SHARDED_BIN, lambda folder: (folder / SHARD_BIN).unlink(), f"lacks {SHARD_BIN}, which .* names"
-    ),
-    "truncated shard": Unusable(
-        SHARDED, lambda folder: truncate(folder / SHARD), f"{SHARD} is damaged .*download it again"
-    ),
-    "truncated .bin shard": Unusable(
-        SHARDED_BIN, lambda folder: truncate(folder / SHARD_BIN), f"{SHARD_BIN} is damaged .*download it again"
-    ),
-    "truncated .bin of 2019": Unusable(
-        Layout(weights="bin of 2019"),
-        lambda folder: truncate(folder / "pytorch_model.bin"),
-        "pytorch_model.bin is damaged",
-    ),
-    "empty file": Unusable(BIN, lambda folder: (folder / "pytorch_model.bin").write_bytes(b""), "is damaged"),
-    "LFS pointer": Unusable(
-        Layout(), lambda folder: (folder / "model.safetensors").write_bytes(LFS), "Git LFS pointer .*`git lfs pull`"
-    ),
-    "no index": Unusable(
-        SHARDED_BIN, lambda folder: (folder / "pytorch_model.bin.index.json").unlink(), "shards without their index"
-    ),
-    "broken index": Unusable(
-        SHARDED,
-        lambda folder: truncate(folder / INDEX),
-        "is not the index .*download it again",
-    ),
-    "index without weights": Unusable(
-        SHARDED,
-        lambda folder: (folder / INDEX).write_text('{"weight_map": {}}'),
-        "not the index",
-    ),
-    "index that leaves": Unusable(
-        SHARDED,
-        lambda folder: (folder / INDEX).write_text('{"weight_map": {"a": "../a.bin"}}'),
-        "not the index",
-    ),
-    "dangling link": Unusable(
+    "an old protocol": (BIN, written(PICKLED, b"(S'true'\nios\nsystem\n."), "is refused: it asks for os.system"),
+    "a web page": (BIN, written(PICKLED, b"<!doctype html>"), f"{PICKLED} is damaged"),
+    "no dictionary": (BIN, pickled([torch.ones(2)]), MORE),
+    "nested": (BIN, pickled({"model": {}}), MORE),
+    "missing shard": (SHARDED, removed(SHARD), f"lacks {SHARD}, which .* names"),
+    "missing .bin shard": (SHARDED_BIN, removed(SHARD_BIN), f"lacks {SHARD_BIN}, which .* names"),
+    "truncated shard": (SHARDED, truncated(SHARD), f"{SHARD} is damaged .*download it again"),
+    "truncated .bin shard": (SHARDED_BIN, truncated(SHARD_BIN), f"{SHARD_BIN} is damaged .*download it again"),
+    "truncated .bin of 2019": (BIN_2019, truncated(PICKLED), f"{PICKLED} is damaged"),
+    "empty file": (BIN, written(PICKLED, b""), "is damaged"),
+    "LFS pointer": (PLAIN, written(WEIGHTS, LFS), "Git LFS pointer .*`git lfs pull`"),
+    "no index": (SHARDED_BIN, removed(f"{PICKLED}.index.json"), "shards without their index"),
+    "broken index": (SHARDED, truncated(INDEX), "is not the index .*download it again"),
+    "index without weights": (SHARDED, written(INDEX, b'{"weight_map": {}}'), "not the index"),
+    "index that leaves": (SHARDED, written(INDEX, b'{"weight_map": {"a": "../a.bin"}}'), "not the index"),
+    "dangling link": (
         Layout(place="snapshot"),
-        lambda folder: (folder / "model.safetensors").resolve().unlink(),
+        lambda folder: (folder / WEIGHTS).resolve().unlink(),
         "has no weights .*model.safetensors is a link to a file that is not there; download it again",
     ),
-    "no configuration": Unusable(
-        Layout(), lambda folder: (folder / "config.json").unlink(), "no model at .*; give a folder with a config.json"
-    ),
-    "no weights": Unusable(Layout(), lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
-    "variant": Unusable(
-        Layout(),
-        lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors") and None,
+    "no configuration": (PLAIN, removed("config.json"), "no model at .*; give a folder with a config.json"),
+    "no weights": (PLAIN, removed(WEIGHTS), "has no weights"),
+    "variant": (
+        PLAIN,
+        lambda folder: (folder / WEIGHTS).rename(folder / "model.fp16.safetensors"),
         "has no weights .*it has model.fp16.safetensors",
     ),
-    "audiocraft": Unusable(
-        Layout(),
-        lambda folder: only_in(folder, "state_dict.bin", "compression_state_dict.bin"),
+    "audiocraft": (
+        PLAIN,
+        only("state_dict.bin", "compression_state_dict.bin"),
         "state_dict.bin is in audiocraft's own format",
     ),
-    "GGUF": Unusable(Layout(), lambda folder: only_in(folder, "musicgen-Q4.gguf"), "GGUF files cannot be trained on"),
-    "adapter": Unusable(
-        Layout(), lambda folder: only_in(folder, "adapter_config.json"), "is an adapter, not a base checkpoint"
-    ),
-    "T5 alone": Unusable(
-        Layout(), lambda folder: change_config(folder, model_type="t5"), "is a 't5' model, not MusicGen"
-    ),
-    "EnCodec alone": Unusable(
-        Layout(), lambda folder: change_config(folder, model_type="encodec"), "is a 'encodec' model, not MusicGen"
-    ),
-    "another width": Unusable(
-        Layout(),
-        lambda folder: change_config(
-            folder, decoder=json.loads((folder / "config.json").read_text())["decoder"] | {"ffn_dim": 100}
-        ),
+    "GGUF": (PLAIN, only("musicgen-Q4.gguf"), "GGUF files cannot be trained on"),
+    "adapter": (PLAIN, only("adapter_config.json"), "is an adapter, not a base checkpoint"),
+    "T5 alone": (PLAIN, config(model_type="t5"), "is a 't5' model, not MusicGen"),
+    "EnCodec alone": (PLAIN, config(model_type="encodec"), "is a 'encodec' model, not MusicGen"),
+    "another width": (
+        PLAIN,
+        config("decoder", ffn_dim=100),
         r"fc1.weight has the size \[96, 48\], but its config.json asks for \[100, 48\]",
     ),
-    "no text encoder": Unusable(
-        Layout(),
-        lambda folder: rename_keys(folder / "model.safetensors", "text_encoder.", "t5."),
-        "holds no weights of its text_encoder",
-    ),
-    "no codec": Unusable(
-        Layout(),
-        lambda folder: rename_keys(folder / "model.safetensors", "audio_encoder.", "encodec."),
-        "holds no weights of its audio_encoder",
-    ),
-    "no tokenizer": Unusable(Layout(), lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
-    "broken tokenizer": Unusable(
-        Layout(), lambda folder: truncate(folder / "tokenizer.json"), "tokenizer .*cannot be read"
-    ),
-    "broken spiece.model": Unusable(
-        Layout(tokenizer="spiece.model"),
-        lambda folder: (folder / "spiece.model").write_bytes(b"\xff\xff"),
+    "no text encoder": (PLAIN, renamed_keys("text_encoder.", "t5."), "holds no weights of its text_encoder"),
+    "no codec": (PLAIN, renamed_keys("audio_encoder.", "encodec."), "holds no weights of its audio_encoder"),
+    "no tokenizer": (PLAIN, removed("tokenizer.json"), "has no tokenizer"),
+    "broken tokenizer": (PLAIN, truncated("tokenizer.json"), "tokenizer .*cannot be read"),
+    "broken spiece.model": (
+        SPIECE,
+        written("spiece.model", b"\xff\xff"),
         "tokenizer .*cannot be read; download spiece.model",
     ),
-    "broken config": Unusable(
-        Layout(), lambda folder: truncate(folder / "config.json"), "config.json is not the configuration .*JSON"
-    ),
-    "wrong type": Unusable(
-        Layout(),
-        lambda folder: change_config(
-            folder, decoder=json.loads((folder / "config.json").read_text())["decoder"] | {"num_codebooks": "four"}
-        ),
+    "broken config": (PLAIN, truncated("config.json"), "config.json is not the configuration .*JSON"),
+    "wrong type": (
+        PLAIN,
+        config("decoder", num_codebooks="four"),
         "config.json is not the configuration of a MusicGen model .*expected int, got str",
     ),
 }
@@ -320,10 +282,10 @@ def load_all_parts(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_what_cannot_be_loaded_is_refused_in_one_line(name: str, tiny: Path, tmp_path: Path) -> None:
-    unusable = UNUSABLE[name]
-    folder = Path(write_layout(unusable.layout, tiny, tmp_path)[0])
-    unusable.spoil(folder)
-    with pytest.raises(UserError, match=unusable.message) as error:
+    layout, spoil, message = UNUSABLE[name]
+    folder = Path(write_layout(layout, tiny, tmp_path)[0])
+    spoil(folder)
+    with pytest.raises(UserError, match=message) as error:
         load_all_parts(folder)
     assert "\n" not in str(error.value)
     assert not (folder / "executed").exists()

@@ -51,6 +51,7 @@ class Place:
     name: str  # in messages
     folders: tuple[Path, ...]  # against which relative paths in its cells are resolved
     cache_dir: str | None = None  # for what `datasets` converts; None is its own
+    token: str | None = None  # for the Hub
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,7 @@ def _cached_splits(folder: Path) -> dict[str, list[Path]]:
     return {split: paths for split, paths in files.items() if paths}
 
 
-def files_by_split(
-    source: str, config: str | None, present: Iterable[str], place: Place, token: str | None = None
-) -> dict[str, list[str]]:
+def files_by_split(source: str, config: str | None, present: Iterable[str], place: Place) -> dict[str, list[str]]:
     """The files of each split, by the README of a dataset repository or else by the names of files and folders.
 
     Args:
@@ -160,9 +159,8 @@ def files_by_split(
         config: the configuration; one that is not declared may be a sub-folder.
         present: the names of the existing tables.
         place: of the dataset.
-        token: for the Hub.
     """
-    hub: dict[str, Any] = {"token": token, "cache_dir": place.cache_dir}
+    hub: dict[str, Any] = {"token": place.token, "cache_dir": place.cache_dir}
     try:
         builder = datasets.load_dataset_builder(source, config, **hub)
     except (ValueError, datasets.exceptions.DataFilesNotFoundError) as error:

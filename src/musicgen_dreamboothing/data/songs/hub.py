@@ -59,7 +59,7 @@ def download(name: str, columns: Columns, token: str | None, cache_dir: str | No
         UserError: there is no such repository, it may not be read, or it has no such configuration, split or column.
     """
     try:
-        return _download(columns, Place(name, (), cache_dir), token)
+        return _download(columns, Place(name, (), cache_dir, token))
     except (HTTPError, HFValidationError, OSError, ValueError, RuntimeError, DatasetsError) as error:
         if refusal := explain_refusal(name, error, "dataset"):
             raise UserError(refusal) from error
@@ -72,69 +72,69 @@ def download(name: str, columns: Columns, token: str | None, cache_dir: str | No
         raise UserError(f"no folder {name!r} here, and as a Hub dataset it can't be loaded: {reason}") from error
 
 
-def _download(columns: Columns, place: Place, token: str | None) -> Download:
-    files = _files_of_repository(place.name, token)
+def _download(columns: Columns, place: Place) -> Download:
+    files = _files_of_repository(place)
     if files is None:
-        folder = _snapshot(place, [], token, only_local=True)  # what is there may be a part of the repository
+        folder = _snapshot(place, [], only_local=True)  # what is there may be a part of the repository
         log(f"the Hub can't be reached; reading what the cache has of {place.name}")
         return Download(folder)
     audio = [file for file in files if file.lower().endswith(tuple(AUDIO_SUFFIXES))]
     if {SAVED, SAVED_SPLITS} & set(files):
-        return Download(_snapshot(place, [*audio, *(f for f in files if f.endswith((".arrow", ".json")))], token))
+        return Download(_snapshot(place, [*audio, *(f for f in files if f.endswith((".arrow", ".json")))]))
     tables = sorted(filter(is_table, files))
-    if tables and (not audio or _hold_songs(tables, columns, place, token)):
-        return _download_tables(files, audio, columns, place, token)
+    if tables and (not audio or _hold_songs(tables, columns, place)):
+        return _download_tables(files, audio, columns, place)
     if audio:
-        folder = _snapshot(place, [*audio, *(file for file in files if file.lower().endswith(SIDECARS))], token)
+        folder = _snapshot(place, [*audio, *(file for file in files if file.lower().endswith(SIDECARS))])
         return Download(folder, archives=tuple(table for table in tables if table.endswith(".tar")))
     raise UserError(_nothing_to_read(place.name, files))
 
 
-def _hold_songs(tables: Iterable[str], columns: Columns, place: Place, token: str | None) -> bool:
+def _hold_songs(tables: Iterable[str], columns: Columns, place: Place) -> bool:
     """As `hold_songs`, of tables in the repository, which are downloaded one by one until one holds songs."""
     requested = (table for table in tables if not table.endswith(".tar"))
-    return hold_songs((_snapshot(place, [table], token) / table for table in requested), columns)
+    return hold_songs((_snapshot(place, [table]) / table for table in requested), columns)
 
 
-def _files_of_repository(name: str, token: str | None) -> list[str] | None:
+def _files_of_repository(place: Place) -> list[str] | None:
     """The files of a repository; None where the Hub cannot be reached."""
     if datasets.config.HF_HUB_OFFLINE:
         return None
-    api = HfApi(token=token)
+    api = HfApi(token=place.token)
     try:
-        api.dataset_info(name)  # unlike the listing it does not try again for half a minute where there is no network
-        return api.list_repo_files(name, repo_type="dataset")
+        api.dataset_info(place.name)  # unlike the listing, it does not retry for half a minute without a network
+        return api.list_repo_files(place.name, repo_type="dataset")
     except HfHubHTTPError:
         raise  # the Hub has answered
     except (OfflineModeIsEnabled, HTTPError):
         return None
 
 
-def _download_tables(files: list[str], audio: list[str], columns: Columns, place: Place, token: str | None) -> Download:
+def _download_tables(files: list[str], audio: list[str], columns: Columns, place: Place) -> Download:
     """Parquet, Arrow or tar files; where songs are limited, only the first ones of the requested splits."""
-    urls = files_by_split(place.name, columns.config, filter(is_table, files), place, token)
+    urls = files_by_split(place.name, columns.config, filter(is_table, files), place)
     remote = {split: [_path_in_repository(url) for url in files] for split, files in urls.items()}
     limits = {TRAIN: columns.max_train_songs, EVAL: columns.max_eval_songs}
     requested = requested_splits(columns, remote, place.name)
     common = ["README.md", INFO, *audio]  # cells may name audio files of the repository
     if not any(limits.values()):  # without all that the README lists it could not be read without a network
         common += [file for paths in remote.values() for file in paths]
-    folder = _snapshot(place, common, token)
-    splits = {split: list(_downloaded(remote[split], limits[role], place, token)) for split, role in requested}
+    folder = _snapshot(place, common)
+    splits = {split: list(_downloaded(remote[split], limits[role], place)) for split, role in requested}
     return Download(folder, splits)
 
 
-def _downloaded(paths: Sequence[str], limit: int | None, place: Place, token: str | None) -> Iterator[Path]:
+def _downloaded(paths: Sequence[str], limit: int | None, place: Place) -> Iterator[Path]:
     """The files of a split: all, or the first ones that have more rows than `limit`, so that some can be held out."""
     if limit is None:
-        folder = _snapshot(place, paths, token)
+        folder = _snapshot(place, paths)
         yield from (folder / path for path in paths)
         return
     rows = 0
     for path in paths:
         if rows > limit:
             return
-        file = _snapshot(place, [path], token) / path
+        file = _snapshot(place, [path]) / path
         rows += count_rows(file)
         yield file
 
@@ -144,13 +144,13 @@ def _path_in_repository(url: str) -> str:
     return re.sub(r"^hf://datasets/[^@]+@[^/]+/", "", url)
 
 
-def _snapshot(place: Place, files: Iterable[str], token: str | None, *, only_local: bool = False) -> Path:
+def _snapshot(place: Place, files: Iterable[str], *, only_local: bool = False) -> Path:
     """The folder in the cache with these files of the repository, downloaded where they are not there yet."""
     return Path(
         snapshot_download(
             place.name,
             repo_type="dataset",
-            token=token,
+            token=place.token,
             cache_dir=place.cache_dir,
             allow_patterns=[glob.escape(file) for file in files],
             local_files_only=only_local,

@@ -124,17 +124,17 @@ def _write(path: Path, blocks: Iterator[Wave], rate: int) -> None:
     first = next(blocks)  # before there is a file: here decoding begins
     try:
         with path.open("wb", buffering=0) as file:  # with a buffer, a seek could fail for what was written before
-            place = _Place(file)
-            with soundfile.SoundFile(place, "w", rate, len(first), "PCM_16", format="FLAC") as flac:
+            output = _CheckedFile(file)
+            with soundfile.SoundFile(output, "w", rate, len(first), "PCM_16", format="FLAC") as flac:
                 for block in chain([first], blocks):
                     flac.write(np.clip(block, -1, 1).T)
-                    place.check()
-            place.check()
+                    output.check()
+            output.check()
     except OSError as error:
         raise audio.AudioWriteError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-class _Place:
+class _CheckedFile:
     """A file to write to. It stores errors of the system until `check`, as libsndfile would hide them."""
 
     def __init__(self, file: io.FileIO) -> None:
