@@ -321,7 +321,7 @@ def test_plan_prints_the_memory_and_stops(
 ) -> None:
     """For any memory, without songs, an output folder or the weights."""
     monkeypatch.chdir(tmp_path)
-    ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "8GB")
+    ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "8GB", "--crop_seconds", 2)
     assert ran.code == 0, ran.err
     parts = [float(size) for size in re.findall(r"(\d+\.\d\d) GB\n", ran.out)]
     assert "in all" in ran.out
@@ -345,7 +345,7 @@ def test_the_plan_is_made_for_the_process_with_the_least_memory(
 
 
 def test_plan_without_enough_memory_gives_advice(tiny: Path, cli: Cli) -> None:
-    ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "300MB")
+    ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "300MB", "--crop_seconds", 2)
     assert ran.code == 0, ran.err
     assert "warning: this exceeds the memory; try a base in 4 bits (--quantization nf4), shorter crops" in ran.out
     assert "recompute full" in ran.out

@@ -97,12 +97,13 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
 def attach_adapter(
     model: nn.Module, saved: SavedAdapter, config: LoraConfig | None = None, *, load: bool = True, **options: Any
 ) -> PeftModel:
-    """Wraps a model with a saved adapter, frozen by default.
+    """Wraps a model with a saved adapter.
 
     Args:
         model: the base.
         saved: the adapter.
-        config: another configuration: trainable, or with more layers in the text encoder, which are then fresh.
+        config: for training: its dropout and targets; layers of a text encoder that the adapter lacks are fresh. None
+            freezes the adapter.
         load: whether to load the weights; otherwise only their names and sizes are compared.
         options: for PEFT.
 
@@ -114,11 +115,12 @@ def attach_adapter(
             f"the adapter {saved.name} belongs to a base that {saved.config.init_lora_weights} has changed, as a "
             "checkpoint of an unfinished training does; use the finished run, which holds it for the original base"
         )
-    config = copy.deepcopy(config or saved.config)
+    trains, config = config is not None, copy.deepcopy(config or saved.config)
     # With a task PEFT would add a wrapper that expects the inputs of another kind of model.
     config.task_type, config.init_lora_weights, config.base_model_name_or_path = None, True, None
+    config.inference_mode = not trains
     made_for = f"; it was made for {base}" if (base := saved.config.base_model_name_or_path) else ""
-    option = "--base_model" if config.inference_mode else "--model_name_or_path"
+    option = "--model_name_or_path" if trains else "--base_model"
     misfit = UserError(
         f"the adapter {saved.name} does not fit {getattr(model, 'name_or_path', 'this base')}: its weights have other "
         f"names or sizes{made_for}. Name its base with {option}"
@@ -130,7 +132,7 @@ def attach_adapter(
         sizes = {
             name: weight.shape
             for name, weight in get_peft_model_state_dict(wrapped, save_embedding_layers=False).items()
-            if ".text_encoder." not in name or saved.trains_text_encoder or config.inference_mode
+            if ".text_encoder." not in name or saved.trains_text_encoder or not trains
         }
         if {name: weight.shape for name, weight in weights.items()} != sizes:
             raise misfit
@@ -178,12 +180,8 @@ def as_saved(model: PeftModel) -> SavedAdapter:
     s·[B, -B₀][A; A₀], a plain adapter of twice the rank. PEFT's own conversion
     (`path_initial_model_for_weight_conversion`) leaves out adapted embeddings.
     """
-    config, weights, initial = (
-        copy.deepcopy(model.peft_config["default"]),
-        adapter_weights(model),
-        model.initial_adapter,
-    )
-    if initial is not None:
+    config, weights = copy.deepcopy(model.peft_config["default"]), adapter_weights(model)
+    if (initial := model.initial_adapter) is not None:
         weights = {name: _with_initial(name, weight, initial[name]) for name, weight in weights.items()}
         scale = 2**0.5 if config.use_rslora else 2  # alpha grows as the rank does, so that s stays
         config.init_lora_weights, config.r, config.lora_alpha = True, 2 * config.r, scale * config.lora_alpha

@@ -146,7 +146,7 @@ def start_from_adapter(
 
 def _trainable(adapter: SavedAdapter, dropout: float, with_text_encoder: bool) -> LoraConfig:
     config = copy.deepcopy(adapter.config)
-    config.inference_mode, config.lora_dropout = False, dropout
+    config.lora_dropout = dropout
     if with_text_encoder and not adapter.trains_text_encoder:
         config.target_modules = target_pattern(targets_of(adapter, with_text_encoder=True), with_text_encoder=True)
     return config
