@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny: Path
         (root / "songs" / f"song-{number}.txt").write_text(f"tune {number}")
     words = [*prepare_words(root / "songs", root / "data", tiny)]
     place = words.index("--instance_prompt")
-    del words[place : place + 2]  # captions of the metadata without a key-word
+    del words[place : place + 2]  # captions of the metadata without an instance prompt
     train = [*train_words(root / "data", root / "run", tiny), *QUICK]
     for command in (words, train, ["evaluate", root / "run", *EVALUATE]):
         assert main([str(word) for word in command]) == 0
@@ -135,7 +135,7 @@ def test_other_prompts_bases_and_songs_change_nothing(cli: Cli, root: Path, tiny
 def test_a_run_resumes_after_another_run_on_its_folder(
     cli: Cli, root: Path, tiny: Path, other_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both prepare the songs themselves, so that the metadata have the key-word of the last one."""
+    """Both prepare the songs themselves, so that the metadata have the instance prompt of the last one."""
     first = [*train_words(root / "songs", root / "first", tiny), *QUICK, "--prepared_dir", root / "data"]
     second = [*train_words(root / "songs", root / "second", other_base), *QUICK, "--prepared_dir", root / "data"]
     assert cli(*first).code == 0
