@@ -28,8 +28,9 @@ from musicgen_dreamboothing.training import model as training_model
 Cli = Callable[..., Ran]
 OPTIONS = PrepareArguments(instance_prompt="punk")
 QUICK = ["--learning_rate", 0.01, "--eval_fraction", 0.4, "--save_strategy", "epoch"]
+ONE_UPDATE = [*QUICK, "--max_steps", 1]
 EVALUATE = [
-    *("--seconds", 1, "--variations", 2, "--song_excerpts", 8, "--clap_model_name_or_path", "none"),
+    *("--seconds", 1, "--variations", 2, "--song_excerpts", 4, "--clap_model_name_or_path", "none"),
     *("--neutral_prompts", "a quiet song"),
 ]
 
@@ -56,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny: Path
     words = [*prepare_words(root / "songs", root / "data", tiny)]
     place = words.index("--instance_prompt")
     del words[place : place + 2]  # captions of the metadata without an instance prompt
-    train = [*train_words(root / "data", root / "run", tiny), *QUICK]
+    train = [*train_words(root / "data", root / "run", tiny), *ONE_UPDATE]
     for command in (words, train, ["evaluate", root / "run", *EVALUATE]):
         assert main([str(word) for word in command]) == 0
     return root
@@ -117,7 +118,7 @@ def test_tokens_have_no_instance_prompt_and_no_captions(trained: Path) -> None:
 def test_other_prompts_bases_and_songs_change_nothing(cli: Cli, root: Path, tiny: Path, other_base: Path) -> None:
     before = {path: path.read_bytes() for path in (root / "data" / "tokens").rglob("*.arrow")}
     expected = report(root)
-    ran = cli(*train_words(root / "data", root / "second", other_base), *QUICK, "--instance_prompt", "zxqv")
+    ran = cli(*train_words(root / "data", root / "second", other_base), *ONE_UPDATE, "--instance_prompt", "zxqv")
     assert ran.code == 0, ran.err
     assert "encoding" not in ran.err  # the codec is the same
     after = {path: path.read_bytes() for path in (root / "data" / "tokens").rglob("*.arrow")}
@@ -328,7 +329,7 @@ def test_an_unchanged_folder_is_not_written_to(cli: Cli, root: Path, tiny: Path)
         return {path: path.stat().st_mtime_ns for path in (root / "data").rglob("*") if path.name != ".lock"}
 
     before = times()
-    assert cli(*train_words(root / "data", root / "second", tiny), *QUICK, "--max_steps", 1).code == 0
+    assert cli(*train_words(root / "data", root / "second", tiny), *ONE_UPDATE).code == 0
     assert times() == before
 
 
