@@ -190,16 +190,14 @@ def test_each_instance_prompt_is_checked_once(
         return f"about {word}"
 
     monkeypatch.setattr(training_model, "keyword_note", note)
-    for number, word in enumerate(["zxqv", "metal", "zxqv"]):
-        words = train_words(root / "data", root / f"run {number}", tiny)
-        ran = cli(*words, "--instance_prompt", word, "--max_steps", 1)
-        assert f"note: about {word}\n" in ran.out
-    assert asked == ["zxqv", "metal"]
+    words = [*train_words(root / "data", root / "second", tiny), *ONE_UPDATE, "--restart", "true"]
+    for _ in range(2):
+        assert "note: about zxqv\n" in cli(*words, "--instance_prompt", "zxqv").out
+    assert asked == ["zxqv"]
     for path in (root / "data" / "tokens").glob("key-word-*.json"):
         path.write_text("{")  # damaged
-    ran = cli(*train_words(root / "data", root / "last", tiny), "--instance_prompt", "metal", "--max_steps", 1)
-    assert "note: about metal\n" in ran.out
-    assert asked == ["zxqv", "metal", "metal"]
+    assert "note: about zxqv\n" in cli(*words, "--instance_prompt", "zxqv").out
+    assert asked == ["zxqv", "zxqv"]
 
 
 # --- songs that come and go
