@@ -1,4 +1,4 @@
-"""The key-word with its class, and captions that lack some of their words: on disk, and in training pieces."""
+"""Instance prompt, class prompt and word dropout: in metadata, tokens and crops."""
 
 from __future__ import annotations
 

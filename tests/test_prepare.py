@@ -585,7 +585,7 @@ def test_an_edited_caption_is_all_that_is_encoded(
     assert (made.songs_cut, made.clips_encoded, made.captions_encoded) == (0, 0, 1)
     row = metadata(work / "data")[3]
     assert (row["text"], row["mood"]) == ("my \u2028 words", "dark")
-    # the key-word stands first whatever a person writes
+    # the instance prompt comes first in edited captions, too
     assert set(states(work / "data")) == {"punk", "punk, slow tones", "punk, my \u2028 words"}
     for name, code in codes(finished / "data").items():
         assert np.array_equal(codes(work / "data")[name], code)

@@ -212,7 +212,7 @@ def test_distant_segments_have_no_influence(separator):
     np.testing.assert_allclose(keep(separator, other, ["vocals"])[:, :RATE], gain * found, rtol=0.01, atol=1e-3)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 1000, 2999, 3000, 3001, 4000, 4001, 7001])
+@pytest.mark.parametrize("samples", [1, 2999, 3001, 4001])
 def test_the_length_is_kept(separator, samples):
     """A segment has 4000 samples, and the next one begins at 3000."""
     wave = song(1.0)[:, :samples]

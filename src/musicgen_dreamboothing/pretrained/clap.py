@@ -246,12 +246,8 @@ class Tagger:
                 f"the CLAP model {model!r} has the same embedding for all texts. Fix: use {another_clap(model)}"
             )
 
-    def tag(self, waves: Sequence[tuple[audio.Wave, int]]) -> list[dict[str, list[Tag]]]:
-        """For each wave `[C, S]` and its rate in Hz: tags by group, best first; a group may have none."""
-        return self.tags(self.embed(waves))
-
     def tags(self, embeddings: Embeddings) -> list[dict[str, list[Tag]]]:
-        """The same for embedded sounds `[N, D]`."""
+        """Of embedded sounds `[N, D]`: tags by group, best first; a group may have none."""
         return [{name: self._tags_of(row, name) for name in self._labels} for row in embeddings]
 
     def _tags_of(self, row: NDArray[np.float32], name: str) -> list[Tag]:
