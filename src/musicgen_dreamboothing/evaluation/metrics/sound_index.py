@@ -17,7 +17,7 @@ from musicgen_dreamboothing.evaluation.result import Likeness
 
 EMBEDDING = "embedding"
 
-HOP_SECONDS = 0.5
+HOP_SECONDS = 0.5  # between windows of a query
 CLOSEST_CLIPS = 32  # whose windows are aligned
 
 
@@ -48,7 +48,6 @@ class WindowIndex:
             generated clips: its colour would count as a difference.
         clips: the name of each.
         embedder: of the windows.
-        hop_seconds: between windows of a query.
 
     Attributes:
         threshold: strength from which a likeness is a copy; infinite where a single song can't tell what is usual.
@@ -62,13 +61,12 @@ class WindowIndex:
         waves: Iterable[tuple[Wave, int]],
         clips: Sequence[TrainingClip],
         embedder: Embedder,
-        hop_seconds: float = HOP_SECONDS,
     ) -> None:
-        self._clips, self._embedder, self._hop = clips, embedder, hop_seconds
-        self._phases = max(1, round(hop_seconds / embedder.step_seconds))  # training windows within a hop
+        self._clips, self._embedder = clips, embedder
+        self._phases = max(1, round(HOP_SECONDS / embedder.step_seconds))  # training windows within a hop
         bar: Iterable[tuple[Wave, int]]
         bar = progress_bar(waves, total=len(clips), unit="clip", desc="embedding training clips", leave=False)
-        rows = [self._windows(*sound, hop_seconds / self._phases) for sound in bar]
+        rows = [self._windows(*sound, HOP_SECONDS / self._phases) for sound in bar]
         copies.check_clips(rows, clips)
         self._songs = copies.song_numbers(clips)
         self._ends = np.cumsum([len(clip) for clip in rows])
@@ -96,15 +94,15 @@ class WindowIndex:
 
     def nearest(self, wave: Wave, rate: int) -> Likeness:
         """Where a wave `[C, S]` is most like a training clip."""
-        query = self._windows(wave, rate, self._hop)
+        query = self._windows(wave, rate, HOP_SECONDS)
         run, clip, windows = self._run(query, np.ones(len(self._clips), bool))
-        at, clip_at = run.begin * self._hop, float(windows[0]) * self._hop / self._phases
+        at, clip_at = run.begin * HOP_SECONDS, float(windows[0]) * HOP_SECONDS / self._phases
         cosines = (query[run.begin : run.end] * self._clip(clip)[windows]).sum(axis=1)
         return copies.likeness(
             self._clips[clip],
             at=at,
             clip_at=clip_at,
-            seconds=(run.end - run.begin - 1) * self._hop + copies.WINDOW_SECONDS,
+            seconds=(run.end - run.begin - 1) * HOP_SECONDS + copies.WINDOW_SECONDS,
             score=float(np.clip(cosines.mean(), 0, 1)),
             by=EMBEDDING,
             is_copy=run.strength >= self.threshold,
@@ -130,7 +128,7 @@ class WindowIndex:
         windows = offsets[:, None] + steps  # [offsets, W]
         inside = (windows >= 0) & (windows < len(rows))
         closeness = _fisher_z(query @ rows.T)[np.arange(len(query)), np.where(inside, windows, 0)]
-        votes = np.tanh((closeness - self._usual) / self._spread) * self._hop
+        votes = np.tanh((closeness - self._usual) / self._spread) * HOP_SECONDS
         run = copies.strongest_run(np.where(inside, votes, copies.OUTSIDE))
         return run, windows[run.row, run.begin : run.end]
 
