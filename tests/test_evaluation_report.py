@@ -347,20 +347,20 @@ def test_without_held_out_songs_the_distance_speaks(change: tuple[float, float] 
 @pytest.mark.parametrize(
     ("tuned", "change", "said"),
     [
-        (3.1, (-0.33, -0.26), "songs it was not shown surprise it 26 % less (23 to 28 %)."),  # 1 - exp(-0.3) = 0.259
+        (3.1, (-0.33, -0.26), "the perplexity on held-out songs is 26 % lower (23 to 28 %)."),  # 1 - exp(-0.3) = 0.259
         (
             3.6,
             (0.1, 0.3),
-            "songs it was not shown surprise it 22 % more (11 to 35 %), as happens when it learns yours by",
+            "the perplexity on held-out songs is 22 % higher (11 to 35 %), a sign of overfitting",
         ),
-        (3.398, (-0.003, -0.001), "songs it was not shown surprise it 0.2 % less (0.1 to 0.3 %)."),
-        (-8.0, (-12.0, -10.9), "songs it was not shown surprise it far less."),
-        (3.1, (-0.5, 0.01), "whether songs it was not shown surprise it less is unclear."),
-        (3.1, None, "whether songs it was not shown surprise it less is unclear."),
-        (3.1, (math.nan, math.nan), "whether songs it was not shown surprise it less is unclear."),
+        (3.398, (-0.003, -0.001), "the perplexity on held-out songs is 0.2 % lower (0.1 to 0.3 %)."),
+        (-8.0, (-12.0, -10.9), "the perplexity on held-out songs is far lower."),
+        (3.1, (-0.5, 0.01), "whether the perplexity on held-out songs fell is unclear."),
+        (3.1, None, "whether the perplexity on held-out songs fell is unclear."),
+        (3.1, (math.nan, math.nan), "whether the perplexity on held-out songs fell is unclear."),
     ],
 )
-def test_the_loss_is_told_as_surprise(tuned: float, change: tuple[float, float] | None, said: str) -> None:
+def test_the_loss_is_given_as_perplexity(tuned: float, change: tuple[float, float] | None, said: str) -> None:
     loss = replace(LOSS, tuned=tuned, change=change)
     assert f"; {said}" in first([GAP, loss])
     assert f"How near its clips are to punk was not measured; {said}" in first([loss])
