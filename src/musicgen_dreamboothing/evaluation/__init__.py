@@ -1,1 +1,1 @@
-"""Judging sound by its signal alone: styles, tempo and pulse, without another network."""
+"""Comparing a run with its base: clips, figures, report, blind page."""

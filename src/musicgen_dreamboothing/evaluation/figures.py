@@ -250,7 +250,7 @@ def _drift(data: EvaluationData) -> Figure:
         moved = drift(before, after, data.seed)
     except ValueError as error:
         return _missing(data, "drift", str(error))
-    return _figure(data, "drift", None, moved.other_seeds, goal=1.0, clips=len(groups) * len(groups[0]))
+    return _figure(data, "drift", None, moved, goal=1.0, clips=len(groups) * len(groups[0]))
 
 
 def _style_vectors(data: EvaluationData) -> tuple[Array, Array]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +63,24 @@ def read_report(folder: Path) -> Evaluation:
     """The evaluation that `write_report` put into `folder`. Raises UserError where there is none."""
     path = folder / "report.json"
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
         return Evaluation(
-            **held
+            **report
             | {
-                "figures": [_figure(row) for row in held["figures"]],
-                "pairs": [Pair(**row) for row in held["pairs"]],
-                "nearest": [Nearest(**row) for row in held["nearest"]],
-                "curves": [_curve(row) for row in held["curves"]],
+                "figures": [_figure(row) for row in report["figures"]],
+                "pairs": [_pair(row) for row in report["pairs"]],
+                "nearest": [Nearest(**row) for row in report["nearest"]],
+                "curves": [_curve(row) for row in report["curves"]],
             }
         )
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no report.json; make one with: evaluate {folder}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no report of this version ({error!r}); make it again with: evaluate") from error
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    return Pair(**{entry.name: row[entry.name] for entry in fields(Pair)})  # earlier versions had more fields
 
 
 def _figure(row: dict[str, Any]) -> Figure:
@@ -142,20 +145,15 @@ def _prompts(folder: Path, pairs: list[Pair], kind: str) -> list[tuple[str, list
 
 def _sides(folder: Path, pair: Pair) -> list[_Side]:
     """Before and after."""
-    sounds = [load(folder / file) for file in (pair.base_file, pair.tuned_file)]
-    drawn = [(folder / file).read_bytes() if file else b"" for file in (pair.base_picture, pair.tuned_picture)]
-    return _shown(("before", "after"), sounds, drawn)
+    return _shown({"before": load(folder / pair.base_file), "after": load(folder / pair.tuned_file)})
 
 
-def _shown(names: Sequence[str], sounds: list[tuple[Wave, int]], drawn: Sequence[bytes]) -> list[_Side]:
-    """Sounds with their spectrograms, which share one scale of brightness."""
-    loudest = max(loudest_power(wave) for wave, _ in sounds)
-    pictures = [
-        content or spectrogram(wave, rate, loudest) for (wave, rate), content in zip(sounds, drawn, strict=True)
-    ]
+def _shown(sounds: dict[str, tuple[Wave, int]]) -> list[_Side]:
+    """Sounds by name with their spectrograms, which share one scale of brightness."""
+    loudest = max(loudest_power(wave) for wave, _ in sounds.values())
     return [
-        _Side(name, mp3(wave, rate, COARSE), data_uri("image/png", picture))
-        for name, (wave, rate), picture in zip(names, sounds, pictures, strict=True)
+        _Side(name, mp3(wave, rate, COARSE), data_uri("image/png", spectrogram(wave, rate, loudest)))
+        for name, (wave, rate) in sounds.items()
     ]
 
 
@@ -165,10 +163,10 @@ def _by_score(nearest: list[Nearest]) -> list[Nearest]:
 
 def _copy(folder: Path, one: Nearest) -> tuple[Nearest, list[_Side]]:
     """A near-copy and the song it is near to, both from where the likeness begins."""
-    places = [("what it played", one.file, one.at), ("your song", one.clip_file, one.clip_at)]
-    places = [place for place in places if place[1]]
-    sounds = [_excerpt(folder / file, at, one.seconds) for _, file, at in places]
-    return one, _shown([name for name, _, _ in places], sounds, [b""] * len(places))
+    sounds = {"new clip": _excerpt(folder / one.file, one.at, one.seconds)}
+    if one.clip_file:
+        sounds["your song"] = _excerpt(folder / one.clip_file, one.clip_at, one.seconds)
+    return one, _shown(sounds)
 
 
 def _excerpt(path: Path, at: float, seconds: float) -> tuple[Wave, int]:

@@ -55,8 +55,6 @@ class Pair:
     variation: int
     base_file: str
     tuned_file: str
-    base_picture: str = ""  # spectrograms, PNG
-    tuned_picture: str = ""
     notes: dict[str, str] = field(default_factory=dict)  # e.g. {"tempo": "asked 120, heard 121"}
 
 

@@ -90,17 +90,15 @@ def _loss(known: dict[str, Figure]) -> str:
         return ""
     change = direction(loss)
     if loss.change is None or change not in (BETTER, WORSE):
-        return "whether songs it was not shown surprise it less is unclear"
+        return "whether the perplexity on held-out songs fell is unclear"
     less = 1 - math.exp(loss.tuned - loss.base)
     ends = sorted(abs(1 - math.exp(end)) for end in loss.change)
     span = _percents((ends[0], ends[1]))
     if change == BETTER and ends[0] > FAR_LESS:
-        return "songs it was not shown surprise it far less"
+        return "the perplexity on held-out songs is far lower"
     if change == BETTER:
-        return f"songs it was not shown surprise it {_percent(less)} less ({span})"
-    return (
-        f"songs it was not shown surprise it {_percent(-less)} more ({span}), as happens when it learns yours by heart"
-    )
+        return f"the perplexity on held-out songs is {_percent(less)} lower ({span})"
+    return f"the perplexity on held-out songs is {_percent(-less)} higher ({span}), a sign of overfitting"
 
 
 def _prompts(known: dict[str, Figure]) -> str:

@@ -82,16 +82,6 @@ class TempoAdherence:
     heard: float | None
     multiple: float | None
 
-    @property
-    def is_right(self) -> bool:
-        """Accuracy 1 of Gouyon et al. (2006): the tempo itself."""
-        return self.multiple == 1
-
-    @property
-    def is_right_but_for_octave(self) -> bool:
-        """Accuracy 2 without thirds: the tempo, its half or its double."""
-        return self.multiple is not None
-
 
 def tempo_adherence(asked: float, wave: Wave, rate: int) -> TempoAdherence:
     """Compares the tempo that `find_rhythm` detects in a clip `[C, S]` with the asked one, in beats a minute."""
@@ -119,11 +109,6 @@ class KeyAdherence:
     heard: str | None
     score: float
     in_scale: float
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the detected key is the asked one."""
-        return self.score == 1
 
 
 def key_adherence(asked: str, wave: Wave, rate: int) -> KeyAdherence:
@@ -166,7 +151,7 @@ class Adherence:
         """Those of `SCORES` that the prompt asks for, each 0 to 1."""
         scores = {}
         if self.tempo is not None:
-            scores[TEMPO] = float(self.tempo.is_right)
+            scores[TEMPO] = float(self.tempo.multiple == 1)  # Accuracy 1 of Gouyon et al. (2006)
         if self.key is not None:
             scores |= {KEY: self.key.score, CHROMA: self.key.in_scale}
         return scores

@@ -9,23 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing.console import UserError, progress_bar
-from musicgen_dreamboothing.evaluation.metrics.copies import (
-    CALIBRATION_CLIPS,
-    LEAST_SECONDS,
-    OUTSIDE,
-    WINDOW_SECONDS,
-    Array,
-    Integers,
-    Run,
-    TrainingClip,
-    check_clips,
-    copy_threshold,
-    evenly_spread,
-    heaviest,
-    likeness,
-    song_numbers,
-    strongest_run,
-)
+from musicgen_dreamboothing.evaluation.metrics import copies
+from musicgen_dreamboothing.evaluation.metrics.copies import Array, Integers, Run, TrainingClip
 from musicgen_dreamboothing.evaluation.result import Likeness
 
 Codes = NDArray[Any]  # integers [K, T], without delay
@@ -67,18 +52,17 @@ class TokenIndex:
 
     Attributes:
         threshold: strength from which a likeness is a copy, in seconds.
-        is_calibrated: whether there are at least two songs to measure it on.
 
     Raises:
         UserError: there is no training clip, or clips have different numbers of codebooks.
     """
 
     def __init__(self, codes: Sequence[Codes], clips: Sequence[TrainingClip], frame_rate: float) -> None:
-        check_clips(codes, clips)
+        copies.check_clips(codes, clips)
         if len({len(clip) for clip in codes}) > 1:
             raise UserError("training clips have different numbers of codebooks; run prepare again for one checkpoint")
         self._clips, self._rate = clips, frame_rate
-        self._songs = song_numbers(clips)
+        self._songs = copies.song_numbers(clips)
         self._codes = np.concatenate(codes, axis=1).astype(np.int32)  # [K, N]
         lengths = np.array([clip.shape[1] for clip in codes])
         self._ends = lengths.cumsum()
@@ -86,9 +70,8 @@ class TokenIndex:
         self._base = int(self._codes.max(initial=0)) + 2
         self._build()
         self._gains, self._costs = self._weights(np.full(len(self._codes), UNKNOWN_CHANCE))
-        self.threshold = LEAST_SECONDS
-        self.is_calibrated = len(set(self._songs)) > 1
-        if self.is_calibrated:
+        self.threshold = copies.LEAST_SECONDS
+        if len(set(self._songs)) > 1:
             self._calibrate()
 
     def _build(self) -> None:
@@ -112,12 +95,12 @@ class TokenIndex:
 
     def _calibrate(self) -> None:
         """Measures on clips that are compared with other songs how many codes agree by chance, and for how long."""
-        queries = evenly_spread(len(self._clips), CALIBRATION_CLIPS)
+        queries = copies.evenly_spread(len(self._clips), copies.CALIBRATION_CLIPS)
         lookups = [(self._clip(query), *self._alignments(self._clip(query), self._songs[query])) for query in queries]
         chance = np.median([self._agreement(*lookup) for lookup in lookups], axis=0)
         self._gains, self._costs = self._weights(chance)
         strengths = [self._run(*lookup).strength for lookup in lookups]
-        self.threshold = copy_threshold(np.array(strengths))
+        self.threshold = copies.copy_threshold(np.array(strengths))
 
     def _clip(self, number: int) -> NDArray[np.int32]:
         return self._codes[:, self._starts[number] : self._ends[number]]
@@ -137,9 +120,9 @@ class TokenIndex:
         clips, offsets = self._alignments(query)
         run = self._run(query, clips, offsets)
         clip, offset = clips[[run.row]], offsets[[run.row]]
-        exact = strongest_run(self._ratios(query, clip, offset)[0][:, run.begin : run.end])  # not blurred
+        exact = copies.strongest_run(self._ratios(query, clip, offset)[0][:, run.begin : run.end])  # not blurred
         begin, end = run.begin + exact.begin, run.begin + exact.end
-        return likeness(
+        return copies.likeness(
             self._clips[clip[0]],
             at=begin / self._rate,
             clip_at=(begin + int(offset[0])) / self._rate,
@@ -155,14 +138,14 @@ class TokenIndex:
         `without` leaves a song out.
         """
         length = query.shape[1]
-        window = round(WINDOW_SECONDS * self._rate)
+        window = round(copies.WINDOW_SECONDS * self._rate)
         windows = [self._shared(query, begin, window, without) for begin in range(0, length, max(1, window // 2))]
         everywhere = _summed(*(np.concatenate(column) for column in zip(*windows, strict=True)))
-        best = [heaviest(*shared, NEIGHBOURS) for shared in [*windows, everywhere]]
+        best = [copies.heaviest(*shared, NEIGHBOURS) for shared in [*windows, everywhere]]
         bands, weights = (np.concatenate(column) for column in zip(*best, strict=True))
         if not len(bands):  # nothing is shared
             return np.flatnonzero(self._songs != without)[:1], np.zeros(1, np.int64)
-        bands = np.unique(heaviest(bands, weights, MOST_ALIGNMENTS)[0])
+        bands = np.unique(copies.heaviest(bands, weights, MOST_ALIGNMENTS)[0])
         firsts = self._starts + np.arange(len(self._clips)) * length
         clips = np.searchsorted(firsts, bands, side="right") - 1
         return clips, bands - firsts[clips] - length
@@ -222,7 +205,7 @@ class TokenIndex:
         blurred = sums[:, 2 * around + 1 :] - sums[:, : -2 * around - 1]
         agreed = blurred / (self._gains.sum() * (2 * around + 1))  # 1 at most
         votes = np.where(agreed > 1e-9, 1, -1) + 0.01 * agreed  # which decides between alignments of one length
-        return strongest_run(np.where(inside, votes / self._rate, OUTSIDE))
+        return copies.strongest_run(np.where(inside, votes / self._rate, copies.OUTSIDE))
 
 
 def _summed(keys: Integers, weights: Array) -> tuple[Integers, Array]:

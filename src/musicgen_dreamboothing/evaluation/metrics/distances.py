@@ -108,8 +108,8 @@ def kernel_distance(reference: Array, generated: Array, bandwidth: float | None 
     """KAD of `[N, D]` and `[M, D]` (Chung et al. 2025, "KAD: No more FAD!"): 100 times the unbiased MMD².
 
     MMD² = mean k(x, x') + mean k(y, y') - 2 mean k(x, y) over pairs of different clips (Gretton et al. 2012, eq. 3),
-    k(x, y) = exp(-|x - y|² / 2σ²), σ the `median_distance` of the reference if it is not given. It is unbiased for few
-    clips, so it may be below 0. Of sets several σ apart it only measures how alike the clips of either set are.
+    k(x, y) = exp(-|x - y|² / 2σ²), σ by default the median distance in the reference. It is unbiased for few clips, so
+    it may be below 0. Of sets several σ apart it only measures how alike the clips of either set are.
 
     Raises:
         TooFewError: fewer than two clips in a set, or a reference of equal clips.
@@ -131,14 +131,9 @@ def kernel_change(
     return _change(measures, base, reference, seed, prompts, reference_songs)
 
 
-def median_distance(rows: Array) -> float:
-    """The median distance of two different rows of `[N, D]`: the usual bandwidth (Gretton et al. 2012)."""
-    return float(np.median(pdist(rows)))
-
-
 def _kernel_measure(reference: Array, generated: Array, bandwidth: float | None = None) -> Measure:
     check_several(reference, generated)
-    sigma = median_distance(reference) if bandwidth is None else bandwidth
+    sigma = float(np.median(pdist(reference))) if bandwidth is None else bandwidth
     if sigma <= EQUAL * float(cdist(reference, generated).max()):
         raise TooFewError("the clips of the songs are all the same")
     between, of_songs, of_clips = (

@@ -10,28 +10,14 @@ from numpy.typing import NDArray
 
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import progress_bar
-from musicgen_dreamboothing.evaluation.metrics.copies import (
-    CALIBRATION_CLIPS,
-    OUTSIDE,
-    WINDOW_SECONDS,
-    Array,
-    Integers,
-    Run,
-    TrainingClip,
-    check_clips,
-    copy_threshold,
-    evenly_spread,
-    heaviest,
-    likeness,
-    song_numbers,
-    strongest_run,
-)
+from musicgen_dreamboothing.evaluation.metrics import copies
+from musicgen_dreamboothing.evaluation.metrics.copies import Array, Integers, Run, TrainingClip
 from musicgen_dreamboothing.evaluation.metrics.embedding import Embedder
 from musicgen_dreamboothing.evaluation.result import Likeness
 
 EMBEDDING = "embedding"
 
-HOP_SECONDS = 0.5
+HOP_SECONDS = 0.5  # between windows of a query
 CLOSEST_CLIPS = 32  # whose windows are aligned
 
 
@@ -62,11 +48,9 @@ class WindowIndex:
             generated clips: its colour would count as a difference.
         clips: the name of each.
         embedder: of the windows.
-        hop_seconds: between windows of a query.
 
     Attributes:
         threshold: strength from which a likeness is a copy; infinite where a single song can't tell what is usual.
-        is_calibrated: whether there are at least two songs.
 
     Raises:
         UserError: there is no training clip.
@@ -77,50 +61,48 @@ class WindowIndex:
         waves: Iterable[tuple[Wave, int]],
         clips: Sequence[TrainingClip],
         embedder: Embedder,
-        hop_seconds: float = HOP_SECONDS,
     ) -> None:
-        self._clips, self._embedder, self._hop = clips, embedder, hop_seconds
-        self._phases = max(1, round(hop_seconds / embedder.step_seconds))  # training windows within a hop
+        self._clips, self._embedder = clips, embedder
+        self._phases = max(1, round(HOP_SECONDS / embedder.step_seconds))  # training windows within a hop
         bar: Iterable[tuple[Wave, int]]
         bar = progress_bar(waves, total=len(clips), unit="clip", desc="embedding training clips", leave=False)
-        rows = [self._windows(*sound, hop_seconds / self._phases) for sound in bar]
-        check_clips(rows, clips)
-        self._songs = song_numbers(clips)
+        rows = [self._windows(*sound, HOP_SECONDS / self._phases) for sound in bar]
+        copies.check_clips(rows, clips)
+        self._songs = copies.song_numbers(clips)
         self._ends = np.cumsum([len(clip) for clip in rows])
         self._starts = np.concatenate([[0], self._ends[:-1]])
         self._rows = np.concatenate(rows)  # [N, P]
         self._usual, self._spread, self.threshold = 0.0, 1.0, math.inf
-        self.is_calibrated = len(set(self._songs)) > 1
-        if self.is_calibrated:
+        if len(set(self._songs)) > 1:
             self._calibrate()
 
     def _windows(self, wave: Wave, rate: int, hop_seconds: float) -> NDArray[np.float32]:
-        rows, _ = self._embedder.embed_windows(wave, rate, WINDOW_SECONDS, hop_seconds)
+        rows, _ = self._embedder.embed_windows(wave, rate, copies.WINDOW_SECONDS, hop_seconds)
         return rows.astype(np.float32)
 
     def _calibrate(self) -> None:
-        queries = evenly_spread(len(self._clips), CALIBRATION_CLIPS)
+        queries = copies.evenly_spread(len(self._clips), copies.CALIBRATION_CLIPS)
         lookups = [(self._clip(query)[:: self._phases], self._songs != self._songs[query]) for query in queries]
         best = np.concatenate([self._per_clip(query)[:, others].max(axis=1) for query, others in lookups])
         low, self._usual = np.quantile(best, [0.25, 0.75])
         self._spread = max(self._usual - low, 1e-3)
         strengths = [self._run(*lookup)[0].strength for lookup in lookups]
-        self.threshold = copy_threshold(np.array(strengths))
+        self.threshold = copies.copy_threshold(np.array(strengths))
 
     def _clip(self, number: int) -> NDArray[np.float32]:
         return self._rows[self._starts[number] : self._ends[number]]
 
     def nearest(self, wave: Wave, rate: int) -> Likeness:
         """Where a wave `[C, S]` is most like a training clip."""
-        query = self._windows(wave, rate, self._hop)
+        query = self._windows(wave, rate, HOP_SECONDS)
         run, clip, windows = self._run(query, np.ones(len(self._clips), bool))
-        at, clip_at = run.begin * self._hop, float(windows[0]) * self._hop / self._phases
+        at, clip_at = run.begin * HOP_SECONDS, float(windows[0]) * HOP_SECONDS / self._phases
         cosines = (query[run.begin : run.end] * self._clip(clip)[windows]).sum(axis=1)
-        return likeness(
+        return copies.likeness(
             self._clips[clip],
             at=at,
             clip_at=clip_at,
-            seconds=(run.end - run.begin - 1) * self._hop + WINDOW_SECONDS,
+            seconds=(run.end - run.begin - 1) * HOP_SECONDS + copies.WINDOW_SECONDS,
             score=float(np.clip(cosines.mean(), 0, 1)),
             by=EMBEDDING,
             is_copy=run.strength >= self.threshold,
@@ -132,7 +114,8 @@ class WindowIndex:
 
     def _run(self, query: NDArray[np.float32], allowed: NDArray[np.bool_]) -> tuple[Run, int, Integers]:
         """The strongest run, the clip it is in, and the numbers of that clip's windows."""
-        numbers, _ = heaviest(np.flatnonzero(allowed), self._per_clip(query)[:, allowed].max(axis=0), CLOSEST_CLIPS)
+        closeness = self._per_clip(query)[:, allowed].max(axis=0)
+        numbers, _ = copies.heaviest(np.flatnonzero(allowed), closeness, CLOSEST_CLIPS)
         runs = [(self._run_in(query, number), number) for number in numbers.tolist()]
         (run, windows), number = max(runs, key=lambda found: found[0][0].strength)
         return run, number, windows
@@ -145,8 +128,8 @@ class WindowIndex:
         windows = offsets[:, None] + steps  # [offsets, W]
         inside = (windows >= 0) & (windows < len(rows))
         closeness = _fisher_z(query @ rows.T)[np.arange(len(query)), np.where(inside, windows, 0)]
-        votes = np.tanh((closeness - self._usual) / self._spread) * self._hop
-        run = strongest_run(np.where(inside, votes, OUTSIDE))
+        votes = np.tanh((closeness - self._usual) / self._spread) * HOP_SECONDS
+        run = copies.strongest_run(np.where(inside, votes, copies.OUTSIDE))
         return run, windows[run.row, run.begin : run.end]
 
 

@@ -50,27 +50,19 @@ def bootstrap(
     return interval(resampled(statistic, *samples, seed=seed, groups=groups, draws=draws), level)
 
 
-def estimate(
-    statistic: Statistic,
-    *samples: ArrayLike,
-    seed: int,
-    groups: Sequence[ArrayLike | None] = (),
-    level: float = LEVEL,
-    draws: int = DRAWS,
-) -> Estimate:
+def estimate(statistic: Statistic, *samples: ArrayLike, seed: int, groups: Sequence[ArrayLike | None] = ()) -> Estimate:
     """The statistic with its interval: see `bootstrap`."""
-    value = float(statistic(*map(np.asarray, samples)))
-    return Estimate(value, bootstrap(statistic, *samples, seed=seed, groups=groups, level=level, draws=draws))
+    return Estimate(
+        float(statistic(*map(np.asarray, samples))), bootstrap(statistic, *samples, seed=seed, groups=groups)
+    )
 
 
-def paired_difference(
-    before: ArrayLike, after: ArrayLike, seed: int, groups: ArrayLike | None = None, level: float = LEVEL
-) -> Estimate:
+def paired_difference(before: ArrayLike, after: ArrayLike, seed: int) -> Estimate:
     """The mean of after - before, values `[N]` of the same N clips (prompts and seeds)."""
     first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if first.shape != second.shape:
         raise ValueError(f"pairs need as many values before as after, not {first.shape} and {second.shape}")
-    return estimate(np.mean, second - first, seed=seed, groups=(groups,), level=level)
+    return estimate(np.mean, second - first, seed=seed)
 
 
 def resampled(

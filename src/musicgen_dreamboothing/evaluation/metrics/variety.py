@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist, pdist
@@ -40,45 +38,25 @@ def is_collapsed(clips: Array, songs: Array, song_names: ArrayLike | None = None
     return diversity(clips) < COLLAPSED * usual
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How the clips of neutral prompts have changed, relative to the distance between two seeds of the base.
-
-    Attributes:
-        same_seed: distance of the tuned model's clip from the base's of one seed; 0 where the clips are unchanged, near
-            1 where only the sampling took another course.
-        other_seeds: the same of different seeds; 1 where prompts sound as before, more where they have changed.
-    """
-
-    same_seed: Estimate
-    other_seeds: Estimate
-
-
-def drift(before: Array, after: Array, seed: int) -> Drift:
+def drift(before: Array, after: Array, seed: int) -> Estimate:
     """How far neutral prompts have moved; before and after are `[P, S, D]`: P prompts, S seeds.
 
-    Distances are `half_squares`. Intervals come from drawing prompts.
+    The distance (`half_squares`) of the tuned model's clips from the base's of other seeds, over that between two seeds
+    of the base: 1 where prompts sound as before, more where they have changed. The interval comes from drawing prompts.
 
     Raises:
         ValueError: of different shapes, one seed only, or a base whose seeds all sound the same.
     """
     if before.shape != after.shape or before.ndim != 3 or before.shape[1] < 2:
         raise ValueError(f"drift needs [prompts, seeds >= 2, D] of both, not {before.shape} and {after.shape}")
-    across = np.array([half_squares(*clips) for clips in zip(before, after, strict=True)])  # [P, S, S]
-    same = np.diagonal(across, axis1=1, axis2=2).mean(axis=1)
-    other = np.array([_off_diagonal(rows) for rows in across])
-    spread = np.array([diversity(rows) for rows in before])
-    if spread.mean() < 1e-12:
+    others = ~np.eye(before.shape[1], dtype=bool)
+    rows = np.array([[half_squares(a, b)[others].mean(), diversity(a)] for a, b in zip(before, after, strict=True)])
+    if rows[:, 1].mean() < 1e-12:
         raise ValueError("all seeds of the base sound the same: drift can't be measured")
-    return Drift(*(estimate(_ratio, np.stack([changes, spread], axis=1), seed=seed) for changes in (same, other)))
+    return estimate(_ratio, rows, seed=seed)
 
 
 def _ratio(rows: Array) -> float:
     """The mean of the first column over that of the second."""
     changes, spread = rows.mean(axis=0)
     return float(changes / spread)
-
-
-def _off_diagonal(square: Array) -> float:
-    """The mean of `[N, N]` without its diagonal."""
-    return float((square.sum() - np.trace(square)) / (len(square) * (len(square) - 1)))
