@@ -46,7 +46,19 @@ KINDS = {
 }
 
 # `make test` hands out whole files, in order: long ones first, so that no core is left with one of them at the end.
-LONG_FILES = ("demo", "memory", "describe", "train", "proof", "adapter", "evaluate", "readme", "keyword", "push")
+LONG_FILES = (
+    "train",
+    "evaluate",
+    "memory",
+    "demo",
+    "split",
+    "stopping",
+    "readme",
+    "describe",
+    "adapter",
+    "loading",
+    "push",
+)
 
 
 PRECISIONS = ("float32", "bfloat16")

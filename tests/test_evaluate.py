@@ -355,7 +355,7 @@ def test_the_best_by_style_is_kept_and_training_stops_early(
     assert 0 in distances
     after = {step: value for step, value in distances.items() if step}
     best = min(after, key=lambda step: after[step])
-    assert f"(update {best} of 3) were kept: eval_style" in record["summary"]["kept"]
+    assert f"(update {best} of 3) were saved: eval_style" in record["summary"]["kept"]
     assert record["summary"]["kept"] in ran.out
     assert record["summary"]["updates"] == min(3, best + 1)  # nothing learns at this rate
     assert "distance to your songs" in ran.out
@@ -383,7 +383,7 @@ def test_a_report_that_fails_takes_nothing_from_a_finished_run(
     [
         (["--final_report", "yes"], "--final_report 'yes' is unknown; it takes auto, true, false"),
         (["--sample_steps", -1], "--sample_steps -1 must be at least 0"),
-        (["--early_stopping_patience", 1, "--eval_strategy", "no"], "choose --eval_strategy epoch or steps"),
+        (["--early_stopping_patience", 1, "--eval_strategy", "no"], "set --eval_strategy epoch or steps"),
         (["--early_stopping_patience", 0], "--early_stopping_patience 0 must be at least 1"),
         (["--sample_prompts", "no-such-file.txt"], "no-such-file.txt"),
     ],

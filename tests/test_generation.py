@@ -297,7 +297,7 @@ def test_prompts_come_from_the_command_line_and_from_a_file(
 
 def test_files_are_in_the_order_of_the_prompts(tiny: Path, tmp_path: Path) -> None:
     options = GenerateArguments(
-        str(tiny), ["zydeco", "acid"], str(tmp_path), seconds=0.02, variations=11, dtype="float32"
+        str(tiny), ["zydeco", "acid"], output_dir=str(tmp_path), seconds=0.02, variations=11, dtype="float32"
     )
     made = generating.generate(options)
     expected = [

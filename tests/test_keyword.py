@@ -275,6 +275,9 @@ def test_the_note_of_a_training_is_computed_once(
     tables: Any = SimpleNamespace(fingerprint="same", train=stored_codes(data))
     for class_prompt, expected in ((None, 1), (None, 1), ("rock", 2)):
         options.class_prompt = class_prompt
-        check_key_word(None, options, read_checkpoint(tiny), tables, data)
+        settings: Any = SimpleNamespace(
+            options=options, checkpoint=read_checkpoint(tiny), tables=tables, prepared=data, resume=None
+        )
+        check_key_word(None, settings)
         assert "note: 'punk' is taken" in capsys.readouterr().out
         assert len(calls) == expected

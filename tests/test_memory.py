@@ -416,7 +416,7 @@ def test_a_resumed_run_keeps_its_batch_split(
     shutil.rmtree(tmp_path / "out" / "checkpoint-2")
     ran = cli(*words, "--memory", "8GB")
     assert ran.code == 0, ran.err
-    assert "continuing from" in ran.out
+    assert "Resuming from" in ran.out
     assert "memory of a training step" not in ran.out
     assert json.loads(record.read_text())["split"] == before["split"]
 

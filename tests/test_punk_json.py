@@ -97,6 +97,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
         yield Finished(Ran(done.returncode, done.stdout, done.stderr), work, hub)
 
 
+@pytest.mark.slow
 def test_it_ends_well(finished: Finished) -> None:
     assert finished.ran.code == 0, finished.ran.err
     options = json.loads(PUNK.read_text())
@@ -107,6 +108,7 @@ def test_it_ends_well(finished: Finished) -> None:
         assert record["options"][name] == options[name]
 
 
+@pytest.mark.slow
 def test_each_old_name_is_told_in_one_line(finished: Finished) -> None:
     lines = finished.ran.out.splitlines()
     for name in json.loads(PUNK.read_text()):
@@ -120,6 +122,7 @@ def test_each_old_name_is_told_in_one_line(finished: Finished) -> None:
     assert "note: --predict_with_generate has no effect here" in lines
 
 
+@pytest.mark.slow
 def test_songs_are_described_and_one_is_held_out(finished: Finished) -> None:
     lines = (finished.work / "punk_tmp" / "data" / "clips" / "metadata.jsonl").read_text().splitlines()
     clips = [json.loads(line) for line in lines]
@@ -130,6 +133,7 @@ def test_songs_are_described_and_one_is_held_out(finished: Finished) -> None:
     assert "can't be loaded" not in finished.ran.out  # the CLAP has listened
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_the_published_ones_are_noticed(finished: Finished) -> None:
     """The stand-in's are random; they are read from the commit that is pinned, and the commit is recorded."""
     note = "note: the weights of laion/larger_clap_music are not those that this version knows (SHA-256 "
@@ -138,6 +142,7 @@ def test_weights_that_are_not_the_published_ones_are_noticed(finished: Finished)
     assert {json.loads(line)["model"] for line in lines} == {f"laion/larger_clap_music@{CLAP_COMMIT[:7]}"}
 
 
+@pytest.mark.slow
 def test_wandb_has_samples_from_before_and_after(finished: Finished) -> None:
     (log,) = finished.work.glob("wandb/offline-run-*/run-*.wandb")
     items = [item for record in wandb_records(log) for item in record.history.item]
@@ -148,6 +153,7 @@ def test_wandb_has_samples_from_before_and_after(finished: Finished) -> None:
     assert len(list(samples.glob("step_0004/*80s-punk-track-with-groovy-saxophone*.wav"))) == 1
 
 
+@pytest.mark.slow
 def test_the_adapter_is_on_the_hub(finished: Finished) -> None:
     pushed = finished.hub.files("someone/musicgen-melody-lora-punk")
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(pushed)

@@ -351,7 +351,7 @@ def test_an_interrupt_leaves_no_torn_file(tiny: Path, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "no memory for a single clip"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "out of memory for a single clip"),
         (UserError("the prompt changes nothing in this model"), "the prompt changes nothing in this model"),
     ],
 )

@@ -323,7 +323,7 @@ def test_a_plain_adapter_is_trained_on(cli: Cli, data: Path, tiny: Path, tmp_pat
     ran = cli(*command)
     assert ran.code == 0, ran.err
     assert "LoRA of rank 4, alpha 8" in ran.out
-    assert cli(*command).out.startswith(f"{tmp_path}/run holds this run already")
+    assert cli(*command).out.startswith(f"{tmp_path}/run already holds this run")
     base = MusicgenForConditionalGeneration.from_pretrained(tiny)
     tuned = PeftModel.from_pretrained(base, tmp_path / "run")
     saved = load_file(tmp_path / "run" / WEIGHTS)

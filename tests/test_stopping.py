@@ -322,7 +322,7 @@ def test_a_run_whose_batch_was_halved_resumes_as_it_was(
     plain = ["--lora_dropout", 0, "--recompute", "auto" if sizes else "none"]
     words = [words_of(prepared, tmp_path / name, tiny, *plain) for name in ("whole", "run")]
     assert cli(*words[0]).code == 0
-    compute, in_parts, failed = CodebookTrainer.compute_loss, CodebookTrainer._in_parts, []
+    compute, in_parts, failed = CodebookTrainer.compute_loss, CodebookTrainer._step_in_parts, []
 
     def run_out_once(trainer: CodebookTrainer, *rest: Any, **more: Any) -> Any:
         if not failed and trainer.model.training:
@@ -336,7 +336,7 @@ def test_a_run_whose_batch_was_halved_resumes_as_it_was(
         return in_parts(trainer, *rest)
 
     monkeypatch.setattr(CodebookTrainer, "compute_loss", run_out_once)
-    monkeypatch.setattr(CodebookTrainer, "_in_parts", killed)
+    monkeypatch.setattr(CodebookTrainer, "_step_in_parts", killed)
     with pytest.raises(SystemExit, match="killed"):
         cli(*words[1])
     monkeypatch.undo()
@@ -346,7 +346,7 @@ def test_a_run_whose_batch_was_halved_resumes_as_it_was(
         parts.append(trainer._parts)
         return in_parts(trainer, *rest)
 
-    monkeypatch.setattr(CodebookTrainer, "_in_parts", noting)
+    monkeypatch.setattr(CodebookTrainer, "_step_in_parts", noting)
     if sizes:
         monkeypatch.setattr("musicgen_dreamboothing.training.plan.sizes_of", lambda *rest: sizes)
     ran = cli(*words[1])

@@ -122,6 +122,7 @@ class Interrupting(setup.Lines):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_and_goes_on_learning_after_ctrl_c(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

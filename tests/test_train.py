@@ -19,7 +19,7 @@ import datasets
 import pytest
 import torch
 import yaml
-from conftest import PRECISIONS, SAMPLING_RATE, Ran, prepare_words, tables_in, tone_song, train_words
+from conftest import SAMPLING_RATE, Ran, prepare_words, tables_in, tone_song, train_words
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from test_prepare import audio_dataset
@@ -436,7 +436,7 @@ class Interrupting(setup.Lines):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(scope="module", params=PRECISIONS)
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data: Path, base: Path) -> Path:
     """A file of options in which everything random is at work: six updates in two epochs."""
     path = tmp_path_factory.mktemp("config") / "run.json"
