@@ -222,12 +222,12 @@ def test_the_result_claims_no_more_than_its_interval() -> None:
     first, second = blind_lines(result, "punk")
     assert first == (
         "For sounding more like punk the fine-tuned model was chosen in 11 of 12 (65 to 99 %), more than chance; "
-        "in 2 pairs no difference was heard."
+        "in 2 pairs no difference was reported."
     )
     assert second.endswith("(20 to 80 %), which may be chance.")
     assert "less than chance" in blind_lines(BlindResult(9, nothing, replace(clear, interval=(0.1, 0.4))), "punk")[0]
     assert blind_lines(BlindResult(1, nothing, replace(nothing, unsure=1)), "punk") == [
-        "For fitting the prompt better no difference was heard in 1 pair."
+        "For fitting the prompt better no difference was reported in 1 pair."
     ]
 
 

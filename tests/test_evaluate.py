@@ -112,7 +112,9 @@ def test_the_loss_is_that_of_the_training(finished: Path) -> None:
     assert figures_of(finished / "run")["loss"]["change"] is None  # of one song there is no interval
 
 
-@pytest.mark.parametrize(("dtype", "use_lora"), [("bfloat16", "true"), ("float32", "false")])
+@pytest.mark.parametrize(
+    ("dtype", "use_lora"), [("float32", "false"), pytest.param("bfloat16", "true", marks=pytest.mark.slow)]
+)
 def test_so_it_is_in_bf16_and_of_a_full_fine_tune(
     cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, dtype: str, use_lora: str
 ) -> None:

@@ -474,15 +474,15 @@ def test_examples_in_the_docstrings() -> None:
 
 @pytest.mark.parametrize("key", [f"{tonic} {mode}" for tonic in TONICS for mode in ("major", "minor")])
 def test_captions_that_are_written_here_are_understood(key: str) -> None:
-    heard = ClipFacts(
+    detected = ClipFacts(
         tempo=118, key=key, genres=["punk rock"], instruments=["guitar", "bass"], moods=["dark"], vocals=True
     )
-    written = captions(heard, instance_prompt="my band", own=None, seed=0, variants=24)
+    written = captions(detected, instance_prompt="my band", own=None, seed=0, variants=24)
     assert len(written) == 24
-    asked = [asked_of(caption) for caption in written]
-    assert {one.bpm for one in asked} <= {118, None}
-    assert {one.key for one in asked} <= {key, None}
-    for caption, one in zip(written, asked, strict=True):
+    requested = [asked_of(caption) for caption in written]
+    assert {one.bpm for one in requested} <= {118, None}
+    assert {one.key for one in requested} <= {key, None}
+    for caption, one in zip(written, requested, strict=True):
         assert (one.bpm is None) == ("118" not in caption)
         assert (one.key is None) == (key not in caption)
 
@@ -492,31 +492,31 @@ def test_captions_of_the_built_in_songs_are_understood() -> None:
     texts = [path.read_text() for path in folder.iterdir() if path.name.endswith(".txt")]
     assert len(texts) >= 20
     for text in texts:
-        asked = asked_of(text)
-        assert asked.bpm in (150, 167, 188)
-        assert (asked.key is None) == (not (" major" in text or " minor" in text))
+        requested = asked_of(text)
+        assert requested.bpm in (150, 167, 188)
+        assert (requested.key is None) == (not (" major" in text or " minor" in text))
 
 
 @pytest.mark.parametrize(
-    ("heard", "multiple"), [(120, 1), (124, 1), (60, 0.5), (240, 2), (126, None), (80, None), (180, None)]
+    ("detected", "multiple"), [(120, 1), (124, 1), (60, 0.5), (240, 2), (126, None), (80, None), (180, None)]
 )
-def test_multiples_of_a_tempo(heard: float, multiple: float | None) -> None:
-    assert tempo_multiple(heard, 120) == multiple
+def test_multiples_of_a_tempo(detected: float, multiple: float | None) -> None:
+    assert tempo_multiple(detected, 120) == multiple
 
 
 def test_tempo_adherence_hears_the_clip() -> None:
     wave = music(12.0, RATE, seed=3, bpm=120.0)
-    right, half, wrong = (tempo_adherence(asked, wave, RATE) for asked in (120.0, 240.0, 97.0))
-    assert right.heard == pytest.approx(120, rel=0.02)
+    right, half, wrong = (tempo_adherence(requested, wave, RATE) for requested in (120.0, 240.0, 97.0))
+    assert right.detected == pytest.approx(120, rel=0.02)
     assert right.multiple == 1
     assert half.multiple == 0.5
     assert wrong.multiple is None
     silence = tempo_adherence(120.0, np.zeros((1, 12 * RATE), np.float32), RATE)
-    assert (silence.heard, silence.multiple) == (None, None)
+    assert (silence.detected, silence.multiple) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("heard", "asked", "score"),
+    ("detected", "requested", "score"),
     [
         ("C major", "C major", 1),
         ("G major", "C major", 0.5),
@@ -530,8 +530,8 @@ def test_tempo_adherence_hears_the_clip() -> None:
         ("D major", "C major", 0),
     ],
 )
-def test_near_keys_count_a_little(heard: str, asked: str, score: float) -> None:
-    assert key_score(heard, asked) == score
+def test_near_keys_count_a_little(detected: str, requested: str, score: float) -> None:
+    assert key_score(detected, requested) == score
 
 
 def notes(pitches: list[tuple[int, ...]], partials: int = 4, seconds: float = 0.5) -> np.ndarray:
@@ -552,11 +552,11 @@ CADENCE = [(48, 64, 67), (53, 65, 69), (55, 62, 71), (48, 60, 64)]
 def test_key_adherence_hears_the_clip(steps: int) -> None:
     wave = notes([tuple(pitch + steps for pitch in chord) for chord in CADENCE * 4])
     found = key_adherence(f"{TONICS[steps]} major", wave, RATE)
-    assert found.heard == f"{TONICS[steps]} major"
+    assert found.detected == f"{TONICS[steps]} major"
     assert found.score == 1
     assert key_adherence(f"{TONICS[(steps + 5) % 12]} major", wave, RATE).score == 0.5
     silence = key_adherence("C major", np.zeros_like(wave), RATE)
-    assert (silence.heard, silence.score) == (None, 0)
+    assert (silence.detected, silence.score) == (None, 0)
     assert silence.in_scale == pytest.approx(7 / 12)
 
 
@@ -584,8 +584,8 @@ def test_what_a_page_says_of_a_clip() -> None:
     assert adherence("some music", wave, RATE).notes == {}
     found = adherence("loud, 188 bpm in c major", wave, RATE)
     assert found.notes.keys() == {"tempo", "key"}
-    assert found.notes["tempo"].startswith("asked 188, heard ")
-    assert found.notes["key"].startswith("asked C major, heard C major; ")
+    assert found.notes["tempo"].startswith("requested 188, detected ")
+    assert found.notes["key"].startswith("requested C major, detected C major; ")
 
 
 # Cross-entropy

@@ -414,6 +414,7 @@ def test_options_that_contradict_an_initial_adapter(
     assert (finished / WEIGHTS).exists()
 
 
+@pytest.mark.slow
 def test_a_base_of_another_name_is_noted_and_one_that_is_gone_is_told(
     cli: Cli, finished: Path, data: Path, tiny: Path, tmp_path: Path
 ) -> None:

@@ -103,12 +103,12 @@ def stop_at(
     [
         ("on_step_begin", 3, signal.SIGINT, 4),  # at the beginning of an epoch
         ("on_substep_end", 1, signal.SIGTERM, 2),  # between two micro-batches
-        ("on_pre_optimizer_step", 4, signal.SIGTERM, 5),
+        pytest.param("on_pre_optimizer_step", 4, signal.SIGTERM, 5, marks=SLOW),
         ("on_step_end", 3, signal.SIGINT, 3),  # the last one of an epoch
         ("on_prediction_step", 3, signal.SIGTERM, 3),  # in the middle of the evaluation
-        ("on_evaluate", 3, signal.SIGTERM, 3),
+        pytest.param("on_evaluate", 3, signal.SIGTERM, 3, marks=SLOW),
         ("on_save", 3, signal.SIGINT, 3),
-        ("on_epoch_begin", 3, signal.SIGTERM, 3),
+        pytest.param("on_epoch_begin", 3, signal.SIGTERM, 3, marks=SLOW),
         ("on_step_end", 6, signal.SIGTERM, 6),  # the last one
         ("on_prediction_step", 6, signal.SIGINT, 6),
     ],

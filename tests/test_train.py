@@ -212,6 +212,7 @@ def test_a_tracker_that_is_missing_is_named(cli: Cli, monkeypatch: pytest.Monkey
     assert ran == Ran(1, "", f"musicgen-dreamboothing: {told}\n")
 
 
+@pytest.mark.slow  # each name is tested by itself in test_punk_json
 def test_a_file_from_2024_runs_as_it_is(cli: Cli, tmp_path: Path, checkpoints: Callable[[str], Path]) -> None:
     datasets.DatasetDict({"clean": audio_dataset(list(range(4)))}).save_to_disk(str(tmp_path / "saved"))
     here = ("--dataset_name", tmp_path / "saved", "--output_dir", tmp_path / "run", "--report_to", "none")

@@ -97,10 +97,10 @@ def blind_lines(result: BlindResult, word: str) -> list[str]:
 
 def _sentence(name: str, one: Preference) -> str:
     if one.share is None or one.interval is None:
-        return f"For {name} no difference was heard in {plural(one.unsure, 'pair')}."
+        return f"For {name} no difference was reported in {plural(one.unsure, 'pair')}."
     low, high = one.interval
     sure = "more than chance" if low > 0.5 else "less than chance" if high < 0.5 else "which may be chance"
-    unsure = f"; in {plural(one.unsure, 'pair')} no difference was heard" if one.unsure else ""
+    unsure = f"; in {plural(one.unsure, 'pair')} no difference was reported" if one.unsure else ""
     return (
         f"For {name} the fine-tuned model was chosen in {one.tuned} of {one.tuned + one.base} "
         f"({100 * low:.0f} to {100 * high:.0f} %), {sure}{unsure}."

@@ -55,7 +55,7 @@ class Pair:
     variation: int
     base_file: str
     tuned_file: str
-    notes: dict[str, str] = field(default_factory=dict)  # e.g. {"tempo": "asked 120, heard 121"}
+    notes: dict[str, str] = field(default_factory=dict)  # e.g. {"tempo": "requested 120, detected 121"}
 
 
 @dataclass(frozen=True)

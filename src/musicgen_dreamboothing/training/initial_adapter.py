@@ -66,7 +66,7 @@ def check_base(adapter: SavedAdapter, checkpoint: Checkpoint, options: TrainArgu
 
 
 def record_of(model: Any, initial: SavedAdapter, resumed: Path | None) -> dict[str, Any]:
-    """What `run.json` tells of the initial adapter. A run that goes on has read its own weights instead of it."""
+    """The entry in `run.json` on the initial adapter; a resumed run keeps it."""
     earlier = read_record(resumed) if resumed else None
     if earlier is not None and earlier.init_adapter is not None:
         model.initial_digest = earlier.init_adapter["digest"]

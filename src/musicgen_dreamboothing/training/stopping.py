@@ -122,7 +122,7 @@ class StoppableTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Of all processes, before the main one writes the state: its file tells that a checkpoint is complete.
 
-        Where the run was resumed the states are there, and are loaded only when the next epoch has begun.
+        Where the run was resumed the states are there, and are loaded only when the next epoch has started.
         """
         if self.state.global_step != self._resumed_step:
             super()._save_rng_state(output_dir)

@@ -37,7 +37,7 @@ class CodebookTrainer(StoppableTrainer):
     it is split into: micro-batches, accumulation steps, processes.
     """
 
-    # Trainer divides by the number of accumulation steps unless told that the loss is already whole.
+    # Trainer divides by the number of accumulation steps unless the loss is marked as scaled.
     loss_is_scaled_for_ga = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """Describes clips: tags by CLAP, sentences of an audio language model, and captions made of all that is known.
 
-What a model says of a clip is stored in `heard.jsonl`, keyed by the clip's bytes, so that no clip is processed twice.
+Outputs of models are stored in `heard.jsonl`, keyed by the clip's bytes, so that no clip is processed twice.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _annotations(folder: Path, rate: int, names: list[str], settings: DescribeSe
 
 
 def _read_lines(folder: Path) -> dict[Key, dict[str, Any]]:
-    """All lines, also those of other models and of clips that this run leaves out; a kill may have torn one."""
+    """All lines, also of other models and of clips that this run leaves out; a kill may leave an incomplete one."""
     lines = {}
     for path in (folder / FACTS_FILE, *sorted(folder.glob(PART_FILES))):
         for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:

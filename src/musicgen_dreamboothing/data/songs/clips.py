@@ -100,7 +100,7 @@ def _cut_share(folder: Path, songs: list[Song], stems: dict[str, str], cutting: 
 
 
 def read_records(folder: Path) -> list[SongRecord]:
-    """The journals; the last line of each may be torn by a kill and is then left out."""
+    """The journals; the last line of each may be incomplete after a kill and is then left out."""
     paths = [path for path in (folder / SONGS, *sorted(folder.glob(JOURNALS))) if path.exists()]
     lines = [line for path in paths for line in path.read_text(encoding="utf-8").split("\n")]
     records = {}

@@ -73,55 +73,55 @@ def _key_name(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class TempoAdherence:
-    """Tempi in beats a minute; `heard` is None without a pulse or for less than 5 s.
+    """Tempi in beats a minute; `detected` is None without a pulse or for less than 5 s.
 
-    `multiple` is 1, 0.5 or 2 where that multiple of the asked tempo was detected, within 4 %; else None.
+    `multiple` is 1, 0.5 or 2 where that multiple of the requested tempo was detected, within 4 %; else None.
     """
 
-    asked: float
-    heard: float | None
+    requested: float
+    detected: float | None
     multiple: float | None
 
 
-def tempo_adherence(asked: float, wave: Wave, rate: int) -> TempoAdherence:
-    """Compares the tempo that `find_rhythm` detects in a clip `[C, S]` with the asked one, in beats a minute."""
+def tempo_adherence(requested: float, wave: Wave, rate: int) -> TempoAdherence:
+    """Compares the tempo that `find_rhythm` detects in a clip `[C, S]` with the requested one, in beats a minute."""
     rhythm = find_rhythm(wave, rate)
     if rhythm is None:
-        return TempoAdherence(asked, None, None)
-    return TempoAdherence(asked, rhythm.tempo, tempo_multiple(rhythm.tempo, asked))
+        return TempoAdherence(requested, None, None)
+    return TempoAdherence(requested, rhythm.tempo, tempo_multiple(rhythm.tempo, requested))
 
 
-def tempo_multiple(detected: float, asked: float) -> float | None:
-    """1, 0.5 or 2 where the detected tempo is that multiple of the asked one, within 4 %; else None."""
-    near = (multiple for multiple in TEMPO_MULTIPLES if abs(detected / (asked * multiple) - 1) <= TEMPO_TOLERANCE)
+def tempo_multiple(detected: float, requested: float) -> float | None:
+    """1, 0.5 or 2 where the detected tempo is that multiple of the requested one, within 4 %; else None."""
+    near = (multiple for multiple in TEMPO_MULTIPLES if abs(detected / (requested * multiple) - 1) <= TEMPO_TOLERANCE)
     return next(near, None)
 
 
 @dataclass(frozen=True)
 class KeyAdherence:
-    """Keys such as `C# minor`; `heard` is None where nothing is tonal or the clip is shorter than 3 s.
+    """Keys such as `C# minor`; `detected` is None where nothing is tonal or the clip is shorter than 3 s.
 
     `score` is MIREX's: 1 for the key, 0.5 for one a fifth away, 0.3 for the relative and 0.2 for the parallel one.
-    `in_scale` is the share of the chroma on notes of the asked key; 7/12 where nothing is tonal.
+    `in_scale` is the share of the chroma on notes of the requested key; 7/12 where nothing is tonal.
     """
 
-    asked: str
-    heard: str | None
+    requested: str
+    detected: str | None
     score: float
     in_scale: float
 
 
-def key_adherence(asked: str, wave: Wave, rate: int) -> KeyAdherence:
-    """Compares the key that `find_key` detects in a clip `[C, S]` with the asked one, such as `C# minor`."""
+def key_adherence(requested: str, wave: Wave, rate: int) -> KeyAdherence:
+    """Compares the key that `find_key` detects in a clip `[C, S]` with the requested one, such as `C# minor`."""
     key = find_key(wave, rate)
     if key is None:
-        return KeyAdherence(asked, None, 0.0, ANY_NOTES)
-    return KeyAdherence(asked, key.name, key_score(key.name, asked), scale_share(key.classes, asked))
+        return KeyAdherence(requested, None, 0.0, ANY_NOTES)
+    return KeyAdherence(requested, key.name, key_score(key.name, requested), scale_share(key.classes, requested))
 
 
-def key_score(detected: str, asked: str) -> float:
+def key_score(detected: str, requested: str) -> float:
     """MIREX's weighted score of two keys, 0 to 1; a fifth may be up or down, as in its evaluation."""
-    (tonic, mode), (asked_tonic, asked_mode) = detected.split(), asked.split()
+    (tonic, mode), (asked_tonic, asked_mode) = detected.split(), requested.split()
     steps = (TONICS.index(tonic) - TONICS.index(asked_tonic)) % 12
     if mode == asked_mode:
         return {0: 1.0, 5: FIFTH, 7: FIFTH}.get(steps, 0.0)
@@ -161,18 +161,18 @@ class Adherence:
         """Text for a page."""
         notes = {}
         if self.tempo is not None:
-            detected = "none" if self.tempo.heard is None else f"{self.tempo.heard:.0f}"
-            notes["tempo"] = f"asked {self.tempo.asked:g}, heard {detected}"
+            tempo = "none" if self.tempo.detected is None else f"{self.tempo.detected:.0f}"
+            notes["tempo"] = f"requested {self.tempo.requested:g}, detected {tempo}"
         if self.key is not None:
             share = f"{100 * self.key.in_scale:.0f} % of its notes"
-            notes["key"] = f"asked {self.key.asked}, heard {self.key.heard or 'none'}; {share}"
+            notes["key"] = f"requested {self.key.requested}, detected {self.key.detected or 'none'}; {share}"
         return notes
 
 
 def adherence(prompt: str, wave: Wave, rate: int) -> Adherence:
     """Tempo and key of a clip `[C, S]`, as far as its prompt asks for them."""
-    asked = asked_of(prompt)
+    requested = asked_of(prompt)
     return Adherence(
-        None if asked.bpm is None else tempo_adherence(asked.bpm, wave, rate),
-        None if asked.key is None else key_adherence(asked.key, wave, rate),
+        None if requested.bpm is None else tempo_adherence(requested.bpm, wave, rate),
+        None if requested.key is None else key_adherence(requested.key, wave, rate),
     )
