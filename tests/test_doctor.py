@@ -350,10 +350,10 @@ def test_copies_of_copies_are_one_group() -> None:
 @pytest.mark.parametrize(
     ("minutes", "words"),
     [
-        (0.5, "30 seconds to learn from: very little"),
-        (1, "1 minute to learn from: very little"),
-        (5, "enough for a colour"),
-        (11, "11 minutes to learn from: enough for a style. 4 epochs are a good start."),
+        (0.5, "30 seconds of training music: very little"),
+        (1, "1 minute of training music: very little"),
+        (5, "little for a style"),
+        (11, "11 minutes of training music: enough for a style. 4 epochs are a good start."),
         (200, "plenty"),
     ],
 )

@@ -16,7 +16,7 @@ LARGEST_SHARE = 0.5  # of the music in one song
 # Minutes to learn from, what they are enough for, and epochs to begin with.
 AMOUNTS = (
     (3.0, "very little: the model will copy it rather than learn from it; add songs, ten minutes are much better", 2),
-    (8.0, "enough for a colour, not for a style; more songs help more than more epochs", 3),
+    (8.0, "little for a style; more songs help more than more epochs", 3),
     (90.0, "enough for a style", 4),
     (float("inf"), "plenty", 2),
 )
@@ -43,7 +43,7 @@ def _amount(examination: Examination) -> str:
     minutes = sum(sound.seconds for clip, sound in examination.readable if clip.split == TRAIN) / 60
     _, words, epochs = next(amount for amount in AMOUNTS if minutes < amount[0])
     length = plural(round(minutes), "minute") if minutes >= 1 else plural(round(60 * minutes), "second")
-    return f"{length} to learn from: {words}. {epochs} epochs are a good start."
+    return f"{length} of training music: {words}. {epochs} epochs are a good start."
 
 
 def _loudness(examination: Examination) -> str:
