@@ -406,7 +406,7 @@ def test_the_summary_fits_the_screen() -> None:
     assert len(shown) <= 40
     assert all(len(line) <= 100 and (line.isprintable() or not line) for line in shown)
     assert any("more in the report" in line for line in shown)
-    assert any("to learn from" in line for line in shown)
+    assert any("of training music" in line for line in shown)
 
 
 @pytest.mark.parametrize(
