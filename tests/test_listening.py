@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import mir_eval.beat
 import numpy as np
 import pytest
 
@@ -201,3 +202,12 @@ def test_same_seed_same_pieces(songs: list[Piece]) -> None:
     again = next(pieces(8, SEED, LENGTHS))
     np.testing.assert_array_equal(again.wave, songs[0].wave)
     assert again.tempo == songs[0].tempo != songs[1].tempo
+
+
+def test_the_beat_score_is_that_of_mir_eval() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        true = np.cumsum(rng.uniform(0.3, 0.6, rng.integers(1, 60)))  # beats of 100 to 200 bpm
+        found = true[rng.random(len(true)) < 0.8]
+        found = found + rng.normal(0, 0.06, len(found))
+        assert benchmark.f_measure(found, true) == pytest.approx(mir_eval.beat.f_measure(true, found))
