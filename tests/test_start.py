@@ -315,7 +315,7 @@ def test_adapters_of_plain_peft_are_begun_from(kind: str, tiny: Path, tmp_path: 
     assert has_learned(begun)
 
 
-@pytest.mark.parametrize("text_encoder", ["frozen", "trained"])
+@pytest.mark.parametrize("text_encoder", ["frozen", pytest.param("trained", marks=pytest.mark.slow)])
 def test_a_plain_adapter_is_trained_on(cli: Cli, data: Path, tiny: Path, tmp_path: Path, text_encoder: str) -> None:
     folder = plain_adapter(tiny, tmp_path / "plain", PLAIN["task"])
     freeze = ("--freeze_text_encoder", "false") if text_encoder == "trained" else ()
