@@ -290,8 +290,8 @@ def test_quantization_compares_trainings_without_their_reports(bench: Bench, mon
         asked.append(options)
         return SimpleNamespace(summary={"loss_before": 2.0}, metrics={"eval_loss": 1.0})
 
-    monkeypatch.setattr("musicgen_dreamboothing.train", train)
-    monkeypatch.setattr("musicgen_dreamboothing.prepare", lambda options: None)
+    monkeypatch.setattr("musicgen_dreamboothing.training.train.train", train)
+    monkeypatch.setattr("musicgen_dreamboothing.data.prepare.prepare", lambda options: None)
     bench.run("quantization", "--updates", "1")
     assert [options.quantization for options in asked] == ["none", "int8", "nf4"]
     assert {options.final_report for options in asked} == {"false"}
