@@ -451,7 +451,9 @@ def test_rate_and_decay_by_default(given: tuple[object, ...], rate: float, decay
 
 
 def test_a_full_fine_tune_says_its_rate(cli: Cli, tiny: Path) -> None:
-    ran = cli("train", "--plan", "--model_name_or_path", tiny, "--memory", "8GB", "--use_lora", "false")
+    ran = cli(
+        "train", "--plan", "--model_name_or_path", tiny, "--memory", "8GB", "--crop_seconds", 1, "--use_lora", "false"
+    )
     assert ran.code == 0, ran.err
     assert ran.out.startswith("Full fine-tune: learning rate 1e-05, weight decay 0.01\n")
 
