@@ -76,7 +76,7 @@ def test_a_run_is_compared_with_its_base(finished: Path) -> None:
     said, report = (finished / "said.txt").read_text(), report_of(finished / "run")
     assert len(report["verdict"]) == 3
     assert all(f"- {sentence}" in said for sentence in report["verdict"])
-    assert "did it learn?  musicgen-dreamboothing evaluate" in said  # a CPU isn't kept busy with it unasked
+    assert "Evaluate:  musicgen-dreamboothing evaluate" in said  # a CPU isn't kept busy with it unasked
     assert [(pair["prompt"], pair["kind"], pair["variation"]) for pair in report["pairs"]] == [
         *[(prompt, STYLE, number) for prompt in TWO_PROMPTS[1:3] for number in (0, 1)],
         *[("a quiet song", NEUTRAL, number) for number in (0, 1)],

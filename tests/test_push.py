@@ -211,7 +211,7 @@ def test_songs_that_the_hub_does_not_give(visit: Visit, name: str, message: str)
 def test_a_run_is_pushed_whole_and_nothing_else(visit: Visit) -> None:
     ran = visit.ran["push"]
     assert ran.code == 0, ran.err
-    assert f"\nUploaded to {visit.hub.endpoint}/someone/my-run\ndid it learn?" in ran.out
+    assert f"\nUploaded to {visit.hub.endpoint}/someone/my-run\nEvaluate: " in ran.out
     assert "note: the adapter will name its base " in ran.out  # which is a folder of this machine
     files = visit.hub.files("someone/my-run")
     marker = json.loads(files.pop(".musicgen-dreamboothing.json"))

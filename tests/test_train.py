@@ -279,7 +279,7 @@ def test_what_a_run_says(finished: tuple[Path, str], base: Path) -> None:
     told = f"licence: the weights of {base} are cc-by-nc-4.0: what you make with them may not be used commercially"
     assert licence == told
     assert listen == f"Listen:  musicgen-dreamboothing generate '{folder}' punk --output_dir '{folder}/generated'"
-    assert judge == f"did it learn?  musicgen-dreamboothing evaluate '{folder}'"
+    assert judge == f"Evaluate:  musicgen-dreamboothing evaluate '{folder}'"
 
 
 def test_what_a_run_leaves(finished: tuple[Path, str]) -> None:

@@ -33,7 +33,7 @@ def final_report(folder: Path, options: TrainArguments) -> None:
         except Exception as error:
             log(f"the run is finished and saved, but its report failed ({reason_of(error)}); to repeat it: {command}")
     elif options.final_report == "auto":
-        log(f"did it learn?  {command}")
+        log(f"Evaluate:  {command}")
 
 
 def _report_options(folder: Path, options: TrainArguments) -> EvaluateArguments:
