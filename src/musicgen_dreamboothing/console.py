@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -134,6 +134,12 @@ def one_line(text: str, longest: int = 300) -> str:
     """A text without line breaks, cut to so many characters: it may hold a value of any length."""
     text = " ".join(text.split())
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def first_names(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def plural(count: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing.audio import mp3
-from musicgen_dreamboothing.audio.waves import AudioError, Wave, reason_of
+from musicgen_dreamboothing.audio.waves import AudioError, Wave, error_text
 
 _TAGS = (b"ID3", b"TAG", b"APETAGEX")  # in the middle of MP3 files that were joined: no sound is lost
 _FRAMES = 65_536  # that libsndfile reads at once
@@ -47,7 +47,7 @@ def opened(source: Path | str | bytes, label: str) -> Iterator[Reader]:
     try:
         file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
     except (OSError, ValueError) as error:
-        raise AudioError(f"{label}: {reason_of(error)}") from error
+        raise AudioError(f"{label}: {error_text(error)}") from error
     with file:
         yield Reader(file, label if isinstance(source, bytes) else str(source), label)
 
@@ -115,7 +115,7 @@ class Reader:
             options = {"protocol_whitelist": "none"}
             container = av.open(_File(self.file, self.name), "r", metadata_errors="replace", container_options=options)
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise AudioError(f"{self.label}: not a readable audio file ({reason_of(error)})") from error
+            raise AudioError(f"{self.label}: not a readable audio file ({error_text(error)})") from error
         with container:
             yield container
 
@@ -123,7 +123,7 @@ class Reader:
         try:
             yield from container.demux(track)
         except (av.FFmpegError, OSError) as error:
-            self.stopped = reason_of(error)
+            self.stopped = error_text(error)
 
     def _decoded(self, track: av.AudioStream, packet: av.Packet[av.AudioStream]) -> list[Piece]:
         try:
@@ -184,7 +184,7 @@ class Reader:
                 while len(frames := sound.read(_FRAMES, dtype="float32", always_2d=True)):
                     yield self._counted(Piece(_to_wave(frames.T, [""] * sound.channels), sound.samplerate))
             except soundfile.SoundFileError as error:
-                self.stopped = reason_of(error)
+                self.stopped = error_text(error)
             is_stated = sound.frames < _UNKNOWN_FRAMES and sound.format not in ("MPEG", "MP3")  # there an estimate
             self.stated = sound.frames / sound.samplerate if is_stated else 0.0
 

@@ -26,7 +26,7 @@ def label_of(source: Path | str | bytes, name: str | None = None) -> str:
     return label if label.isprintable() else repr(label)
 
 
-def reason_of(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """The text of an error on one line, without the number and file name that libav and the system add."""
     text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
     return " ".join(text.split()).rstrip(".") or type(error).__name__

@@ -11,7 +11,7 @@ from uuid import uuid4
 import numpy as np
 import soundfile
 
-from musicgen_dreamboothing.audio.waves import AudioError, AudioWriteError, Wave, label_of, reason_of
+from musicgen_dreamboothing.audio.waves import AudioError, AudioWriteError, Wave, error_text, label_of
 
 _ENCODINGS = {".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".wav": ("WAV", "PCM_16")}
 WRITTEN_SUFFIXES: frozenset[str] = frozenset(_ENCODINGS)
@@ -39,7 +39,7 @@ def write(path: Path, wave: Wave, rate: int) -> None:
     try:
         encoded = _encoded(wave, rate, file_format, subtype)
     except soundfile.SoundFileError as error:
-        raise AudioError(f"{label}: cannot hold this sound at {rate} Hz ({reason_of(error)})") from error
+        raise AudioError(f"{label}: cannot hold this sound at {rate} Hz ({error_text(error)})") from error
     _put(path, encoded, label)
 
 
@@ -59,7 +59,7 @@ def _put(path: Path, content: bytes, label: str) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        raise AudioWriteError(f"{label}: cannot be written ({reason_of(error)})") from error
+        raise AudioWriteError(f"{label}: cannot be written ({error_text(error)})") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

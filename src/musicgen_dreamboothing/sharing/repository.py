@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[
 from huggingface_hub.hf_api import RepoFile
 from tqdm.auto import tqdm
 
-from musicgen_dreamboothing.console import UserError, log, plural
+from musicgen_dreamboothing.console import UserError, first_names, log, plural
 
 MARKER = ".musicgen-dreamboothing.json"
 CARD = "README.md"
@@ -139,7 +139,7 @@ def _read_contents(repository: Repository, *, is_first: bool = False) -> _Conten
                 log(f"note: {CARD} in {repository.title} holds only metadata, and will be replaced")
         if others := [path for path in remote if path not in (*MADE_BY_THE_HUB, *contents.ours)]:
             raise UserError(
-                f"{repository.title} holds files that this program did not upload ({_first_names(others)}); choose "
+                f"{repository.title} holds files that this program did not upload ({first_names(others)}); choose "
                 f"another {repository.option}, or delete them there"
             )
     _check_visibility(repository, is_private=bool(info.private), is_first=is_first)
@@ -211,7 +211,7 @@ def _plan(repository: Repository, contents: _Contents, digests: Digests) -> _Pla
     if changed := [path for path in foreign if path != CARD]:
         were, them = ("was", "it") if len(changed) == 1 else ("were", "them")
         raise UserError(
-            f"{_first_names(changed)} in {repository.title} {were} changed there, and would be overwritten; take the "
+            f"{first_names(changed)} in {repository.title} {were} changed there, and would be overwritten; take the "
             f"changes over and delete {them} there, or choose another {repository.option}"
         )
     notes = [f"note: {path} was edited on the Hub and stays; this run's is not uploaded" for path in foreign]
@@ -223,7 +223,7 @@ def _plan(repository: Repository, contents: _Contents, digests: Digests) -> _Pla
             else:
                 notes.append(f"note: {path} was changed on the Hub and stays there")
     restored = [path for path in added if path in ours and path not in remote and contents.is_complete]
-    notes += [f"note: deleted on the Hub, and uploaded again: {_first_names(restored)}"] if restored else []
+    notes += [f"note: deleted on the Hub, and uploaded again: {first_names(restored)}"] if restored else []
     return _Plan(added, deleted, {path: digests[path] for path in [*added, *unchanged]}, notes)
 
 
@@ -297,7 +297,3 @@ def _reason(error: Exception) -> str:
     """The first line of an error that is more than its status, such as `404 Client Error.`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if not re.match(r"\d{3} \w+ Error\.", line)), lines[0]).rstrip(".")
-
-
-def _first_names(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -16,11 +16,10 @@ from typing import Any
 
 from accelerate import PartialState
 
-from musicgen_dreamboothing.console import UserError, plural
+from musicgen_dreamboothing.console import UserError, first_names, plural
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS
 from musicgen_dreamboothing.data.songs.cutting import Cutting, SongRecord, cut_named
 from musicgen_dreamboothing.data.songs.names import comparable, without_suffix
-from musicgen_dreamboothing.data.songs.scan import first_names
 from musicgen_dreamboothing.data.songs.song import EVAL, Song
 from musicgen_dreamboothing.data.songs.song_audio import INVALID
 from musicgen_dreamboothing.data.songs.textfiles import caption_of, numbered_json_lines

@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile
 
-from musicgen_dreamboothing.console import UserError, plural
+from musicgen_dreamboothing.console import UserError, first_names, plural
 from musicgen_dreamboothing.data.songs.names import comparable
-from musicgen_dreamboothing.data.songs.scan import first_names
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES
 
 NO_AUDIO = "without audio"

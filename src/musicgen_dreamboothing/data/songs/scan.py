@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from musicgen_dreamboothing.console import plural
+from musicgen_dreamboothing.console import first_names, plural
 from musicgen_dreamboothing.data.songs.kinds import (
     PLAYLISTS,
     generated_files,
@@ -61,12 +61,6 @@ class Listing:
             lines.append(f"{plural(sum(map(len, self.unread.values())), 'file')} not read:")
             lines += [f"  {reason}: {first_names(sorted(names))}" for reason, names in sorted(self.unread.items())]
         return lines
-
-
-def first_names(names: list[str], most: int = NAMED) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def scan(root: Path) -> Listing:

@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
-from musicgen_dreamboothing.console import UserError, plural
+from musicgen_dreamboothing.console import UserError, first_names, plural
 from musicgen_dreamboothing.data.songs.names import comparable, printable
-from musicgen_dreamboothing.data.songs.scan import first_names
 from musicgen_dreamboothing.data.songs.textfiles import caption_of, read_text
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from musicgen_dreamboothing.audio import AUDIO_SUFFIXES
-from musicgen_dreamboothing.console import UserError, plural
+from musicgen_dreamboothing.console import UserError, first_names, plural
 from musicgen_dreamboothing.data.layout import CLIPS, GENERATED, is_prepared
 from musicgen_dreamboothing.data.songs.columns import fingerprint_of_file
 from musicgen_dreamboothing.data.songs.dataset import (
@@ -23,7 +23,7 @@ from musicgen_dreamboothing.data.songs.dataset import (
 )
 from musicgen_dreamboothing.data.songs.hub import Download, download
 from musicgen_dreamboothing.data.songs.names import unique_names, unused
-from musicgen_dreamboothing.data.songs.scan import Listing, first_names, scan
+from musicgen_dreamboothing.data.songs.scan import Listing, scan
 from musicgen_dreamboothing.data.songs.sidecars import Sidecars
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.tables import captions_of_tables

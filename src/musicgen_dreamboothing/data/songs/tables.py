@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from musicgen_dreamboothing.console import one_line, plural
+from musicgen_dreamboothing.console import first_names, one_line, plural
 from musicgen_dreamboothing.data.songs.columns import find_column, text_column
 from musicgen_dreamboothing.data.songs.names import NameIndex, printable
-from musicgen_dreamboothing.data.songs.scan import NAMED, Listing, first_names
+from musicgen_dreamboothing.data.songs.scan import NAMED, Listing
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES, METADATA_FILES
 from musicgen_dreamboothing.data.songs.textfiles import caption_of, json_object, numbered_lines, read_text
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import datasets
 
-from musicgen_dreamboothing.console import UserError, log, plural
-from musicgen_dreamboothing.data.songs.scan import first_names
+from musicgen_dreamboothing.console import UserError, first_names, log, plural
 from musicgen_dreamboothing.data.tokens.arrow_tables import join_rows
 from musicgen_dreamboothing.data.tokens.split import Row, Split, split_songs
 from musicgen_dreamboothing.data.tokens.store import captions_of, codes_name, read_codes, recordings_of
