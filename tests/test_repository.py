@@ -252,7 +252,7 @@ def test_a_second_push_without_changes_makes_no_commit(played: Played) -> None:
 def test_a_repository_of_others_stays_as_it_is(played: Played) -> None:
     assert played.output["forest"] == [
         "UserError: the dataset 'someone/forest' on the Hub holds files that this program did not upload "
-        "(2019/forest.flac, 2020/sea.flac, README.md and 1 more); choose another --name, or delete them there\n"
+        "(2019/forest.flac, 2020/sea.flac, README.md, notes.txt); choose another --name, or delete them there\n"
     ]
     assert played.hub.files("someone/forest", "dataset") == FOREST
 
