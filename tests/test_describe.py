@@ -159,8 +159,8 @@ def test_a_killed_run_continues(
     (data / "heard.jsonl").unlink()
     with pytest.raises(KeyboardInterrupt):
         described(two_songs, data, tiny, clap)
-    torn = data / "heard-0.jsonl"
-    torn.write_text(torn.read_text() + '{"digest": "a killed ru')
+    incomplete = data / "heard-0.jsonl"
+    incomplete.write_text(incomplete.read_text() + '{"digest": "a killed ru')
     assert described(two_songs, data, tiny, clap) == rows_of(finished / "data")
     assert batches == [1] * (3 + 2)  # of four clips, two are not embedded again
 

@@ -30,14 +30,14 @@ def songs() -> list[Piece]:
 
 
 @pytest.fixture(scope="module")
-def heard(songs: list[Piece]) -> list[dict[str, Any]]:
+def results(songs: list[Piece]) -> list[dict[str, Any]]:
     return [benchmark.judged(piece) for piece in songs]
 
 
 @pytest.fixture(scope="module")
-def song(songs: list[Piece], heard: list[dict[str, Any]]) -> Piece:
-    """One in stereo, whose tempo, bars and key are heard rightly."""
-    good = (piece for piece, one in zip(songs, heard, strict=True) if one["downbeats"] > 0.9 and one["key"])
+def song(songs: list[Piece], results: list[dict[str, Any]]) -> Piece:
+    """One in stereo, whose tempo, bars and key are detected correctly."""
+    good = (piece for piece, one in zip(songs, results, strict=True) if one["downbeats"] > 0.9 and one["key"])
     return next(piece for piece in good if len(piece.wave) == 2 and piece.beats_per_bar == 4)
 
 
@@ -66,22 +66,22 @@ WITHOUT_PULSE = {
 }
 
 
-def test_most_songs_are_measured_correctly(heard: list[dict[str, Any]]) -> None:
+def test_most_songs_are_measured_correctly(results: list[dict[str, Any]]) -> None:
     """One of eight may fail on another machine."""
-    shares = benchmark.shares(heard)
+    shares = benchmark.shares(results)
     assert shares["tempo"] >= 87
     assert shares["beats"] >= 90
     assert shares["meter"] >= 87
     assert shares["downbeats"] >= 75
     assert shares["key"] >= 75
     assert shares["key_near"] >= 87
-    assert fmean(one["cents"] for one in heard) < 3
+    assert fmean(one["cents"] for one in results) < 3
 
 
 @pytest.mark.slow
 def test_what_is_sure_is_correct_more_often() -> None:
-    heard = [benchmark.judged(piece) for piece in pieces(24, SEED, LENGTHS)]
-    shares = benchmark.shares(heard) | benchmark.trust(heard)
+    results = [benchmark.judged(piece) for piece in pieces(24, SEED, LENGTHS)]
+    shares = benchmark.shares(results) | benchmark.trust(results)
     assert shares["tempo"] >= 87
     assert shares["downbeats"] >= 85
     assert shares["key"] >= 70

@@ -429,7 +429,7 @@ def test_updates_that_can_not_be_shared_are_refused(
     options = options_of(prepared, folder, tiny)
     monkeypatch.setattr(TrainArguments, "world_size", 3)
     with pytest.raises(UserError, match=r"began with 1 process, and its updates of 4 clips .* by 3; start it with 1"):
-        settle_split(options, read_checkpoint(tiny), [])
+        settle_split(options, read_checkpoint(tiny), [], last_checkpoint(folder))
 
 
 def test_a_signal_that_comes_while_processes_agree_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,9 +110,9 @@ def test_captions_do_not_depend_on_the_process():
 
 
 def test_a_caption_is_rebuilt_without_listening():
-    heard = ClipFacts(**ALL, own={"genre": "Oi!", "bpm": 120.0})
-    again = ClipFacts.from_dict(json.loads(json.dumps(asdict(heard))))
-    assert again == heard
+    facts = ClipFacts(**ALL, own={"genre": "Oi!", "bpm": 120.0})
+    again = ClipFacts.from_dict(json.loads(json.dumps(asdict(facts))))
+    assert again == facts
     assert ClipFacts.from_dict({"tempo": None, "a column of somebody": 3}) == ClipFacts()
 
 
@@ -143,20 +143,20 @@ def test_the_instance_prompt_is_not_doubled():
 
 
 def test_the_file_is_believed():
-    heard = ClipFacts(tempo=60, key="C major", genres=["jazz"], own={"genre": "R&B/Soul", "bpm": 120, "key": "A minor"})
-    for caption in captions(heard, instance_prompt=None, own=None, seed=0, variants=9):
+    facts = ClipFacts(tempo=60, key="C major", genres=["jazz"], own={"genre": "R&B/Soul", "bpm": 120, "key": "A minor"})
+    for caption in captions(facts, instance_prompt=None, own=None, seed=0, variants=9):
         assert "60" not in caption
         assert "C major" not in caption
         assert re.search(r"120|A minor|r&b|soul|jazz", caption)
-    assert any("r&b" in caption for caption in captions(heard, instance_prompt=None, own=None, seed=0, variants=9))
+    assert any("r&b" in caption for caption in captions(facts, instance_prompt=None, own=None, seed=0, variants=9))
 
 
 def test_a_comment_replaces_a_missing_caption():
-    heard = ClipFacts(tempo=90, own={"comment": "slow jam  with two\nguitars"})
-    assert captions(heard, instance_prompt="xyz", own=None, seed=0, variants=1)[0].startswith(
+    facts = ClipFacts(tempo=90, own={"comment": "slow jam  with two\nguitars"})
+    assert captions(facts, instance_prompt="xyz", own=None, seed=0, variants=1)[0].startswith(
         "xyz, slow jam with two guitars, "
     )
-    assert "jam" not in captions(heard, instance_prompt="xyz", own="our own words", seed=0, variants=1)[0]
+    assert "jam" not in captions(facts, instance_prompt="xyz", own="our own words", seed=0, variants=1)[0]
 
 
 def test_a_clip_has_at_least_one_caption():
@@ -171,8 +171,8 @@ label = st.text("abc &'-{}[],", min_size=1, max_size=12)
 
 @given(st.lists(label, max_size=3), st.lists(label, max_size=3), st.lists(label, max_size=5), st.integers(0, 2**32))
 def test_any_labels_make_captions(genres, moods, instruments, seed):
-    heard = ClipFacts(genres=genres, moods=moods, instruments=instruments)
-    found = captions(heard, instance_prompt="xyz", own=None, seed=seed, variants=4)
+    facts = ClipFacts(genres=genres, moods=moods, instruments=instruments)
+    found = captions(facts, instance_prompt="xyz", own=None, seed=seed, variants=4)
     assert found
     for caption in found:
         assert caption.startswith("xyz")

@@ -102,7 +102,7 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Holds back transformers' reports and progress bars of loading."""
+    """Hides transformers' reports and progress bars of loading."""
     from transformers.utils import logging  # not before it is needed: it takes a second
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,6 +1,6 @@
 """Clips that are the same recording: fingerprints that are robust to gain, lossy coding and another start.
 
-After Haitsma & Kalker (2002), "A highly robust audio fingerprinting system": for each frame one bit per band tells
+After Haitsma & Kalker (2002), "A highly robust audio fingerprinting system": for each frame one bit per band shows
 whether the difference to the next band grows or shrinks. Copies agree in 9 bits of 10, two takes of one tune in 7, two
 tunes in little more than half.
 """

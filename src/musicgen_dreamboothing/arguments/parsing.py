@@ -69,7 +69,10 @@ def parser(target: type[Any], verb: str, about: str, *, show_all: bool = False) 
     groups = _groups(target)
     positional = " ".join(entry.name for entry in dataclasses.fields(target) if entry.metadata.get("positional"))
     made = _Parser(
-        [_for_argparse(target, title, names) for title, names in groups.items() if show_all or title != OTHERS],
+        [
+            _for_argparse(target, title, names, is_hidden=title == OTHERS and not show_all)
+            for title, names in groups.items()
+        ],
         prog=f"musicgen-dreamboothing {verb}",
         usage=f"musicgen-dreamboothing {verb} {'[FILE]' if _takes_file(target) else positional} [--option value ...]",
         description=about,
@@ -77,10 +80,6 @@ def parser(target: type[Any], verb: str, about: str, *, show_all: bool = False) 
     )
     if OTHERS in groups and not show_all:
         made.add_argument("--help_all", action="store_true", help="List transformers' other options too, and exit.")
-        hidden = _Parser([_for_argparse(target, OTHERS, groups[OTHERS])], add_help=False)
-        for action in hidden._actions:
-            action.help = argparse.SUPPRESS
-            made._add_action(action)
     for entry in dataclasses.fields(target):
         if entry.metadata.get("positional"):
             many = "list" in str(entry.type)
@@ -100,19 +99,20 @@ def _groups(target: type[Any]) -> dict[str, list[str]]:
     return ours | inherited | {OTHERS: [name for name in names if name not in listed]}
 
 
-def _for_argparse(target: type[Any], title: str, names: Sequence[str]) -> type[Any]:
+def _for_argparse(target: type[Any], title: str, names: Sequence[str], *, is_hidden: bool) -> type[Any]:
     """A copy of some fields of a dataclass for HfArgumentParser, which knows neither ranges nor positional fields."""
     types, entries = get_type_hints(target), {entry.name: entry for entry in dataclasses.fields(target)}
-    options = [(name, types[name], _with_range(entries[name])) for name in names]
+    options = [(name, types[name], _with_range(entries[name], is_hidden=is_hidden)) for name in names]
     group = {"_argument_group_name": title} if title else {}  # read by HfArgumentParser
     return dataclasses.make_dataclass(target.__name__, options, namespace=group)
 
 
-def _with_range(entry: dataclasses.Field[Any]) -> Any:
-    """The field with its range or its choices in its help."""
+def _with_range(entry: dataclasses.Field[Any], *, is_hidden: bool) -> Any:
+    """The field with its range or its choices in its help, or hidden from `--help`."""
     rule = rule_of(entry)
     values = f"one of {', '.join(rule.choices)}" if rule.choices else rule.range
     text = f"{entry.metadata.get('help', '')}{f' [{values}]' if values else ''}"
+    text = argparse.SUPPRESS if is_hidden else text
     if entry.default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=entry.default_factory, metadata={"help": text})
     return dataclasses.field(default=entry.default, metadata={"help": text})

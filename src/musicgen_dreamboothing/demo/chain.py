@@ -75,7 +75,7 @@ def _plain_clips(run: Path, folder: Path, prompts: list[str], seed: int) -> list
 
 
 def plain_inference(run: Path, prompts: list[str], paths: list[Path], *, seed: int) -> None:
-    """What the README shows for others to use an adapter, with nothing of this project but the writing of files."""
+    """The snippet of docs/generation.md: an adapter without this project, but for the writing of files."""
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForTextToWaveform, AutoProcessor
 

@@ -235,7 +235,7 @@ class Generator:
         return max(1, round(seconds * self.checkpoint.frame_rate))
 
     def _fitting_batch(self, frames: int, sampling: Sampling) -> int:
-        """As many clips as have room for their keys and values in free memory."""
+        """As many clips as fit into free memory with their keys and values."""
         config = self._model.config.decoder
         rows = 1 if sampling.guidance_scale == 1 else 2
         capacity = frames + max(self.checkpoint.delay)

@@ -177,7 +177,7 @@ def leave_input_precision(layer: Any) -> None:
 
 
 def forget_merge(layer: Any) -> None:
-    """Tells a LoRA layer that nothing is merged: its base has other weights now, so `unmerge()` would spoil them."""
+    """Marks a LoRA layer as unmerged: its base has other weights now, so `unmerge()` would spoil them."""
     layer.merged_adapters.clear()
 
 

@@ -12,7 +12,6 @@ from musicgen_dreamboothing.console import UserError, log, plural
 from musicgen_dreamboothing.data.run_record import read_record
 from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.plan import plan_step
 
 
@@ -26,15 +25,17 @@ class BatchSplit:
     processes: int
 
 
-def settle_split(options: TrainArguments, checkpoint: Checkpoint, tables: Sequence[Tables]) -> BatchSplit:
-    """The split of a resumed run, or the one that is asked for, or the fastest one that fits into memory.
+def settle_split(
+    options: TrainArguments, checkpoint: Checkpoint, tables: Sequence[Tables], resume: Path | None
+) -> BatchSplit:
+    """The split of the run that `resume` is a checkpoint of, or the one of the options, or the fastest that fits.
 
     Raises:
         UserError: the run cannot be resumed with this number of processes.
     """
     processes = options.world_size
     size, steps, recompute = options.per_device_train_batch_size, options.gradient_accumulation_steps, options.recompute
-    if earlier := _earlier_split(options):
+    if resume is not None and (record := read_record(resume.parent)) is not None and (earlier := record.split):
         size, steps = _share(options, earlier)
         recompute = earlier["recompute"] if recompute == "auto" else recompute
     elif recompute == "auto" or options.memory is not None:
@@ -43,13 +44,6 @@ def settle_split(options: TrainArguments, checkpoint: Checkpoint, tables: Sequen
         plan = plan_step(options, checkpoint, longest, caption)
         size, steps, recompute = plan.clips, plan.accumulation, plan.policy
     return BatchSplit(size, steps, recompute, processes)
-
-
-def _earlier_split(options: TrainArguments) -> dict[str, Any]:
-    """The split of a run that continues from a checkpoint; without one it may have run out of memory."""
-    folder = Path(str(options.output_dir))
-    record = read_record(folder) if last_checkpoint(folder) is not None else None
-    return record.split if record is not None else {}
 
 
 def _share(options: TrainArguments, earlier: dict[str, Any]) -> tuple[int, int]:

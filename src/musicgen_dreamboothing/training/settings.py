@@ -141,8 +141,8 @@ def resolve_settings(options: TrainArguments, checkpoint: Checkpoint, initial: S
     if options.with_prior_preservation:
         prior = prior_tables(options, checkpoint, prepared, options.crop_seconds or max(tables.train["seconds"]))
     return_freed_memory()  # the plan counts what is free
-    split = settle_split(options, checkpoint, [tables] if prior is None else [tables, prior])
     resume = last_checkpoint(Path(str(options.output_dir)))
+    split = settle_split(options, checkpoint, [tables] if prior is None else [tables, prior], resume)
     return Settings(options, checkpoint, initial, prepared, tables, prior, split, resume)
 
 

@@ -153,7 +153,7 @@ class TokenIndex:
     def _shared(self, query: NDArray[np.int32], begin: int, window: int, without: int | None) -> tuple[Integers, Array]:
         """Alignments at which a window of the query shares pairs with a clip, and how much they count, `[A]`.
 
-        Each is one number: every clip has room for all its offsets, those before its beginning as well.
+        Each is one number: every clip has numbers for all its offsets, those before its beginning as well.
         """
         hits, weights = self._hits(query[:, begin : begin + window], without)
         clip = np.searchsorted(self._ends, hits[0], side="right")
