@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 from musicgen_dreamboothing.evaluation.result import Interval
 
@@ -120,3 +121,29 @@ def binomial_interval(successes: int, trials: int, level: float = LEVEL) -> Inte
         return 0.0, 1.0
     found = binomtest(successes, trials).proportion_ci(level, "wilson")
     return float(found.low), float(found.high)
+
+
+def mean_of_groups(values: ArrayLike, groups: ArrayLike | None = None, level: float = LEVEL) -> Estimate:
+    """The mean of values `[N]` with Student's interval of the groups' means; None where there is one group only.
+
+    Values of one group (the takes of a prompt, the clips of a song) are not independent of each other; groups are. The
+    groups' means count alike. Without groups each value is one.
+    """
+    numbers = np.asarray(values, np.float64)
+    labels = np.arange(len(numbers)) if groups is None else np.asarray(groups)
+    if not len(numbers) or len(labels) != len(numbers):
+        raise ValueError(f"a mean needs values and a group for each, not {len(numbers)} and {len(labels)}")
+    means = np.array([numbers[labels == name].mean() for name in dict.fromkeys(labels.tolist())])
+    value, count = float(means.mean()), len(means)
+    if count < 2:
+        return Estimate(value, None)
+    margin = float(student_t.ppf((1 + level) / 2, count - 1) * means.std(ddof=1) / np.sqrt(count))
+    return Estimate(value, (value - margin, value + margin))
+
+
+def grouped_difference(before: ArrayLike, after: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
+    """`mean_of_groups` of after - before, values `[N]` of the same N clips (prompts and seeds)."""
+    first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"pairs need as many values before as after, not {first.shape} and {second.shape}")
+    return mean_of_groups(second - first, groups)
