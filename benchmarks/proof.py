@@ -25,8 +25,6 @@ import _common
 PROOF = "proof"
 PLAIN, PRIOR, LONG = "plain", "with prior", "too long"  # kinds of runs; folders are called after them
 ENOUGH = 0.6  # of the way to held-out songs
-KNOWN_STYLES = ("ballad", "reggae", "folk", "house", "techno")  # classes for prior preservation
-CLASS_CLIPS = 40  # that the base makes of them
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,9 @@ def _trained(recipe: Any, folder: Path, way: str, seed: int, times: int) -> Row:
 
     run, options = _folder(folder, way, seed), DemoArguments(seed=seed)
     recipe = replace(recipe, updates=recipe.updates * (times if way == LONG else 1))
+    if way != PRIOR:  # the same number of clips an update, all of the style
+        recipe = replace(recipe, classes=(), batch_size=2 * recipe.batch_size)
     training = train_options(recipe, folder / "prepared", run, options)
-    if way == PRIOR:
-        training.with_prior_preservation, training.class_prompts = True, list(KNOWN_STYLES)
-        training.num_class_clips = CLASS_CLIPS
     print(f"\n{way}, seed {seed}: {run}")
     _share_base(_folder(folder, PLAIN, seed), run)
     train(training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -275,6 +276,49 @@ def test_without_held_out_songs_figures_have_reasons(cli: Cli, tiny: Path, tmp_p
     assert figures["loss"]["reason"].startswith("no song was held out")
     assert figures["style_gap_closed"]["reason"]
     assert figures["style_distance"]["tuned"] is not None
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out"),
+    [
+        pytest.param(trained, held_out, marks=[] if trained in (1, 3) else pytest.mark.slow)
+        for trained, held_out in [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 2), (4, 1), (5, 0)]
+    ],
+)
+def test_any_number_of_songs_is_evaluated(finished: Path, tmp_path: Path, trained: int, held_out: int) -> None:
+    """From one song on: whatever can't be said has a reason, and nothing is divided by nothing.
+
+    The clips of a run are those that it names: here each of its clips becomes a song.
+    """
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    clips = record["clips"]
+    source = clips["columns"].index("source")
+    rows = [[*row[:source], f"{number}.wav", *row[source + 1 :]] for number, row in enumerate(clips["train"])]
+    clips["train"], clips["held_out"] = rows[:trained], rows[trained : trained + held_out]
+    assert (len(clips["train"]), len(clips["held_out"])) == (trained, held_out)
+    (run / "run.json").write_text(json.dumps(record))
+    evaluated = evaluate(
+        EvaluateArguments(
+            run=str(run),
+            data=str(finished / "songs"),
+            prompts=["punk at 120 bpm in a minor", "punk"],
+            neutral_prompts=["a quiet song"],
+            seconds=1.0,
+            variations=2,
+            song_excerpts=8,
+            clap_model_name_or_path="none",
+        )
+    )
+    figures = {figure.key: figure for figure in evaluated.evaluation.figures}
+    for figure in figures.values():
+        assert (figure.tuned is None) == bool(figure.reason), figure.key
+        values = (figure.base, figure.tuned, *(figure.change or ()), *(figure.tuned_interval or ()))
+        assert all(math.isfinite(value) for value in values if value is not None), figure.key
+    songs = trained + held_out
+    assert figures["style_distance"].scope == ("" if songs > 2 else f"{songs} song{'s' if songs > 1 else ''}")
+    assert (figures["loss"].tuned is None) == (not held_out)
+    assert len(evaluated.evaluation.verdict) == 3
 
 
 def test_an_only_clip_leaves_figures_without_values(cli: Cli, tiny: Path, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ class Recipe:
         word: the `instance_prompt` of the new style.
         prompts: of the new style.
         neutral_prompts: of styles that the base knows, to measure what the training did to them.
+        classes: styles that the base knows, whose music is trained on, too, so that it is not forgotten (prior
+            preservation); empty for none.
+        class_clips: that the base makes of them.
         variations: clips of each prompt.
         seconds: length of every clip, of the songs' and of the generated ones.
         updates: of the training; it is evaluated and saved six times.
@@ -36,17 +39,22 @@ class Recipe:
         "punk",
         "punk at 167 bpm in c major with lead guitar and loud drums",
         "punk at 211 bpm in a minor",
+        "punk at 178 bpm in d major with overdriven guitar and loud drums",
     )
     neutral_prompts: tuple[str, ...] = (
         "a 125 bpm house track in c major, electric piano, synth bass, drum machine, marimba",
         "ballad at 75 bpm in a minor with piano, strings, upright bass and soft drums",
         "a reggae song in g major",
         "folk music in e minor",
+        "techno at 132 bpm in d minor with synth bass and drum machine",
+        "a slow folk song in c major",
     )
-    variations: int = 4
+    classes: tuple[str, ...] = ("ballad", "reggae", "folk", "house", "techno")
+    class_clips: int = 20
+    variations: int = 3
     seconds: float = 8.0
     updates: int = 240
-    batch_size: int = 4
+    batch_size: int = 2  # songs; as many clips of the classes besides
     learning_rate: float = 4e-3
     lora_r: int = 16
 
@@ -74,6 +82,9 @@ def train_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArgume
         output_dir=str(run),
         model_name_or_path=str(recipe.base),
         instance_prompt=recipe.word,
+        with_prior_preservation=bool(recipe.classes),
+        class_prompts=list(recipe.classes),
+        num_class_clips=recipe.class_clips,
         max_steps=recipe.updates,
         learning_rate=recipe.learning_rate,
         lora_r=recipe.lora_r,

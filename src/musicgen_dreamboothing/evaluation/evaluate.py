@@ -33,7 +33,7 @@ from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
 from musicgen_dreamboothing.model.quantized import base_quantization
 
-OWN_CAPTIONS = 2  # of held-out songs, among the style prompts
+OWN_CAPTIONS = 3  # of held-out songs, among the style prompts: six prompts tell how prompts vary
 FEW_CLIPS = 16  # of the style; below that a note is added
 CURVES = {
     "loss": "loss while training",
