@@ -183,11 +183,8 @@ def _settings(options: EvaluateArguments, plan: ClipPlan, data: EvaluationData) 
 
 def _notes(data: EvaluationData, tables: Tables) -> list[str]:
     notes, clips = [], len(data.rows(STYLE))
-    if not data.embedder.is_clap:
-        notes.append(
-            "Sounds were compared without CLAP, by statistics of the signal: timbre, its movement and rhythm. These "
-            "figures can't be compared with those of papers, or of reports with CLAP."
-        )
+    if data.embedder.note:
+        notes.append(data.embedder.note)
     if clips < FEW_CLIPS:
         notes.append(f"{plural(clips, 'clip')} of the style are few: intervals are wide.")
     if songs := tables.held_out_songs:
