@@ -321,6 +321,7 @@ def test_copies_of_one_song_are_too_few_songs(count: int) -> None:
         (["{run}", "--data", "elsewhere"], "not in elsewhere; name their folder: --data DIR"),
         (["{run}", "--answers", "none.json"], "none.json"),
         (["{run}", "--base_model", "no/such-base"], "no/such-base"),
+        (["{run}", "--embedder", "no-such-model"], "no audio encoder at 'no-such-model'"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(cli: Cli, finished: Path, words: list[object], told: str) -> None:

@@ -22,6 +22,7 @@ from musicgen_dreamboothing.evaluation.blind import BlindResult, blind_lines, sc
 from musicgen_dreamboothing.evaluation.clips import ClipPlan
 from musicgen_dreamboothing.evaluation.collect import EvaluationData, base_of, collect_data
 from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of
+from musicgen_dreamboothing.evaluation.metrics.embedding import check_embedder
 from musicgen_dreamboothing.evaluation.nearest import nearest_clips
 from musicgen_dreamboothing.evaluation.references import prepared_folder, tables_of
 from musicgen_dreamboothing.evaluation.report import PAGE, read_report, write_report
@@ -64,6 +65,12 @@ def evaluate(options: EvaluateArguments) -> Evaluated:
     check_values(options)
     parse_device(options.device)
     base_quantization(options.quantization, torch.float32)
+    check_embedder(
+        options.embedder,
+        cache_dir=options.cache_dir,
+        token=options.token,
+        trust_remote_code=options.trust_remote_code,
+    )
     note_unused(options)
     run = Path(options.run)
     record = _record(run)

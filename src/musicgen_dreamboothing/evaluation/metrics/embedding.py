@@ -30,6 +30,7 @@ Sounds = Sequence[tuple[Wave, int]]  # waves `[C, S]` with their rates in Hz
 
 SIGNAL = "signal statistics (no network)"
 NONE = "none"  # the option for these
+CLAP_TYPE = "clap"  # transformers' name in configurations
 LOUDNESS = -20.0  # LUFS of all sounds: high enough for the floor of -60 dB, and few peaks pass full scale
 
 RATE = 16_000  # Hz; mel bands end at half of it
@@ -233,10 +234,23 @@ def load_embedder(
         return SignalEmbedder(reference)
 
 
+def check_embedder(
+    model: str | None, *, cache_dir: str | None = None, token: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Raises UserError where `--embedder` names what is no audio encoder, without loading weights."""
+    if model is None or model == NONE:
+        return
+    from musicgen_dreamboothing.pretrained.encoder import read_config, read_extractor
+
+    source = Source(model, None, cache_dir, token, trust_remote_code)
+    if read_config(source).model_type != CLAP_TYPE:
+        read_extractor(source)
+
+
 def _load_chosen(source: Source, device: torch.device | None) -> Embedder:
     from musicgen_dreamboothing.pretrained.encoder import AudioEncoder, read_config
 
-    if read_config(source).model_type == "clap":
+    if read_config(source).model_type == CLAP_TYPE:
         return _load_clap(source, device)
     encoder = AudioEncoder(source, device=device)
     return NetworkEmbedder(encoder, encoder.name)
