@@ -41,7 +41,7 @@ Cli = Callable[..., Ran]
 SOON = ["--seconds", 1, "--variations", 2, "--song_excerpts", 8, "--clap_model_name_or_path", "none"]
 TWO_PROMPTS = ["--prompts", "punk at 120 bpm in a minor", "punk", "--neutral_prompts", "a quiet song"]
 QUICK = ["--learning_rate", 0.01, "--seed", 3]
-ROUNDING = {"float32": 1e-4, "bfloat16": 2**-8}  # of a loss that is computed in another order; bf16 has 8 bits
+ROUNDING = {"float32": 1e-5, "bfloat16": 2**-8}  # of a loss that is computed in another order; bf16 has 8 bits
 
 
 def evaluate_words(run: Path, *more: object) -> list[object]:
@@ -110,7 +110,9 @@ def losses_agree(run: Path, tolerance: float) -> None:
 def test_the_loss_is_that_of_the_training(finished: Path) -> None:
     """Training computes the adapter beside the base, `evaluate` merges it into the base: equal up to rounding."""
     losses_agree(finished / "run", ROUNDING["float32"])
-    assert figures_of(finished / "run")["loss"]["change"] is None  # of one song there is no interval
+    loss = figures_of(finished / "run")["loss"]
+    assert loss["scope"] == "1 held-out song"
+    assert loss["change"][1] < 0
 
 
 @pytest.mark.parametrize(
@@ -131,10 +133,11 @@ def test_so_it_is_in_bf16_and_of_a_full_fine_tune(
 def test_every_figure_has_a_value_or_a_reason(finished: Path) -> None:
     figures = figures_of(finished / "run")
     texts = files("musicgen_dreamboothing.assets").joinpath("figures.yaml").read_text(encoding="utf-8")
-    wanted = yaml.safe_load(texts).keys() - {"ce_q"} | {f"ce_q{number}" for number in range(1, 5)}
+    books = [name for name in yaml.safe_load(texts) if name.endswith("_q")]
+    wanted = yaml.safe_load(texts).keys() - set(books) | {f"{name}{number}" for name in books for number in range(1, 5)}
     assert wanted == figures.keys()
     explained = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    missing = [key for key in wanted if f"`{key}`" not in explained and not key.startswith("ce_q")]
+    missing = [key for key in wanted if f"`{key}`" not in explained and "_q" not in key]
     assert not missing
     for figure in figures.values():
         assert (figure["tuned"] is None) == bool(figure["reason"]), figure["key"]
@@ -149,7 +152,7 @@ def test_every_figure_has_a_value_or_a_reason(finished: Path) -> None:
 
 def test_embeddings_are_written_for_other_tools(finished: Path) -> None:
     with np.load(finished / "run" / "evaluation" / "embeddings.npz") as vectors:
-        assert {key: len(rows) for key, rows in vectors.items()} == {"base": 6, "tuned": 6, "songs": 8, "held_out": 4}
+        assert {key: len(rows) for key, rows in vectors.items()} == {"base": 6, "tuned": 6, "songs": 8, "held_out": 8}
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +286,7 @@ def test_an_only_clip_leaves_figures_without_values(cli: Cli, tiny: Path, tmp_pa
     ran = cli("evaluate", tmp_path / "run", *SOON, "--seconds", 2, *prompts)
     assert ran.code == 0, ran.err
     figures = figures_of(tmp_path / "run")
-    for key in ("style_distance", "style_gap_closed", "neutral_distance", "kernel_distance", "diversity"):
+    for key in ("style_distance", "style_gap_closed", "kernel_distance", "diversity"):
         assert figures[key]["tuned"] is None
         assert figures[key]["reason"]
     assert (tmp_path / "run" / "evaluation" / "report.html").is_file()

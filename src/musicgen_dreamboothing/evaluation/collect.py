@@ -45,6 +45,11 @@ class Vectors:
     songs: Array
     held_out: Array | None
 
+    @property
+    def all_songs(self) -> Array:
+        """Of training and held-out songs."""
+        return self.songs if self.held_out is None else np.concatenate([self.songs, self.held_out])
+
 
 @dataclass(frozen=True)
 class EvaluationData:
@@ -65,6 +70,11 @@ class EvaluationData:
     losses: Losses | None
     embedder: Embedder
     seed: int
+
+    @property
+    def song_names(self) -> list[str]:
+        """The song of each row of `vectors.all_songs`."""
+        return [*self.songs.songs, *(self.held_out.songs if self.held_out else [])]
 
     def rows(self, kind: str) -> list[int]:
         """Indices of the clips of one kind."""

@@ -5,31 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
 from musicgen_dreamboothing.evaluation.metrics.adherence import SCORES
 from musicgen_dreamboothing.evaluation.metrics.distances import (
     Change,
-    TooFewError,
     kernel_change,
     kernel_distance,
-    style_change,
-    style_gap,
 )
-from musicgen_dreamboothing.evaluation.metrics.losses import cross_entropy, cross_entropy_change, perplexity
+from musicgen_dreamboothing.evaluation.metrics.losses import loss_changes
 from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
-from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, estimate, paired_difference
+from musicgen_dreamboothing.evaluation.metrics.statistics import (
+    FEWEST_GROUPS,
+    Estimate,
+    TooFewError,
+    estimate,
+    paired_difference,
+)
+from musicgen_dreamboothing.evaluation.metrics.style import style_change
 from musicgen_dreamboothing.evaluation.metrics.variety import diversity, drift, is_collapsed
-from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure, Interval
+from musicgen_dreamboothing.evaluation.result import CODEBOOK, NEUTRAL, STYLE, Figure, Interval
 
 Array = NDArray[np.float64]
 
 FEWEST_SONGS = 3  # to measure how far songs of the style are from each other
-CODEBOOK = "ce_q"  # prefix of the keys of single codebooks' losses
 
 
 def figures_of(data: EvaluationData) -> list[Figure]:
@@ -37,7 +42,6 @@ def figures_of(data: EvaluationData) -> list[Figure]:
     return [
         *_losses(data),
         *_unless_too_few(_style, data, "style_distance", "style_gap_closed"),
-        *_unless_too_few(_neutral_distance, data, "neutral_distance"),
         *_unless_too_few(_kernel, data, "kernel_distance"),
         _text(data),
         _tags(data),
@@ -75,11 +79,13 @@ def _figure(
     *,
     goal: float | None = None,
     clips: int = 0,
+    groups: int = 0,
+    scope: str = "",
     reason: str = "",
 ) -> Figure:
-    """A figure with its texts; `goal` is its value for held-out songs."""
-    number = key.removeprefix(CODEBOOK)
-    texts = _texts()[CODEBOOK if number != key else key]
+    """A figure with its texts; `goal` is its value for clips that could be excerpts of the songs."""
+    kind, _, number = key.partition(CODEBOOK)
+    texts = _texts()[kind + CODEBOOK if number else key]
     values = {"embedding": data.embedder.name, "number": number}
     if data.losses is not None:
         values["codebooks"] = str(data.losses.count.shape[1])
@@ -95,6 +101,8 @@ def _figure(
         goal=goal,
         change=change,
         clips=clips,
+        groups=groups,
+        scope=scope,
         meaning=texts["meaning"],
         source=texts["source"].format(**values),
         reason=reason,
@@ -119,52 +127,39 @@ def _losses(data: EvaluationData) -> list[Figure]:
     losses = data.losses
     if losses is None:
         return [_missing(data, "loss", "no song was held out; --eval_fraction holds some out")]
-    base, tuned = (cross_entropy(nll, losses.count, data.seed, losses.songs) for nll in (losses.base, losses.tuned))
-    change = cross_entropy_change(losses.base, losses.tuned, losses.count, data.seed, losses.songs)
-    clips = len(losses.count)
-    codebooks = zip(base.codebooks, tuned.codebooks, change.codebooks, strict=True)
-    return [
-        _figure(data, "loss", base.mean, tuned.mean, change.mean.interval, clips=clips),
-        _figure(data, "ppl", perplexity(base.mean), perplexity(tuned.mean), clips=clips),
-        *(
-            _figure(data, f"{CODEBOOK}{number}", before, after, difference.interval, clips=clips)
-            for number, (before, after, difference) in enumerate(codebooks, 1)
-        ),
-    ]
+    changes = loss_changes(losses.base, losses.tuned, losses.count, losses.songs)
+    clips, scope = len(losses.count), _scope(losses.songs, "held-out ")
+    return [_figure(data, one.key, one.base, one.tuned, one.change.interval, clips=clips, **scope) for one in changes]
 
 
 def _style(data: EvaluationData) -> list[Figure]:
-    """Distance of the style's clips to the songs, and the share of the way to held-out songs."""
-    _check_songs(data)
+    """Distance of the style's clips to the songs, and the share of it that is gone."""
     base, tuned = _style_vectors(data)
-    reference, held_out, songs = data.vectors.songs, data.vectors.held_out, _labels(data.songs.songs)
-    if data.held_out is None or held_out is None or len(held_out) < 2:
-        return [
-            _changed(data, "style_distance", style_change, reference, songs),
-            _missing(data, "style_gap_closed", "it takes two clips that were held out"),
-        ]
-    gap = style_gap(
+    rows = data.rows(STYLE)
+    change = style_change(
         base,
         tuned,
-        held_out,
-        reference,
-        data.seed,
-        prompts=_prompts(data, STYLE),
-        goal_songs=_labels(data.held_out.songs),
-        reference_songs=songs,
+        data.vectors.all_songs,
+        prompts=[data.base[row].prompt for row in rows],
+        song_names=data.song_names,
     )
-    distance = _figure(data, "style_distance", gap.base, gap.tuned, gap.change, goal=gap.goal.value, clips=len(base))
-    if gap.closed is None:
-        why = "before the training it was as near as held-out songs already"
+    scope = _scope(data.song_names)
+    scope["groups"] = min(change.prompts, int(scope["groups"]))
+    distance = _figure(
+        data, "style_distance", change.base, change.tuned, change.change.interval, goal=0.0, clips=len(base), **scope
+    )
+    if change.closed is None:
+        why = "the base model is not surely apart from your songs, so that there is no way whose share could be given"
         return [distance, _missing(data, "style_gap_closed", why)]
-    return [distance, _figure(data, "style_gap_closed", None, gap.closed, goal=1.0, clips=len(base))]
+    return [distance, _figure(data, "style_gap_closed", None, change.closed, goal=1.0, clips=len(base), **scope)]
 
 
-def _neutral_distance(data: EvaluationData) -> list[Figure]:
-    neutral = data.vectors.base[data.rows(NEUTRAL)]
-    if len(neutral) < 2:
-        return [_missing(data, "neutral_distance", "it takes two clips of neutral prompts")]
-    return [_changed(data, "neutral_distance", style_change, neutral, _prompts(data, NEUTRAL))]
+def _scope(songs: Sequence[str], kind: str = "") -> dict[str, Any]:
+    """`groups` and `scope` of a figure whose intervals are of songs, or of the clips of one or two songs."""
+    count = len(set(songs))
+    if count >= FEWEST_GROUPS:
+        return {"groups": count, "scope": ""}
+    return {"groups": len(songs), "scope": plural(count, f"{kind}song")}
 
 
 def _kernel(data: EvaluationData) -> list[Figure]:

@@ -81,37 +81,44 @@ def excerpts(
     most: int,
     seed: int,
 ) -> Excerpts:
-    """One piece of each clip, from a random place, decoded by the codec, whose faults are then not the model's.
+    """Pieces of clips, from random places, decoded by the codec, whose faults are then not the model's.
 
     Args:
         decode: codes `[K, T]` to a wave `[C, S]`.
         checkpoint: the base.
         clips: rows with `codes` and `source`.
         seconds: length of a piece; shorter clips are left out, unless all are shorter.
-        most: number of pieces; of more clips they are spread over the songs.
+        most: number of pieces, which are spread over the songs, then over their clips; a clip has as many as fit.
         seed: of the places.
     """
     frames = max(1, round(seconds * checkpoint.frame_rate))
     lengths = [round(length * checkpoint.frame_rate) for length in clips["seconds"]]
     long_enough = [row for row, length in enumerate(lengths) if length >= frames] or list(range(len(clips)))
-    chosen = _spread(long_enough, clips["source"], most)
-    rng, rate = np.random.default_rng(seed), checkpoint.sampling_rate
+    fitting = [(number, row) for row in long_enough for number in range(max(1, lengths[row] // frames))]
+    chosen = _spread(fitting, clips["source"], most)
+    counts, rng = Counter(row for row, _ in chosen), np.random.default_rng(seed)
+    starts: dict[int, int] = {}
     waves = []
-    for row in progress_bar(chosen, unit="clip", desc="decoding songs", leave=False):
+    for row, number in progress_bar(chosen, unit="clip", desc="decoding songs", leave=False):
         codes = np.asarray(clips[row]["codes"], np.int64)
-        begin = int(rng.integers(max(0, codes.shape[1] - frames) + 1))
-        waves.append((decode(torch.from_numpy(codes[:, begin : begin + frames])), rate))
-    return Excerpts(waves, [clips["source"][row] for row in chosen])
+        if row not in starts:
+            starts[row] = int(rng.integers(max(0, codes.shape[1] - counts[row] * frames) + 1))
+        begin = starts[row] + number * frames
+        waves.append((decode(torch.from_numpy(codes[:, begin : begin + frames])), checkpoint.sampling_rate))
+    return Excerpts(waves, [clips["source"][row] for row, _ in chosen])
 
 
-def _spread(rows: list[int], songs: list[str], most: int) -> list[int]:
-    """At most so many rows: first one of each song, then the second ones, and so on."""
+def _spread(pieces: list[tuple[int, int]], songs: list[str], most: int) -> list[tuple[int, int]]:
+    """Clips and numbers of at most so many pieces: first one of each song, then the second ones, and so on.
+
+    Of a song, first one of each clip. `pieces` are numbers within their clip, and clips.
+    """
     counts: Counter[str] = Counter()
     turns = []
-    for row in rows:
-        turns.append((counts[songs[row]], row))
+    for number, row in sorted(pieces):
+        turns.append((counts[songs[row]], row, number))
         counts[songs[row]] += 1
-    return sorted(row for _, row in sorted(turns)[:most])
+    return sorted((row, number) for _, row, number in sorted(turns)[:most])
 
 
 def training_clips(clips: datasets.Dataset) -> tuple[list[NDArray[Any]], list[TrainingClip]]:
@@ -133,7 +140,10 @@ def clip_losses(generator: Generator, clips: datasets.Dataset, name: str) -> tup
     The loss that training minimises, under teacher forcing with each clip's own caption.
     """
     checkpoint, rows = generator.checkpoint, clips.with_format("numpy")
-    states = generator.text_states([str(caption) for caption in clips["text"]])
+    states = [
+        state.astype(np.float16).astype(np.float32)  # as training reads them from the tokens
+        for state in generator.text_states([str(caption) for caption in clips["text"]])
+    ]
     sums = []
     for row, state in zip(
         progress_bar(rows, unit="clip", desc=f"loss of the {name}", leave=False), states, strict=True

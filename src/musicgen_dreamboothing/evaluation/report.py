@@ -14,7 +14,17 @@ import soundfile
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Figure, Interval, Nearest, Pair
+from musicgen_dreamboothing.evaluation.result import (
+    CODEBOOK,
+    NEUTRAL,
+    STYLE,
+    Curve,
+    Evaluation,
+    Figure,
+    Interval,
+    Nearest,
+    Pair,
+)
 from musicgen_dreamboothing.evaluation.verdict import BETTER, WORSE, clock, direction
 from musicgen_dreamboothing.files import write_json, write_text
 from musicgen_dreamboothing.pages import COARSE, data_uri, loudest_power, mp3, render, spectrogram
@@ -43,8 +53,8 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         one=evaluation,
         groups=[(title, _prompts(folder, pairs, kind)) for kind, title in GROUPS.items()],
         left_out=len(evaluation.pairs) - len(pairs),
-        figures=[_row(figure) for figure in evaluation.figures if not figure.key.startswith("ce_q")],
-        codebooks=[_row(figure) for figure in evaluation.figures if figure.key.startswith("ce_q")],
+        figures=[_row(figure) for figure in evaluation.figures if CODEBOOK not in figure.key],
+        codebooks=[_row(figure) for figure in evaluation.figures if CODEBOOK in figure.key],
         bar=(BAR_WIDTH, BAR_HEIGHT),
         curves=[drawn for curve in evaluation.curves if (drawn := _drawn(curve))],
         curve=(CURVE_WIDTH, CURVE_HEIGHT),

@@ -8,6 +8,9 @@ from typing import Any
 STYLE, NEUTRAL = "style", "neutral"  # prompts for the new style, and for other music
 LOWER, HIGHER, NEITHER = "lower", "higher", "neither"  # which way is better
 
+CODEBOOK = "_q"  # in the keys of single codebooks' losses
+ENOUGH_GROUPS = 6  # below that an interval is called rough
+
 Interval = tuple[float, float]  # confidence interval of 95 %
 
 
@@ -21,10 +24,12 @@ class Figure:
         unit: "nats", "%", or empty.
         better: `lower`, `higher` or `neither`.
         base, tuned: the value before and after; None with a `reason`.
-        base_interval, tuned_interval: bootstrap intervals of 95 %.
-        goal: the value of held-out songs through the codec, if it is known.
+        base_interval, tuned_interval: confidence intervals of 95 %.
+        goal: the value of clips that could be excerpts of the songs, if it is known.
         change: interval of the paired difference tuned - base, where clips are paired by prompt and seed.
         clips: number of clips.
+        groups: number of independent groups (songs, prompts) behind the intervals, of the rarer kind; 0 if unknown.
+        scope: what the intervals hold for, where it is not all songs of the style, e.g. `1 held-out song`.
         meaning: one sentence for a musician.
         source: paper or formula, for a researcher.
         reason: why there is no value.
@@ -41,9 +46,16 @@ class Figure:
     goal: float | None = None
     change: Interval | None = None
     clips: int = 0
+    groups: int = 0
+    scope: str = ""
     meaning: str = ""
     source: str = ""
     reason: str = ""
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether so few groups are behind the intervals that these depend on how the groups are distributed."""
+        return 0 < self.groups < ENOUGH_GROUPS
 
 
 @dataclass(frozen=True)

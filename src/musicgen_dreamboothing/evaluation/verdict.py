@@ -48,39 +48,51 @@ def clock(seconds: float) -> str:
 
 
 def _style(known: dict[str, Figure], word: str) -> str:
-    sound = _gap(known["style_gap_closed"], word) if "style_gap_closed" in known else _distance(known, word)
-    loss = _loss(known)
-    if sound and loss:
-        return f"{sound}; {loss}."
-    if loss:
-        return f"How near its clips are to {word} was not measured; {loss}."
-    return f"{sound}." if sound else f"Whether it learned {word} was not measured."
+    """Whether its clips sound like the songs, and whether it predicts songs that it was not trained on."""
+    sound, loss = _sound(known, word), _loss(known)
+    if not sound:
+        sound = (
+            f"How near its clips are to {word} was not measured"
+            if loss
+            else f"Whether it learned {word} was not measured"
+        )
+    return f"{sound}; {loss}." if loss else f"{sound}."
 
 
-def _gap(gap: Figure, word: str) -> str:
-    """Of the share of the way from the base to the songs."""
-    if gap.tuned is None or gap.tuned_interval is None or not all(map(math.isfinite, gap.tuned_interval)):
-        return f"Whether its clips sound more like {word} is unclear: there were too few of them"
-    low, high = gap.tuned_interval
-    way, span = f"{_percent(gap.tuned)} of the way from the base model to your songs", _percents(gap.tuned_interval)
-    if low > 0:
-        amount = word if low > LEARNED else f"something of {word}"
-        return f"It learned {amount}: its clips went {way} ({span})"
-    if high < 0:
-        return f"It did not learn {word}: its clips are further from your songs than those of the base model"
-    return f"Whether its clips sound more like {word} is unclear: they went {way}, but it may be anything from {span}"
-
-
-def _distance(known: dict[str, Figure], word: str) -> str:
-    """Of the distance alone, where no songs were held out."""
-    if "style_distance" not in known:
+def _sound(known: dict[str, Figure], word: str) -> str:
+    """By the share of the distance to the songs that is gone, or by the distance alone where there is no share."""
+    distance, share = known.get("style_distance"), known.get("style_gap_closed")
+    if distance is None:
         return ""
-    sentences = {
-        BETTER: f"It learned something of {word}: its clips are nearer to your songs than those of the base model",
-        WORSE: f"It did not learn {word}: its clips are further from your songs than those of the base model",
-    }
-    unclear = f"Whether its clips sound more like {word} is unclear"
-    return sentences.get(direction(known["style_distance"]), unclear)
+    songs = f"your songs (the {distance.scope} that it was compared with)" if distance.scope else "your songs"
+    change = direction(distance)
+    if change == WORSE:
+        return f"It did not learn {word}: its clips are further from {songs} than those of the base model"
+    if share is not None and share.tuned is not None and share.tuned_interval is not None:
+        way = f"{_percent(share.tuned)} of the way from the base model to {songs}"
+        span = _percents(share.tuned_interval)
+        if change == BETTER:
+            amount = word if share.tuned_interval[0] > LEARNED else f"something of {word}"
+            return f"It learned {amount}: its clips went {way} ({span}){_too_near(distance)}"
+        return f"Whether it learned {word} is unclear: its clips went {way}, but it may be anything from {span}"
+    if change == BETTER:
+        return (
+            f"It learned something of {word}: its clips are nearer to {songs} than those of the base model, which were "
+            f"not surely apart from them{_too_near(distance)}"
+        )
+    if distance.change is None:
+        return f"Whether it learned {word} is unclear: there are too few clips or songs to compare"
+    return (
+        f"Whether it learned {word} is unclear: neither are the base model's clips surely apart from {songs}, nor did "
+        "the distance surely change"
+    )
+
+
+def _too_near(distance: Figure) -> str:
+    """Below 0 clips are more like the songs than these are like each other."""
+    if distance.tuned_interval is None or distance.tuned_interval[1] >= 0:
+        return ""
+    return ", nearer than your songs are to each other, as copies are"
 
 
 def _loss(known: dict[str, Figure]) -> str:
@@ -88,17 +100,21 @@ def _loss(known: dict[str, Figure]) -> str:
     loss = known.get("loss")
     if loss is None or loss.tuned is None or loss.base is None:
         return ""
+    songs = f"the {loss.scope}" if loss.scope else "held-out songs"
+    if loss.change is None or not all(map(math.isfinite, loss.change)):
+        values = f"from {loss.base:.2f} to {loss.tuned:.2f} nats"
+        return f"the loss on {songs} went {values}, but there is too little music to tell how sure that is"
     change = direction(loss)
-    if loss.change is None or change not in (BETTER, WORSE):
-        return "whether the perplexity on held-out songs fell is unclear"
+    if change == UNCLEAR:
+        return f"whether the perplexity on {songs} fell is unclear"
     less = 1 - math.exp(loss.tuned - loss.base)
     ends = sorted(abs(1 - math.exp(end)) for end in loss.change)
     span = _percents((ends[0], ends[1]))
     if change == BETTER and ends[0] > FAR_LESS:
-        return "the perplexity on held-out songs is far lower"
+        return f"the perplexity on {songs} is far lower"
     if change == BETTER:
-        return f"the perplexity on held-out songs is {_percent(less)} lower ({span})"
-    return f"the perplexity on held-out songs is {_percent(-less)} higher ({span}), a sign of overfitting"
+        return f"the perplexity on {songs} is {_percent(less)} lower ({span})"
+    return f"the perplexity on {songs} is {_percent(-less)} higher ({span}), a sign of overfitting"
 
 
 def _prompts(known: dict[str, Figure]) -> str:

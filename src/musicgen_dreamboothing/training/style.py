@@ -14,8 +14,9 @@ from musicgen_dreamboothing.console import UserError, log
 from musicgen_dreamboothing.data.captions.captions import key_phrase
 from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.device import is_out_of_memory, release_memory
-from musicgen_dreamboothing.evaluation.metrics.distances import TooFewError, style_distance
 from musicgen_dreamboothing.evaluation.metrics.embedding import Sounds, load_embedder
+from musicgen_dreamboothing.evaluation.metrics.statistics import TooFewError
+from musicgen_dreamboothing.evaluation.metrics.style import style_distance
 from musicgen_dreamboothing.evaluation.references import Excerpts, excerpts
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
@@ -83,7 +84,7 @@ def _distance_to_songs(
     reference = embedder.embed(songs.waves)
     names = songs.songs if len(set(songs.songs)) > 1 else None
     try:
-        style_distance(reference, reference, reference_songs=names)
+        style_distance(reference, reference, song_names=names)
     except TooFewError as error:
         raise UserError(f"--metric_for_best_model style needs more songs: {error}") from error
-    return lambda waves: style_distance(embedder.embed(waves), reference, reference_songs=names)
+    return lambda waves: style_distance(embedder.embed(waves), reference, song_names=names)

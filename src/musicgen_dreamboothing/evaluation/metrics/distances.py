@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist, pdist
 
-from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, interval, resampled
+from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, TooFewError, interval, resampled
 from musicgen_dreamboothing.evaluation.result import Interval
 
 Array = NDArray[np.float64]
@@ -23,10 +23,6 @@ Measure = Callable[[Array, Array], float]  # how often each clip, and each clip 
 
 KERNEL_SCALE = 100.0  # of KAD, as in kadtk
 EQUAL = 1e-5  # of other distances: what rounding leaves between equal sounds
-
-
-class TooFewError(ValueError):
-    """There are too few different songs or clips to measure something."""
 
 
 @dataclass(frozen=True)

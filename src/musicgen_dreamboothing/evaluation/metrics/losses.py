@@ -2,59 +2,65 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, interval, resampled
+from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, Jackknife, group_numbers
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
-    """In nats: of each of K codebooks, and their mean, which is the loss that is trained."""
+class LossChange:
+    """A loss of both models on the same held-out clips.
 
-    codebooks: tuple[Estimate, ...]
-    mean: Estimate
-
-
-def cross_entropy(nll: Array, count: Array, seed: int, songs: ArrayLike | None = None) -> CrossEntropy:
-    """Mean cross-entropy on held-out clips, from sums over valid steps and numbers of these, both `[N, K]`.
-
-    Intervals come from drawing clips again, or all clips of a song where the song of each clip is given.
+    Attributes:
+        key: `loss`, the mean over codebooks in nats, and `ppl`, its exponential; `ce_q1`, `ppl_q1` and so on are of
+            each codebook, as audiocraft calls them (`solvers/musicgen.py`).
+        base, tuned: the losses.
+        change: tuned - base.
     """
-    return _cross_entropy(np.asarray(nll)[None], count, seed, songs)
+
+    key: str
+    base: Estimate
+    tuned: Estimate
+    change: Estimate
 
 
-def cross_entropy_change(
-    base: Array, tuned: Array, count: Array, seed: int, songs: ArrayLike | None = None
-) -> CrossEntropy:
-    """The same of tuned - base, on the same clips: below 0 the fine-tuned model knows them better."""
-    return _cross_entropy(np.stack([tuned, -np.asarray(base)]), count, seed, songs)
+def loss_changes(base: Array, tuned: Array, count: Array, songs: Sequence[str] | None = None) -> list[LossChange]:
+    """Mean cross-entropies of held-out clips, and their perplexities.
 
+    Intervals are of the jackknife over songs; of one or two songs over clips, and then they hold for these songs.
 
-def _cross_entropy(terms: Array, count: Array, seed: int, songs: ArrayLike | None) -> CrossEntropy:
-    """Of a sum of terms `[n, N, K]`."""
-    sums, steps = terms.astype(np.float64).sum(axis=0), np.asarray(count, np.float64)
-    if sums.shape != steps.shape or not len(steps):
+    Args:
+        base, tuned: sums over valid steps in nats, `[N, K]`.
+        count: numbers of valid steps, `[N, K]`.
+        songs: the song of each clip.
+
+    Raises:
+        ValueError: the shapes differ, or there is no clip.
+    """
+    sums, steps = np.stack([base, tuned]).astype(np.float64), np.asarray(count, np.float64)
+    if sums.shape[1:] != steps.shape or not len(steps):
         raise ValueError(f"cross-entropy needs sums and counts [clips, codebooks], not {sums.shape} and {steps.shape}")
-    clips = np.stack([sums, steps], axis=1)  # [N, 2, K]
-    drawn = resampled(_mean_nll, clips, seed=seed, groups=(songs,)).reshape(-1, clips.shape[2])
-    means = _mean_nll(clips)
-    codebooks = [Estimate(float(mean), interval(column)) for mean, column in zip(means, drawn.T, strict=True)]
-    return CrossEntropy(tuple(codebooks), Estimate(float(means.mean()), interval(drawn.mean(axis=1))))
+    groups = group_numbers(songs, len(steps))
 
+    def losses(rows: Rows) -> Array:
+        """Of both models, `[2 (K + 1) 2]`: nats and perplexity, of each codebook and of their mean."""
+        chosen = np.isin(groups, rows)
+        books = sums[:, chosen].sum(axis=1) / np.maximum(steps[chosen].sum(axis=0), 1)  # [2, K]
+        nats = np.concatenate([books.mean(axis=1, keepdims=True), books], axis=1)
+        return np.stack([nats, np.exp(nats)], axis=-1).ravel()
 
-def _mean_nll(clips: Array) -> Array:
-    """`[N, 2, K]`, sums and counts, -> `[K]`."""
-    sums, steps = clips.sum(axis=0)
-    return np.asarray(sums / np.maximum(steps, 1))
-
-
-def perplexity(entropy: Estimate) -> Estimate:
-    """exp of a cross-entropy in nats; of a change, by which factor the perplexity changes."""
-    bounds = entropy.interval
-    return Estimate(math.exp(entropy.value), None if bounds is None else (math.exp(bounds[0]), math.exp(bounds[1])))
+    known = Jackknife.of(losses, int(groups.max()) + 1)
+    keys = ["loss", "ppl", *(f"{name}_q{book + 1}" for book in range(steps.shape[1]) for name in ("ce", "ppl"))]
+    changes = []
+    for number, key in enumerate(keys):
+        before, after = np.zeros((2, 2 * len(keys)))
+        before[number] = after[len(keys) + number] = 1
+        changes.append(LossChange(key, *(known.estimate(weights) for weights in (before, after, after - before))))
+    return changes
