@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import Ran, precision_of_cpu, prepare_words, read_checkpoint, tables_in, tone_song, train_words
+from test_encoder import write_hubert
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import EvaluateArguments
@@ -368,6 +369,7 @@ def test_copies_of_one_song_are_too_few_songs(count: int) -> None:
         (["{run}", "--data", "elsewhere"], "not in elsewhere; name their folder: --data DIR"),
         (["{run}", "--answers", "none.json"], "none.json"),
         (["{run}", "--base_model", "no/such-base"], "no/such-base"),
+        (["{run}", "--embedder", "no-such-model"], "no audio encoder at 'no-such-model'"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(cli: Cli, finished: Path, words: list[object], told: str) -> None:
@@ -460,3 +462,20 @@ def test_songs_without_a_key_word_have_no_style_to_play(cli: Cli, tmp_path: Path
     ran = cli(*train, "--metric_for_best_model", "style")
     assert ran.code == 1
     assert "give --instance_prompt or --sample_prompts" in ran.err
+
+
+def test_another_encoder_compares_sounds_and_leaves_figures_of_words_out(
+    cli: Cli, finished: Path, tmp_path: Path
+) -> None:
+    model = write_hubert(tmp_path / "hubert")
+    shutil.copytree(finished / "run" / "evaluation", tmp_path / "evaluation")
+    words = evaluate_words(finished / "run", "--embedder", model, "--output_dir", tmp_path / "evaluation")
+    ran = cli(*words, "--data", finished / "songs")
+    assert ran.code == 0, ran.err
+    report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    figures = {figure["key"]: figure for figure in report["figures"]}
+    assert report["embedding"] == str(model)
+    assert figures["neutral_distance"]["tuned"] is not None
+    assert figures["text_score"]["reason"] == f"{model} embeds no words; CLAP does"
+    assert figures["tag_divergence"]["reason"] == f"{model} recognises no genres; CLAP does"
+    assert not any("signal" in note for note in report["notes"])

@@ -82,7 +82,7 @@ def test_silence_has_no_pulse() -> None:
 @pytest.mark.parametrize("samples", [0, 1, 100, RATE])
 def test_embeddings_are_finite(samples: int) -> None:
     vector = embed(np.zeros(samples, np.float32), RATE)
-    assert vector.shape == (152,)
+    assert vector.shape == (173,)
     assert np.isfinite(vector).all()
 
 

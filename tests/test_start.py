@@ -495,23 +495,35 @@ def test_a_report_that_fails_is_one_line_with_its_command(
 
 
 @pytest.mark.parametrize(
-    ("report", "clap", "expected"),
-    [("auto", "someone/clap", "none"), ("true", "someone/clap", "someone/clap"), ("auto", "none", "none")],
+    ("report", "option", "model", "expected"),
+    [
+        ("auto", "--clap_model_name_or_path", "someone/clap", "none"),
+        ("true", "--clap_model_name_or_path", "someone/clap", "someone/clap"),
+        ("auto", "--clap_model_name_or_path", "none", "none"),
+        ("auto", "--embedder", "someone/hubert", "none"),
+        ("true", "--embedder", "someone/hubert", "someone/hubert"),
+    ],
 )
-def test_clap_is_not_downloaded_unasked(
-    report: str, clap: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_embedder_is_not_downloaded_unasked(
+    report: str,
+    option: str,
+    model: str,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked: list[EvaluateArguments] = []
     monkeypatch.setattr("musicgen_dreamboothing.evaluation.evaluate.evaluate", asked.append)
     monkeypatch.setattr(TrainArguments, "device", property(lambda options: torch.device("cuda", 0)))
-    options = options_of("--final_report", report, "--clap_model_name_or_path", clap, "--quantization", "int8")
+    options = options_of("--final_report", report, option, model, "--quantization", "int8")
     final_report(Path("run"), options)
-    assert [(one.clap_model_name_or_path, one.quantization, one.device) for one in asked] == [
-        (expected, "int8", "cuda:0")
-    ]
+    chosen = [(one.embedder or one.clap_model_name_or_path, one.quantization, one.device) for one in asked]
+    assert chosen == [(expected, "int8", "cuda:0")]
     out = capsys.readouterr().out
-    assert ("CLAP (0.8 GB), which is not downloaded unasked" in out) == (expected != clap)
-    assert out.count("\n") == (expected != clap)
+    name = "CLAP (0.8 GB)" if option == "--clap_model_name_or_path" else model
+    assert (f"does without {name}, which is not downloaded unasked" in out) == (expected != model)
+    assert (f"evaluate run {option} {model}" in out) == (expected != model)
+    assert out.count("\n") == (expected != model)
 
 
 def test_what_of_clap_is_in_the_cache(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -300,6 +301,37 @@ def test_what_is_no_clap_model_is_one_line(tmp_path, tiny):
             Tagger(model, LABELS, device="cpu")
         assert "\n" not in str(error.value)
         assert "--clap_model_name_or_path" in str(error.value)
+
+
+def cached_clap(cache: Path, model: str) -> tuple[str, str]:
+    """A tiny CLAP in the Hub's cache as this known model; revision and SHA-256 of its weights."""
+    repository = cache / f"models--{model.replace('/', '--')}"
+    revision = clap_module.SAFETENSORS[model].revision
+    commit = "a" * 40 if revision.startswith("refs/") else revision
+    folder = write_tiny_clap(repository / "snapshots" / commit)
+    if commit != revision:
+        (repository / "refs" / revision).parent.mkdir(parents=True)
+        (repository / "refs" / revision).write_text(commit)
+    return revision, hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_reference_that_has_moved_is_refused(tmp_path, monkeypatch, capsys):
+    """On the Hub a commit holds the same weights for ever, and `refs/pr/1` whatever it points to now."""
+    model = "laion/larger_clap_music_and_speech"
+    revision, sha256 = cached_clap(tmp_path, model)
+    with pytest.raises(
+        UserError, match=r"weights of .*music_and_speech are not those .*: refs/pr/1 on the Hub has moved"
+    ):
+        Tagger(model, LABELS, cache_dir=str(tmp_path), device="cpu")
+    monkeypatch.setitem(clap_module.SAFETENSORS, model, clap_module.Published(revision, sha256))
+    assert Tagger(model, LABELS, cache_dir=str(tmp_path), device="cpu").name == f"{model}@aaaaaaa"
+    assert capsys.readouterr().out == ""
+
+
+def test_other_weights_at_a_commit_are_noted(tmp_path, capsys):
+    cached_clap(tmp_path, PROVEN)
+    Tagger(PROVEN, LABELS, cache_dir=str(tmp_path), device="cpu")
+    assert "are not those that this version knows (SHA-256" in capsys.readouterr().out
 
 
 def test_a_default_with_equal_text_embeddings_is_replaced(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from musicgen_dreamboothing.audio import Wave
+from musicgen_dreamboothing.audio import Wave, is_silent
 
 BLOCK_SECONDS = 0.4  # of BS.1770-4: nothing shorter has a loudness
 CEILING_DB = -1.0  # dBFS: how high gain may bring a peak, so that lossy copies don't clip
@@ -39,3 +39,18 @@ def gain_to(lufs: float, highest: float, target: float) -> float:
 def normalised(wave: Wave, rate: int, target: float) -> Wave:
     """`[C, S]` at `target` LUFS, or as near as its peaks allow (see `gain_to`)."""
     return wave * np.float32(gain_to(loudness(wave, rate), peak(wave), target))
+
+
+def levelled(wave: Wave, rate: int, target: float) -> Wave:
+    """`[C, S]` at exactly `target` LUFS, whatever its peaks then are: for analysis, not for playing.
+
+    The gain depends on nothing but the shape of the wave: it is measured at a peak of 1, so that the gate of -70 LUFS
+    is relative, and a wave of less than 0.4 s is repeated for the measurement. Silence, and what has no loudness at
+    all, stays as it is.
+    """
+    if is_silent(wave):
+        return wave
+    highest = peak(wave)
+    repeats = math.ceil(BLOCK_SECONDS * rate / wave.shape[-1])
+    lufs = loudness(np.tile(wave / highest, repeats), rate)
+    return wave * np.float32(10 ** ((target - lufs) / 20) / highest) if math.isfinite(lufs) else wave

@@ -38,6 +38,15 @@ class EvaluateArguments:
         64, "Pieces of songs that are compared with.", at_least=1, at_most=100_000, unless=COUNTING
     )
     seed: int = option(0, "Of the clips and of all intervals.", at_least=0, at_most=LARGEST_SEED, unless=COUNTING)
+    embedder: str | None = option(
+        None,
+        "Model that compares sounds: a CLAP or another audio encoder (HuBERT, AST, MERT), or none for statistics "
+        "of the signal. By default the model of --clap_model_name_or_path.",
+        unless=COUNTING,
+    )
+    trust_remote_code: bool = option(
+        False, "Run code that the repository of the embedder brings along.", needs=("--embedder",), unless=COUNTING
+    )
     clap_model_name_or_path: str = option(
         "laion/larger_clap_music",
         "CLAP model that compares sounds, or none for statistics of the signal.",

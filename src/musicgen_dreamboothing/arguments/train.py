@@ -143,6 +143,12 @@ class RunArguments:
         at_least=1,
         at_most=MOST_STEPS,
     )
+    embedder: str | None = option(
+        None,
+        "Model that compares sounds for the report and the style metric: a CLAP or another audio encoder (HuBERT, AST, "
+        "MERT), or none for statistics of the signal. By default the model of --clap_model_name_or_path.",
+        needs=("--final_report auto", "--final_report true", *STYLE),
+    )
     final_report: str = option(
         "auto",
         "Compare the run with its base at the end, as `evaluate` does: true, false or auto (on a GPU).",

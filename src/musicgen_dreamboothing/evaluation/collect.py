@@ -127,10 +127,12 @@ def collect_data(
     del tuned
     release_memory()
     embedder = load_embedder(
-        options.clap_model_name_or_path,
+        options.embedder or options.clap_model_name_or_path,
         songs.waves,
+        is_chosen=options.embedder is not None,
         cache_dir=options.cache_dir,
         token=options.token,
+        trust_remote_code=options.trust_remote_code,
         device=parse_device(options.device),
     )
     before, after = (load_clips(folder / side, plan, checkpoint.sampling_rate) for side in (BASE, TUNED))

@@ -22,6 +22,7 @@ from musicgen_dreamboothing.evaluation.blind import BlindResult, blind_lines, sc
 from musicgen_dreamboothing.evaluation.clips import ClipPlan
 from musicgen_dreamboothing.evaluation.collect import EvaluationData, base_of, collect_data
 from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of
+from musicgen_dreamboothing.evaluation.metrics.embedding import check_embedder
 from musicgen_dreamboothing.evaluation.nearest import nearest_clips
 from musicgen_dreamboothing.evaluation.references import prepared_folder, tables_of
 from musicgen_dreamboothing.evaluation.report import PAGE, read_report, write_report
@@ -64,6 +65,12 @@ def evaluate(options: EvaluateArguments) -> Evaluated:
     check_values(options)
     parse_device(options.device)
     base_quantization(options.quantization, torch.float32)
+    check_embedder(
+        options.embedder,
+        cache_dir=options.cache_dir,
+        token=options.token,
+        trust_remote_code=options.trust_remote_code,
+    )
     note_unused(options)
     run = Path(options.run)
     record = _record(run)
@@ -183,11 +190,8 @@ def _settings(options: EvaluateArguments, plan: ClipPlan, data: EvaluationData) 
 
 def _notes(data: EvaluationData, tables: Tables) -> list[str]:
     notes, clips = [], len(data.rows(STYLE))
-    if not data.embedder.is_clap:
-        notes.append(
-            "Sounds were compared without CLAP, by statistics of the signal: timbre, its movement and rhythm. These "
-            "figures can't be compared with those of papers, or of reports with CLAP."
-        )
+    if data.embedder.note:
+        notes.append(data.embedder.note)
     if clips < FEW_CLIPS:
         notes.append(f"{plural(clips, 'clip')} of the style are few: intervals are wide.")
     if songs := tables.held_out_songs:

@@ -193,7 +193,7 @@ def _changed(
 def _text(data: EvaluationData) -> Figure:
     texts = data.embedder.embed_text([clip.prompt for clip in data.base])
     if texts is None:
-        return _missing(data, "text_score", "only CLAP embeds both words and sounds")
+        return _missing(data, "text_score", f"{data.embedder.name} embeds no words; CLAP does")
     base, tuned = (text_audio_score(sounds, texts) for sounds in (data.vectors.base, data.vectors.tuned))
     return _paired(data, "text_score", base, tuned)
 
@@ -203,7 +203,7 @@ def _tags(data: EvaluationData) -> Figure:
         data.embedder.tag_probabilities(vectors) for vectors in (data.vectors.songs, *_style_vectors(data))
     )
     if songs is None or base is None or tuned is None:
-        return _missing(data, "tag_divergence", "only CLAP recognises genres")
+        return _missing(data, "tag_divergence", f"{data.embedder.name} recognises no genres; CLAP does")
     mean = songs.mean(axis=0)[None]
 
     def divergence(tags: Array) -> float:

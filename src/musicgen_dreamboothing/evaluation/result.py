@@ -124,7 +124,7 @@ class Evaluation:
         run: name of the run's folder.
         base_model: its base.
         word: the key-word.
-        embedding: of the sounds, e.g. "CLAP laion/larger_clap_music" or "signal statistics (no CLAP)".
+        embedding: of the sounds, e.g. "CLAP laion/larger_clap_music" or "signal statistics (no network)".
         verdict: three sentences.
         best: which checkpoint is in the run and why, one sentence, or empty.
         figures, pairs, curves: see there.

@@ -210,8 +210,8 @@ class Tagger:
         batch_size: windows of 10 s.
 
     Raises:
-        UserError: there is no such model, it is not available offline, it is not a CLAP model for 48 kHz, or it has the
-            same embedding for all texts.
+        UserError: there is no such model, it is not available offline, it is not a CLAP model for 48 kHz, its
+            weights have moved on the Hub, or it has the same embedding for all texts.
     """
 
     rate = RATE
@@ -232,14 +232,16 @@ class Tagger:
             self._model, self._processor = _load(source)
             self.name = name_with_commit(source)
             if published is not None:
-                _compare_weights(source, published.sha256)
+                _check_weights(source, published.sha256)
         self._model.to(device or best_device())
         self._batch_size = batch_size
         self.scale = float(self._model.logit_scale_a.exp())
         self._labels = {name: tuple(lines) for name, lines in labels.items()}
         self._embedded = {name: self._embed_ensemble(lines, GROUPS[name]) for name, lines in self._labels.items()}
         self._neutral = self._embed_ensemble(NEUTRAL)
-        self._vocals = _unit(np.stack([self._embed_ensemble(prompts).mean(axis=0) for prompts in (SINGING, PLAYING)]))
+        self._vocals = unit_rows(
+            np.stack([self._embed_ensemble(prompts).mean(axis=0) for prompts in (SINGING, PLAYING)])
+        )
         texts = np.concatenate([*self._embedded.values(), self._neutral, self._vocals])
         if (texts @ texts.T).min() > ALIKE:
             raise IndistinctTextsError(
@@ -270,7 +272,7 @@ class Tagger:
         pieces = self._windows(waves)
         while batch := list(islice(pieces, self._batch_size)):
             np.add.at(total, [owner for owner, _ in batch], self._embed_windows([window for _, window in batch]))
-        return _unit(total)
+        return unit_rows(total)
 
     def _windows(self, waves: Iterable[tuple[audio.Wave, int]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Each window with the number of the wave it belongs to."""
@@ -289,7 +291,7 @@ class Tagger:
             # For models that fuse parts of long sounds the extractor marks a random sound as longer than it is.
             is_longer=torch.zeros(len(batch), 1, dtype=torch.bool, device=self._model.device),
         )
-        return _unit(output.pooler_output.float().cpu().numpy())
+        return unit_rows(output.pooler_output.float().cpu().numpy())
 
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str]) -> Embeddings:
@@ -300,14 +302,14 @@ class Tagger:
                 list(texts[start : start + 64]), padding=True, truncation=True, return_tensors="pt"
             )
             output = self._model.get_text_features(**words.to(self._model.device))
-            rows.append(_unit(output.pooler_output.float().cpu().numpy()))
+            rows.append(unit_rows(output.pooler_output.float().cpu().numpy()))
         return np.concatenate(rows)
 
     def _embed_ensemble(self, labels: Sequence[str], group: Group | None = None) -> Embeddings:
         """`[L, D]`: each label as the mean over all templates."""
         nouns = [group.noun.format(label) if group else label for label in labels]
         rows = self.embed_text([template.format(noun) for noun in nouns for template in TEMPLATES])
-        return _unit(rows.reshape(len(labels), len(TEMPLATES), -1).mean(axis=1))
+        return unit_rows(rows.reshape(len(labels), len(TEMPLATES), -1).mean(axis=1))
 
 
 def _load(source: Source) -> tuple[Any, Any]:
@@ -334,17 +336,31 @@ def _load(source: Source) -> tuple[Any, Any]:
     return model.eval().requires_grad_(False), processor
 
 
-def _compare_weights(source: Source, sha256: str) -> None:
-    """Notes weights on the Hub that are not the ones known here."""
+def _check_weights(source: Source, sha256: str) -> None:
+    """Compares weights on the Hub with those known here.
+
+    A reference such as `refs/pr/1` may move, so the hash is what pins its weights. A commit holds the same files for
+    ever; what differs there comes from a mirror, and is noted.
+
+    Raises:
+        UserError: a reference has moved to other weights.
+    """
     digest = hashlib.sha256()
     with Path(cached_file(source.name, SAFE_WEIGHTS_NAME, **source.arguments())).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    if digest.hexdigest() != sha256:
-        log(
-            f"note: the weights of {source.name} are not those that this version knows (SHA-256 "
-            f"{digest.hexdigest()[:12]}..., not {sha256[:12]}...): tags and distances may differ"
+    if digest.hexdigest() == sha256:
+        return
+    difference = (
+        f"the weights of {source.name} are not those that this version knows (SHA-256 {digest.hexdigest()[:12]}..., "
+        f"not {sha256[:12]}...)"
+    )
+    if (source.revision or "").startswith("refs/"):
+        raise UserError(
+            f"{difference}: {source.revision} on the Hub has moved. Fix: download weights that you trust and name "
+            f"their folder, or use {another_clap(source.name)}"
         )
+    log(f"note: {difference}: tags and distances may differ")
 
 
 @contextmanager
@@ -358,7 +374,8 @@ def _quiet_hub() -> Iterator[None]:
         hub_logging.set_verbosity(level)
 
 
-def _unit(rows: NDArray[np.float32]) -> Embeddings:
+def unit_rows(rows: NDArray[np.float32]) -> Embeddings:
+    """`[N, D]` with rows of length 1; rows of zeros stay."""
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     unit: Embeddings = (rows / np.maximum(lengths, 1e-9)).astype(np.float32)
     return unit

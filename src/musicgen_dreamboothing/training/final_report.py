@@ -26,9 +26,11 @@ def final_report(folder: Path, options: TrainArguments) -> None:
         from musicgen_dreamboothing.evaluation.metrics.embedding import NONE, is_cached
 
         try:
-            if options.final_report == "auto" and not is_cached(asked.clap_model_name_or_path, options.cache_dir):
-                log(f"the report does without CLAP (0.8 GB), which is not downloaded unasked; with it: {command}")
-                asked = replace(asked, clap_model_name_or_path=NONE)
+            model = asked.embedder or asked.clap_model_name_or_path
+            if options.final_report == "auto" and not is_cached(model, options.cache_dir):
+                name = asked.embedder or "CLAP (0.8 GB)"
+                log(f"the report does without {name}, which is not downloaded unasked; with it: {command}")
+                asked = replace(asked, embedder=NONE)
             evaluate(asked)
         except Exception as error:
             log(f"the run is finished and saved, but its report failed ({reason_of(error)}); to repeat it: {command}")
@@ -39,6 +41,8 @@ def final_report(folder: Path, options: TrainArguments) -> None:
 def _report_options(folder: Path, options: TrainArguments) -> EvaluateArguments:
     return EvaluateArguments(
         run=str(folder),
+        embedder=options.embedder,
+        trust_remote_code=options.trust_remote_code and options.embedder is not None,
         clap_model_name_or_path=options.clap_model_name_or_path,
         quantization=options.quantization,
         device="cpu" if options.device.type == "cpu" else str(options.device),  # a rank's would be cpu:0
@@ -50,7 +54,7 @@ def _report_options(folder: Path, options: TrainArguments) -> EvaluateArguments:
 def _command(asked: EvaluateArguments) -> str:
     """The command of a report, without a token, and without the device that it would choose by itself."""
     usual = {entry.name: entry.default for entry in fields(asked)} | {"device": str(best_device())}
-    names = ("clap_model_name_or_path", "quantization", "device", "cache_dir")
+    names = ("embedder", "trust_remote_code", "clap_model_name_or_path", "quantization", "device", "cache_dir")
     given = {name: value for name in names if (value := getattr(asked, name)) != usual[name]}
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     return f"musicgen-dreamboothing {shlex.join(['evaluate', asked.run, *words])}"

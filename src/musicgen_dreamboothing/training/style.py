@@ -37,8 +37,8 @@ def style_meter(
 ) -> Callable[[Any], float]:
     """Gives a function of the model: the style distance of a few clips of the key-word to the songs.
 
-    Prompts, seeds and songs are the same at every call; the model is left as it was. CLAP stays on the CPU, where a
-    training on a GPU leaves room for it. Only the main process measures, and only there anything is loaded.
+    Prompts, seeds and songs are the same at every call; the model is left as it was. The embedder stays on the CPU,
+    where a training on a GPU leaves room for it. Only the main process measures, and only there anything is loaded.
 
     Raises:
         UserError: there is no key-word to play.
@@ -73,10 +73,12 @@ def _distance_to_songs(
     songs = _songs(options, checkpoint, tables, seconds)
     release_memory()  # the codec's
     embedder = load_embedder(
-        options.clap_model_name_or_path,
+        options.embedder or options.clap_model_name_or_path,
         songs.waves,
+        is_chosen=options.embedder is not None,
         cache_dir=options.cache_dir,
         token=options.token,
+        trust_remote_code=options.trust_remote_code,
         device=torch.device("cpu"),
     )
     reference = embedder.embed(songs.waves)

@@ -1,7 +1,7 @@
 """Distances of generated clips to songs: energy distance (style), and KAD. Pure functions of embeddings.
 
-Embeddings are float arrays `[N, D]`, one row a clip: CLAP's, each of length 1, or points of a `signal.Space`; all of
-one call come from one embedder.
+Embeddings are float arrays `[N, D]`, one row a clip: a network's, each of length 1, or `signal.embed`'s; all of one
+call come from one embedder.
 """
 
 from __future__ import annotations

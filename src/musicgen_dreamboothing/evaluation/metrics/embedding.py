@@ -1,76 +1,111 @@
-"""Embeddings of sounds: CLAP's where it can be loaded, else statistics of the signal."""
+"""Embeddings of sounds: by CLAP or another network where it can be loaded, else statistics of the signal."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.analysis.loudness import levelled
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError, log
 from musicgen_dreamboothing.evaluation.metrics import signal
+from musicgen_dreamboothing.hub import Source
 
 if TYPE_CHECKING:
     import torch
 
     from musicgen_dreamboothing.pretrained.clap import Tagger
+    from musicgen_dreamboothing.pretrained.encoder import AudioEncoder
 
 Array = NDArray[np.float64]
 Sounds = Sequence[tuple[Wave, int]]  # waves `[C, S]` with their rates in Hz
 
-SIGNAL = "signal statistics (no CLAP)"
+SIGNAL = "signal statistics (no network)"
 NONE = "none"  # the option for these
+CLAP_TYPE = "clap"  # transformers' name in configurations
+LOUDNESS = -20.0  # LUFS of all sounds: high enough for the floor of -60 dB, and few peaks pass full scale
 
 RATE = 16_000  # Hz; mel bands end at half of it
 MOST_CLIPS = 100  # of the reference, or a few less: every n-th
-FEW_CLIPS, PIECE_SECONDS = 24, 4.0  # below so many, pieces of clips tell how sounds vary
 SMOOTHING_STEPS = 40  # of the spectrogram, 0.4 s: wide compared with the steps between windows
 STEPS_HZ = 20  # how often the smoothed spectrogram is read
 PATCH_BANDS, PATCH_HZ = 16, 10
 PATCH_DIMENSIONS = 64
+LEAST_DB, LEAST_DEVIATION = 1.0, 0.5  # of a band, and of a component: what varies less counts less
 MOST_PATCHES = 1000  # that the directions of windows are learned from
 
 
-class Embedder(Protocol):
-    """Turns sounds into vectors whose cosine and distance measure how alike they sound.
+class Embedder(ABC):
+    """Turns sounds into vectors whose distances measure how different they sound.
+
+    All sounds are brought to one loudness first, each as a whole, and to one channel: what differs is their sound.
 
     Attributes:
         name: in reports.
-        is_clap: whether texts have vectors, too.
+        note: what a report should say about it; may be empty.
         step_seconds: the least useful distance of windows.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def is_clap(self) -> bool: ...
-    @property
-    def step_seconds(self) -> float: ...
+    name: str
+    note = ""
+    step_seconds = 0.5  # of networks: a pass for each window
 
     def embed(self, waves: Sounds) -> Array:
         """One vector for each sound, `[N, P]`."""
+        return self._embed([_levelled(*sound) for sound in waves])
 
     def embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
         """Windows of one sound: vectors of length 1 `[W, P]`, and their starts in seconds `[W]`.
 
         A sound that is shorter than a window is one window. P differs from that of `embed`.
         """
+        return self._embed_windows(*_levelled(wave, rate), seconds, hop_seconds)
 
     def embed_text(self, texts: Sequence[str]) -> Array | None:
         """Texts in the space of `embed`, `[N, P]`; None if it has no text encoder."""
+        return None
 
     def tag_probabilities(self, vectors: Array) -> Array | None:
         """Probabilities of genres for embedded sounds, `[N, L]`, rows sum to 1; None if it has no text encoder."""
+        return None
+
+    @abstractmethod
+    def _embed(self, waves: Sounds) -> Array:
+        """`embed` of waves `[1, S]` of one loudness."""
+
+    @abstractmethod
+    def _embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
+        """`embed_windows` of a wave `[1, S]` of this loudness."""
 
 
-class ClapEmbedder:
-    """CLAP at 48 kHz; all vectors have length 1.
+class NetworkEmbedder(Embedder):
+    """A network for sounds alone, at its own rate; all vectors have length 1."""
+
+    def __init__(self, network: Tagger | AudioEncoder, name: str) -> None:
+        self.name = name
+        self._network = network
+
+    def _embed(self, waves: Sounds) -> Array:
+        return self._network.embed(waves).astype(np.float64)
+
+    def _embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
+        network_rate = self._network.rate
+        mono = audio.resample(wave, rate, network_rate)
+        starts = _starts(mono.shape[1] / network_rate, seconds, hop_seconds)
+        cuts = [(round(start * network_rate), round((start + seconds) * network_rate)) for start in starts]
+        return self._embed([(mono[:, begin:end], network_rate) for begin, end in cuts]), starts
+
+
+class ClapEmbedder(NetworkEmbedder):
+    """CLAP at 48 kHz, which embeds texts too; all vectors have length 1.
 
     Args:
         tagger: a loaded model.
@@ -78,22 +113,10 @@ class ClapEmbedder:
         genres: the labels of `tag_probabilities`; by default those of the package.
     """
 
-    is_clap = True
-    step_seconds = 0.5  # a pass of the network for each window
-
     def __init__(self, tagger: Tagger, model: str, genres: Sequence[str] | None = None) -> None:
-        self.name = f"CLAP {model}"
+        super().__init__(tagger, f"CLAP {model}")
         self._tagger = tagger
         self._given = genres
-
-    def embed(self, waves: Sounds) -> Array:
-        return self._tagger.embed(waves).astype(np.float64)
-
-    def embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
-        mono = audio.resample(audio.to_channels(wave, 1), rate, self._tagger.rate)
-        starts = _starts(mono.shape[1] / self._tagger.rate, seconds, hop_seconds)
-        cuts = [(round(start * self._tagger.rate), round((start + seconds) * self._tagger.rate)) for start in starts]
-        return self.embed([(mono[:, begin:end], self._tagger.rate) for begin, end in cuts]), starts
 
     def embed_text(self, texts: Sequence[str]) -> Array:
         return self._tagger.embed_text(texts).astype(np.float64)
@@ -122,66 +145,57 @@ class ClapEmbedder:
         return probabilities
 
 
-class SignalEmbedder:
-    """The fallback without CLAP: statistics of the signal, relative to reference clips (the training songs).
-
-    Sounds are points of a `signal.Space`, with one more coordinate that is the same for all: it changes no distance,
-    but makes cosines meaningful.
+class SignalEmbedder(Embedder):
+    """Statistics of the signal, without a network: `signal.embed`, in a fixed space.
 
     Windows need more detail, as songs of one style have the same statistics: 16 mel bands ten times a second,
-    standardised, projected on their 64 principal components, and scaled to variance 1.
+    standardised by reference clips (the training songs), projected on their 64 principal components, and scaled to
+    variance 1. Bands and components that hardly vary are not enlarged.
 
     Args:
-        reference: waves with their rates; few clips are cut into pieces.
+        reference: waves with their rates, for the space of windows.
     """
 
     name = SIGNAL
-    is_clap = False
+    note = (
+        "Sounds were compared without a network, by statistics of the signal: timbre, its movement and rhythm. These "
+        "figures can't be compared with those of papers, or of reports with another embedding."
+    )
     step_seconds = 0.05
 
     def __init__(self, reference: Sounds) -> None:
-        chosen = reference[:: 1 + len(reference) // MOST_CLIPS]
-        pieces = chosen if len(chosen) >= FEW_CLIPS else [piece for sound in chosen for piece in _cut(*sound)]
-        if len(pieces) < 2:
-            pieces = [(half, rate) for wave, rate in pieces for half in np.array_split(wave, 2, axis=1)]
-        rows = np.stack([_statistics(*piece) for piece in pieces])
-        self._space = signal.Space.fit(rows)
-        self._distance = float(np.sqrt((self._space.project(rows) ** 2).sum(axis=1).mean()))
-        self._spectrograms = [_spectrogram(*sound) for sound in chosen]
+        self._reference = reference[:: 1 + len(reference) // MOST_CLIPS]
         self._patch_space = cache(self._fit_patches)
 
-    def embed(self, waves: Sounds) -> Array:
-        rows = self._space.project(np.stack([_statistics(*sound) for sound in waves]))
-        return np.column_stack([rows, np.full(len(rows), self._distance)])
+    def _embed(self, waves: Sounds) -> Array:
+        return np.stack([signal.embed(_at_rate(*sound), RATE) for sound in waves])
 
-    def embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
+    def _embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
         size, hop = round(seconds * STEPS_HZ), max(1, round(hop_seconds * STEPS_HZ))
         patches = _patches(_spectrogram(wave, rate), size, hop)
         space, deviations = self._patch_space(size)
         return _unit(space.project(patches) / deviations), np.arange(len(patches)) * hop / STEPS_HZ
 
+    @cached_property
+    def _spectrograms(self) -> list[Array]:
+        return [_spectrogram(*_levelled(*sound)) for sound in self._reference]
+
     def _fit_patches(self, size: int) -> tuple[signal.Space, Array]:
         """The space of windows of so many steps, and the deviation of each of its directions."""
         hop = max(1, sum(map(len, self._spectrograms)) // MOST_PATCHES)
         rows = np.concatenate([_patches(spectrogram, size, hop) for spectrogram in self._spectrograms])
-        space = signal.Space.fit(rows, PATCH_DIMENSIONS)
-        return space, space.project(rows).std(axis=0) + 1e-9
-
-    def embed_text(self, texts: Sequence[str]) -> None:
-        return None
-
-    def tag_probabilities(self, vectors: Array) -> None:
-        return None
+        space = signal.Space.fit(rows, PATCH_DIMENSIONS, least=LEAST_DB)
+        return space, np.maximum(space.project(rows).std(axis=0), LEAST_DEVIATION)
 
 
 def is_cached(model: str, cache_dir: str | None = None) -> bool:
-    """Whether a CLAP model needs no download; "none" never does."""
+    """Whether a model needs no download; "none" never does."""
     if model == NONE or Path(model).is_dir():
         return True
     from musicgen_dreamboothing.pretrained.clap import SAFETENSORS
 
     revision = SAFETENSORS[model].revision if model in SAFETENSORS else None
-    layouts = ("model.safetensors", "model.safetensors.index.json")
+    layouts = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     return any(isinstance(try_to_load_from_cache(model, name, cache_dir, revision), str) for name in layouts)
 
 
@@ -189,28 +203,69 @@ def load_embedder(
     model: str | None,
     reference: Sounds,
     *,
+    is_chosen: bool = False,
     cache_dir: str | None = None,
     token: str | None = None,
+    trust_remote_code: bool = False,
     device: torch.device | None = None,
 ) -> Embedder:
-    """CLAP if it can be loaded, else, with a message, `SignalEmbedder`.
+    """The embedder of all sounds that are compared.
 
     Args:
         model: a folder or Hub id; None or "none" for `SignalEmbedder`.
-        reference: the sounds that `SignalEmbedder` is fitted on.
-        cache_dir, token: for the Hub.
-        device: of CLAP; the best one by default.
+        reference: the sounds whose windows `SignalEmbedder` is fitted on.
+        is_chosen: whether `--embedder` names the model. It may then be any audio encoder and has to load; otherwise it
+            is a CLAP, and with a message `SignalEmbedder` stands in where it can't be loaded.
+        cache_dir, token, trust_remote_code: for the Hub; the last is for encoders.
+        device: of the network; the best one by default.
+
+    Raises:
+        UserError: a chosen model can't be loaded.
     """
     if model is None or model == NONE:
         return SignalEmbedder(reference)
-    from musicgen_dreamboothing.pretrained.clap import load_tagger
-
+    source = Source(model, None, cache_dir, token, trust_remote_code)
+    if is_chosen:
+        return _load_chosen(source, device)
     try:
-        tagger = load_tagger(model, {}, cache_dir=cache_dir, token=token, device=device)
-        return ClapEmbedder(tagger, tagger.name)
+        return _load_clap(source, device)
     except UserError as error:
         log(f"sounds are compared by signal statistics instead of CLAP: {error}")
         return SignalEmbedder(reference)
+
+
+def check_embedder(
+    model: str | None, *, cache_dir: str | None = None, token: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Raises UserError where `--embedder` names what is no audio encoder, without loading weights."""
+    if model is None or model == NONE:
+        return
+    from musicgen_dreamboothing.pretrained.encoder import read_config, read_extractor
+
+    source = Source(model, None, cache_dir, token, trust_remote_code)
+    if read_config(source).model_type != CLAP_TYPE:
+        read_extractor(source)
+
+
+def _load_chosen(source: Source, device: torch.device | None) -> Embedder:
+    from musicgen_dreamboothing.pretrained.encoder import AudioEncoder, read_config
+
+    if read_config(source).model_type == CLAP_TYPE:
+        return _load_clap(source, device)
+    encoder = AudioEncoder(source, device=device)
+    return NetworkEmbedder(encoder, encoder.name)
+
+
+def _load_clap(source: Source, device: torch.device | None) -> Embedder:
+    from musicgen_dreamboothing.pretrained.clap import load_tagger
+
+    tagger = load_tagger(source.name, {}, cache_dir=source.cache_dir, token=source.token, device=device)
+    return ClapEmbedder(tagger, tagger.name)
+
+
+def _levelled(wave: Wave, rate: int) -> tuple[Wave, int]:
+    """`[C, S]` -> `[1, S]` at the loudness of all embedded sounds, with its rate."""
+    return levelled(audio.to_channels(wave, 1), rate, LOUDNESS), rate
 
 
 def _starts(length: float, seconds: float, hop_seconds: float) -> Array:
@@ -218,24 +273,14 @@ def _starts(length: float, seconds: float, hop_seconds: float) -> Array:
     return np.arange(1 + max(0, int((length - seconds) / hop_seconds + 1e-6)), dtype=np.float64) * hop_seconds
 
 
-def _cut(wave: Wave, rate: int) -> list[tuple[Wave, int]]:
-    """Complete pieces of a sound, or all of it if it is shorter than one."""
-    size = round(PIECE_SECONDS * rate)
-    return [(wave[:, start : start + size], rate) for start in range(0, max(1, wave.shape[1] - size + 1), size)]
-
-
-def _mono(wave: Wave, rate: int) -> NDArray[np.float32]:
-    """`[C, S]` -> `[S]` at `RATE`: the bands of one sound differ a little between rates."""
-    return audio.resample(audio.to_channels(wave, 1), rate, RATE)[0]
-
-
-def _statistics(wave: Wave, rate: int) -> Array:
-    return signal.embed(_mono(wave, rate), RATE)
+def _at_rate(wave: Wave, rate: int) -> NDArray[np.float32]:
+    """`[1, S]` -> `[S]` at `RATE`: the bands of one sound differ a little between rates."""
+    return audio.resample(wave, rate, RATE)[0]
 
 
 def _spectrogram(wave: Wave, rate: int) -> Array:
     """Mel bands in dB, smoothed over time, `[T, PATCH_BANDS]` at 20 Hz."""
-    bands = signal.mel_db(_mono(wave, rate), RATE)
+    bands = signal.mel_db(_at_rate(wave, rate), RATE)
     bands = bands.reshape(len(bands), PATCH_BANDS, -1).mean(axis=2)
     half = SMOOTHING_STEPS // 2
     padded = np.pad(bands, ((half, half), (0, 0)), mode="edge")

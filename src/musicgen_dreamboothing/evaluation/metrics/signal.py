@@ -21,7 +21,12 @@ WINDOW_SECONDS = 0.032
 ENVELOPE_HZ = 100  # steps of spectrogram and onset envelope
 RISE_STEPS = 2  # an attack is compared with what sounded this long before
 SLOWEST_BPM, FASTEST_BPM = 40.0, 240.0
-RHYTHM_LAGS = 24
+
+# How far apart two sounds are that differ by one unit in one of the three parts of `embed`.
+LEVEL_DB = 4.0  # RMS over bands; pieces of different styles differ by so much in their mean spectra
+REPETITION = 0.25  # RMS over tempi of the smoothed autocorrelation, which is at most 1
+RHYTHM_TEMPI, FASTEST_EIGHTHS = 45, 480.0
+TEMPO_WIDTH = 0.12  # standard deviation of the smoothing, as a share of a tempo
 
 
 def mel_db(wave: NDArray[np.float32], rate: int) -> Array:
@@ -67,23 +72,40 @@ def autocorrelation(envelope: Array, lags: Array) -> Array:
     return np.interp(lags, np.arange(steps), full / full[0], right=0.0)
 
 
-def beat_lags(number: int) -> Array:
-    """Lengths of a beat in steps of the envelope, for `number` tempi of 40 to 240 bpm at equal ratios."""
-    return 60 * ENVELOPE_HZ / np.geomspace(SLOWEST_BPM, FASTEST_BPM, number)
+def beat_lags(number: int, fastest: float = FASTEST_BPM) -> Array:
+    """Lengths of a beat in steps of the envelope, for `number` tempi from 40 bpm to the fastest at equal ratios."""
+    return 60 * ENVELOPE_HZ / np.geomspace(SLOWEST_BPM, fastest, number)
+
+
+def rhythm(envelope: Array) -> Array:
+    """How much the onsets `[T]` repeat at 45 tempi from 40 to 480 a minute (eighths of 240 bpm), `[45]`, at most 1.
+
+    The autocorrelation, smoothed by a Gaussian over the logarithm of the tempo: songs of a style differ by some per
+    cent in tempo, where peaks that do not overlap would be as far apart as any two.
+    """
+    logarithms = np.log(beat_lags(4 * RHYTHM_TEMPI, FASTEST_EIGHTHS))
+    centres = np.linspace(logarithms[0], logarithms[-1], RHYTHM_TEMPI)
+    weights = np.exp(-0.5 * ((centres[:, None] - logarithms) / TEMPO_WIDTH) ** 2)
+    return weights / weights.sum(axis=1, keepdims=True) @ autocorrelation(envelope, np.exp(logarithms))
 
 
 def embed(wave: NDArray[np.float32], rate: int) -> Array:
-    """One vector `[2 * 64 + 24]` of timbre, its movement, and rhythm; a fallback for CLAP, blind to harmony and melody.
+    """One vector `[64 + 64 + 45]` of timbre, its movement, and rhythm; blind to harmony and melody, and to text.
 
-    For each mel band its mean and its standard deviation over time in dB, then the autocorrelation of the onset
-    envelope at beats of 40 to 240 bpm. Its parts have different units, so compare vectors in a `Space` only.
+    For each mel band its mean and its standard deviation over time, then the `rhythm` of the onsets, each part as an
+    RMS in units of `LEVEL_DB` or `REPETITION`, so that a Euclidean distance means the same for all sounds.
+
+    Nothing is fitted to songs. A space fitted to the training songs treats held-out songs of the same style otherwise;
+    it divides by what hardly varies, such as bands without sound; and figures of two runs have different units. It was
+    no better either: of the built-in songs, played 25 % slower, the style distance was 0.4 with 12 principal components
+    and 3.0 here, where single songs are up to 1.4 and 1.6 from the others.
+
+    Sounds should have one loudness: a gain moves all bands.
     """
     bands = mel_db(wave, rate)
-    envelope = np.convolve(
-        onset_envelope(bands), np.hanning(7) / 3, mode="same"
-    )  # a beat is as wide as the grid is coarse
-    rhythm = autocorrelation(envelope, beat_lags(RHYTHM_LAGS))
-    return np.concatenate([bands.mean(axis=0), bands.std(axis=0), rhythm])
+    onsets = np.convolve(onset_envelope(bands), np.hanning(7) / 3, mode="same")
+    parts = (bands.mean(axis=0) / LEVEL_DB, bands.std(axis=0) / LEVEL_DB, rhythm(onsets) / REPETITION)
+    return np.concatenate([part / math.sqrt(len(part)) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -94,7 +116,7 @@ class Space:
 
     Attributes:
         centre: mean of the reference embeddings `[D]`.
-        scale: their standard deviations `[D]`.
+        scale: their standard deviations `[D]`, or `least`.
         components: orthonormal directions `[P, D]`, the widest first.
     """
 
@@ -103,9 +125,12 @@ class Space:
     components: Array
 
     @classmethod
-    def fit(cls, reference: Array, dimensions: int = 12) -> Space:
-        """The space of reference embeddings `[N, D]`; of `dimensions`, or as many as N clips span."""
-        centre, scale = reference.mean(axis=0), reference.std(axis=0) + 1e-6
+    def fit(cls, reference: Array, dimensions: int = 12, least: float = 1e-6) -> Space:
+        """The space of reference embeddings `[N, D]`; of `dimensions`, or as many as N clips span.
+
+        `least` is the smallest scale: what varies less in the reference, such as bands without sound, counts less.
+        """
+        centre, scale = reference.mean(axis=0), np.maximum(reference.std(axis=0), least)
         _, _, components = np.linalg.svd((reference - centre) / scale, full_matrices=False)
         return cls(centre, scale, components[: min(dimensions, len(reference) - 1)])
 
