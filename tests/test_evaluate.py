@@ -39,6 +39,7 @@ from musicgen_dreamboothing.model.checkpoint import load_codec
 Cli = Callable[..., Ran]
 SOON = ["--seconds", 1, "--variations", 2, "--song_excerpts", 8, "--clap_model_name_or_path", "none"]
 TWO_PROMPTS = ["--prompts", "punk at 120 bpm in a minor", "punk", "--neutral_prompts", "a quiet song"]
+EXTRAS = ["--blind", "true", "--save_embeddings", "true"]
 QUICK = ["--learning_rate", 0.01, "--seed", 3]
 ROUNDING = {"float32": 1e-4, "bfloat16": 2**-8}  # of a loss that is computed in another order; bf16 has 8 bits
 
@@ -55,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny: Pat
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main([str(word) for word in [*train_words(root / "songs", root / "run", tiny), *QUICK]]) == 0
-        assert main([str(word) for word in evaluate_words(root / "run", "--blind", "true")]) == 0
+        assert main([str(word) for word in evaluate_words(root / "run", *EXTRAS)]) == 0
     (root / "said.txt").write_text(said.getvalue())
     return root
 
@@ -130,10 +131,11 @@ def test_so_it_is_in_bf16_and_of_a_full_fine_tune(
 def test_every_figure_has_a_value_or_a_reason(finished: Path) -> None:
     figures = figures_of(finished / "run")
     texts = files("musicgen_dreamboothing.assets").joinpath("figures.yaml").read_text(encoding="utf-8")
-    wanted = yaml.safe_load(texts).keys() - {"ce_q"} | {f"ce_q{number}" for number in range(1, 5)}
+    codebooks = {f"{name}{number}" for name in ("ce_q", "ppl_q") for number in range(1, 5)}
+    wanted = yaml.safe_load(texts).keys() - {"ce_q", "ppl_q"} | codebooks
     assert wanted == figures.keys()
     explained = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    missing = [key for key in wanted if f"`{key}`" not in explained and not key.startswith("ce_q")]
+    missing = [key for key in wanted if f"`{key}`" not in explained and key not in codebooks]
     assert not missing
     for figure in figures.values():
         assert (figure["tuned"] is None) == bool(figure["reason"]), figure["key"]
@@ -143,12 +145,16 @@ def test_every_figure_has_a_value_or_a_reason(finished: Path) -> None:
     assert {key for key, figure in figures.items() if figure["reason"]} == {
         "text_score",
         "tag_divergence",
+        "frechet_distance",
     }
 
 
 def test_embeddings_are_written_for_other_tools(finished: Path) -> None:
-    with np.load(finished / "run" / "evaluation" / "embeddings.npz") as vectors:
-        assert {key: len(rows) for key, rows in vectors.items()} == {"base": 6, "tuned": 6, "songs": 8, "held_out": 4}
+    folder = finished / "run" / "evaluation" / "embeddings"
+    counts = {path.name: len(list(path.glob("*.*"))) for path in folder.iterdir() if path.is_dir()}
+    assert counts == {"base": 6, "tuned": 6, "songs": 8, "held_out": 4}
+    (rows,) = {np.load(path).shape for path in folder.glob("*/embeddings/*/*.npy")}
+    assert rows[0] == 1
 
 
 @pytest.fixture(scope="module")
@@ -302,9 +308,11 @@ def test_copies_of_one_song_are_too_few_songs(count: int) -> None:
     )
     data = EvaluationData(base, tuned, excerpts, None, None, SignalEmbedder(excerpts.waves), 0)
     figures = {figure.key: figure for figure in compute_figures(data)}
-    for key in ("style_distance", "style_gap_closed", "kernel_distance"):
+    for key in ("style_distance", "style_gap_closed"):
         assert figures[key].tuned is None
         assert "too few songs" in figures[key].reason
+    assert figures["kernel_distance"].tuned is not None  # without an interval
+    assert figures["kernel_distance"].tuned_interval is None
     assert collapsed_prompts(data) == []
 
 
@@ -321,6 +329,7 @@ def test_copies_of_one_song_are_too_few_songs(count: int) -> None:
         (["{run}", "--data", "elsewhere"], "not in elsewhere; name their folder: --data DIR"),
         (["{run}", "--answers", "none.json"], "none.json"),
         (["{run}", "--base_model", "no/such-base"], "no/such-base"),
+        (["{run}", "--save_embeddings", "{run}"], "holds other files; choose a folder that is new or empty"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(cli: Cli, finished: Path, words: list[object], told: str) -> None:

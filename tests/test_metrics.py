@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import itertools
 import math
-from collections.abc import Callable
 from importlib.resources import files
 
 import mir_eval.key
@@ -29,17 +28,20 @@ from musicgen_dreamboothing.evaluation.metrics.adherence import (
     tempo_multiple,
 )
 from musicgen_dreamboothing.evaluation.metrics.distances import (
-    Change,
     gap_closed,
-    kernel_change,
-    kernel_distance,
     style_change,
     style_distance,
     style_gap,
 )
-from musicgen_dreamboothing.evaluation.metrics.losses import cross_entropy, cross_entropy_change, perplexity
+from musicgen_dreamboothing.evaluation.metrics.losses import (
+    cross_entropy,
+    cross_entropy_change,
+    perplexity,
+    perplexity_change,
+)
 from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
 from musicgen_dreamboothing.evaluation.metrics.statistics import (
+    Estimate,
     binomial_interval,
     bootstrap,
     estimate,
@@ -148,44 +150,6 @@ def test_wilsons_interval_of_a_share() -> None:
             binomial_interval(successes, trials)
 
 
-# Distances of sets
-
-
-def brute_kernel(a: np.ndarray, b: np.ndarray) -> float:
-    apart = [float(np.linalg.norm(x - y)) for x, y in itertools.combinations(a, 2)]
-    sigma = np.median(apart)
-    k = lambda x, y: math.exp(-(np.linalg.norm(x - y) ** 2) / (2 * sigma**2))  # noqa: E731
-    within = [np.mean([k(x, y) for x, y in itertools.permutations(rows, 2)]) for rows in (a, b)]
-    return 100 * (sum(within) - 2 * np.mean([k(x, y) for x in a for y in b]))
-
-
-def test_kernel_distance_by_hand() -> None:
-    a, b = normal(9, 5, 0), normal(7, 5, 1, mean=1.5) + 100
-    assert kernel_distance(a, b) == pytest.approx(brute_kernel(a, b))
-    assert kernel_distance(a + 40, b + 40) == pytest.approx(kernel_distance(a, b))
-    assert kernel_distance(3 * a, 3 * b) == pytest.approx(
-        kernel_distance(a, b)
-    )  # the bandwidth goes with the reference
-
-
-@pytest.mark.parametrize("shift", [0.0, 2.0])
-def test_kernel_distance_of_gaussians_is_right_for_few_clips(shift: float) -> None:
-    """The mean of the kernel over N(0, I) and N(m, I) is (σ²/(σ²+2))^(P/2) exp(-m²/(2(σ²+2)))."""
-    sigma, dimensions = 2.0, 4
-    alike = (sigma**2 / (sigma**2 + 2)) ** (dimensions / 2)
-    truth = 100 * 2 * alike * (1 - math.exp(-(shift**2) / (2 * (sigma**2 + 2))))
-    found = [kernel_distance(normal(8, 4, 2 * n), normal(6, 4, 2 * n + 1, shift), sigma) for n in range(400)]
-    assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / 20)
-    assert np.std(found) / 20 < 0.8
-
-
-def test_kernel_distance_needs_clips_that_differ() -> None:
-    with pytest.raises(ValueError, match="two clips"):
-        kernel_distance(normal(5, 2, 0), normal(1, 2, 1))
-    with pytest.raises(ValueError, match="all the same"):
-        kernel_distance(np.ones((3, 2)), normal(5, 2, 0))
-
-
 # Style
 
 
@@ -216,13 +180,6 @@ def test_style_distance_of_gaussians(shift: float) -> None:
     assert np.mean(found) == pytest.approx(2 * apart / spread - 2, abs=0.05 + 0.08 * shift)
 
 
-def test_style_distance_sees_progress_from_far_away_where_a_kernel_does_not() -> None:
-    songs = normal(30, 4, 0)
-    far, nearer = normal(30, 4, 1, mean=40) * [1, 3, 3, 3], normal(30, 4, 2, mean=20)
-    assert style_distance(nearer, songs) < 0.6 * style_distance(far, songs)
-    assert kernel_distance(songs, nearer) > kernel_distance(songs, far)
-
-
 def test_clips_of_one_song_do_not_make_a_set_narrower() -> None:
     songs = normal(40, 6, 0)
     names = np.repeat(np.arange(40), 3)
@@ -239,27 +196,24 @@ def test_changes_have_the_distances_and_their_intervals() -> None:
     base = tuned + 1.5
     prompts, names = np.repeat(np.arange(5), 4), np.repeat(np.arange(12), 2)
     style = style_change(base, tuned, songs, 0, prompts=prompts, reference_songs=names)
-    kernel = kernel_change(base, tuned, songs, 0, prompts=prompts, reference_songs=names)
     for clips, side in ((base, "base"), (tuned, "tuned")):
         expected = style_distance(clips, songs, clip_songs=prompts, reference_songs=names)
         assert getattr(style, side).value == pytest.approx(expected)
-        assert getattr(kernel, side).value == pytest.approx(kernel_distance(songs, clips))
-    for found in (style, kernel):
-        assert found.change is not None
-        assert found.change[1] < 0  # nearer, surely
-        for one in (found.base, found.tuned):
-            assert one.interval is not None
-            assert one.interval[0] < one.value < one.interval[1]
+    assert style.change is not None
+    assert style.change[1] < 0  # nearer, surely
+    for one in (style.base, style.tuned):
+        assert one.interval is not None
+        assert one.interval[0] < one.value < one.interval[1]
     same = style_change(base, base, songs, 0)
     assert same.change == (0, 0)
     assert style_change(base, tuned, songs, 3) == style_change(base, tuned, songs, 3)
 
 
-@pytest.mark.parametrize("change", [style_change, kernel_change])
-def test_intervals_of_a_distance_hold_what_it_is(change: Callable[..., Change]) -> None:
+def test_intervals_of_a_distance_hold_what_it_is() -> None:
     """Over many samples, nearly as often as they should: the truth is the mean over all of them."""
     found = [
-        change(normal(20, 2, 3 * n, 1.0), normal(20, 2, 3 * n + 1), normal(20, 2, 3 * n + 2), 0) for n in range(20)
+        style_change(normal(20, 2, 3 * n, 1.0), normal(20, 2, 3 * n + 1), normal(20, 2, 3 * n + 2), 0)
+        for n in range(20)
     ]
     truth = np.mean([one.base.value for one in found])
     held = [one.base.interval is not None and one.base.interval[0] <= truth <= one.base.interval[1] for one in found]
@@ -614,6 +568,12 @@ def test_a_small_gain_on_each_clip_is_seen() -> None:
     for one in (*change.codebooks, change.mean):
         assert (one.value, *one.interval) == pytest.approx((-0.05, -0.05, -0.05))
     assert perplexity(change.mean).value == pytest.approx(math.exp(-0.05))
+    for entropy, changed, one in zip(
+        (*before.codebooks, before.mean), (*after.codebooks, after.mean), (*change.codebooks, change.mean), strict=True
+    ):
+        found = perplexity_change(entropy, one)
+        assert found.value == pytest.approx(perplexity(changed).value - perplexity(entropy).value)
+        assert found.interval == pytest.approx((found.value, found.value))
 
 
 def test_songs_count_rather_than_clips() -> None:
@@ -633,3 +593,12 @@ def test_cross_entropy_of_one_clip_and_of_none() -> None:
     for wrong in (count[:, :3], count[:0]):
         with pytest.raises(ValueError, match="sums and counts"):
             cross_entropy(nll[: len(wrong)], wrong, seed=0)
+
+
+@pytest.mark.parametrize(("interval", "sign"), [((-0.3, -0.1), -1), ((0.1, 0.3), 1), ((-0.1, 0.1), 0), (None, None)])
+def test_perplexity_changes_where_the_loss_does(interval: tuple[float, float] | None, sign: int | None) -> None:
+    found = perplexity_change(Estimate(2.0, (1.0, 3.0)), Estimate(-0.05, interval)).interval
+    assert (found is None) == (sign is None)
+    if found is not None:
+        assert (found[0] > 0) - (found[1] < 0) == sign
+        assert found == pytest.approx(tuple(math.exp(2 + end) - math.exp(2) for end in interval or ()))

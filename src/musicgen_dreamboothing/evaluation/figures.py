@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -12,24 +13,30 @@ from numpy.typing import NDArray
 
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
 from musicgen_dreamboothing.evaluation.metrics.adherence import SCORES
-from musicgen_dreamboothing.evaluation.metrics.distances import (
-    Change,
-    TooFewError,
-    kernel_change,
+from musicgen_dreamboothing.evaluation.metrics.audio_distances import (
+    FAR,
+    distance_change,
+    fewest_clips,
+    frechet_distance,
     kernel_distance,
-    style_change,
-    style_gap,
+    separation,
 )
-from musicgen_dreamboothing.evaluation.metrics.losses import cross_entropy, cross_entropy_change, perplexity
+from musicgen_dreamboothing.evaluation.metrics.distances import Change, TooFewError, style_change, style_gap
+from musicgen_dreamboothing.evaluation.metrics.losses import (
+    cross_entropy,
+    cross_entropy_change,
+    perplexity,
+    perplexity_change,
+)
 from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
 from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, estimate, paired_difference
 from musicgen_dreamboothing.evaluation.metrics.variety import diversity, drift, is_collapsed
-from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure, Interval
+from musicgen_dreamboothing.evaluation.result import NEITHER, NEUTRAL, STYLE, Figure, Interval
 
 Array = NDArray[np.float64]
 
 FEWEST_SONGS = 3  # to measure how far songs of the style are from each other
-CODEBOOK = "ce_q"  # prefix of the keys of single codebooks' losses
+CODEBOOK = re.compile(r"((?:ce|ppl)_q)(\d+)")  # keys of single codebooks' losses and perplexities
 
 
 def figures_of(data: EvaluationData) -> list[Figure]:
@@ -39,6 +46,7 @@ def figures_of(data: EvaluationData) -> list[Figure]:
         *_unless_too_few(_style, data, "style_distance", "style_gap_closed"),
         *_unless_too_few(_neutral_distance, data, "neutral_distance"),
         *_unless_too_few(_kernel, data, "kernel_distance"),
+        _frechet(data),
         _text(data),
         _tags(data),
         *_adherence(data),
@@ -76,17 +84,25 @@ def _figure(
     goal: float | None = None,
     clips: int = 0,
     reason: str = "",
+    better: str = "",
+    note: str = "",
 ) -> Figure:
-    """A figure with its texts; `goal` is its value for held-out songs."""
-    number = key.removeprefix(CODEBOOK)
-    texts = _texts()[CODEBOOK if number != key else key]
-    values = {"embedding": data.embedder.name, "number": number}
+    """A figure with its texts.
+
+    Args:
+        goal: its value for held-out songs.
+        better: instead of the direction in its texts.
+        note: the name of a text that is added to its meaning.
+    """
+    codebook = CODEBOOK.fullmatch(key)
+    texts = _texts()[codebook[1] if codebook else key]
+    values = {"embedding": data.embedder.name, "number": codebook[2] if codebook else ""}
     if data.losses is not None:
         values["codebooks"] = str(data.losses.count.shape[1])
     return Figure(
         key=key,
         title=texts["title"].format(**values),
-        better=texts["better"],
+        better=better or texts["better"],
         base=None if base is None else base.value,
         tuned=None if tuned is None else tuned.value,
         unit=texts.get("unit", ""),
@@ -95,7 +111,7 @@ def _figure(
         goal=goal,
         change=change,
         clips=clips,
-        meaning=texts["meaning"],
+        meaning=f"{texts['meaning']} {texts[note]}" if note else texts["meaning"],
         source=texts["source"].format(**values),
         reason=reason,
     )
@@ -125,12 +141,24 @@ def _losses(data: EvaluationData) -> list[Figure]:
     codebooks = zip(base.codebooks, tuned.codebooks, change.codebooks, strict=True)
     return [
         _figure(data, "loss", base.mean, tuned.mean, change.mean.interval, clips=clips),
-        _figure(data, "ppl", perplexity(base.mean), perplexity(tuned.mean), clips=clips),
+        _perplexity(data, "ppl", base.mean, tuned.mean, change.mean),
         *(
-            _figure(data, f"{CODEBOOK}{number}", before, after, difference.interval, clips=clips)
+            figure
             for number, (before, after, difference) in enumerate(codebooks, 1)
+            for figure in (
+                _figure(data, f"ce_q{number}", before, after, difference.interval, clips=clips),
+                _perplexity(data, f"ppl_q{number}", before, after, difference),
+            )
         ),
     ]
+
+
+def _perplexity(data: EvaluationData, key: str, base: Estimate, tuned: Estimate, change: Estimate) -> Figure:
+    """Of a loss and its change."""
+    clips = 0 if data.losses is None else len(data.losses.count)
+    return _figure(
+        data, key, perplexity(base), perplexity(tuned), perplexity_change(base, change).interval, clips=clips
+    )
 
 
 def _style(data: EvaluationData) -> list[Figure]:
@@ -168,10 +196,39 @@ def _neutral_distance(data: EvaluationData) -> list[Figure]:
 
 
 def _kernel(data: EvaluationData) -> list[Figure]:
-    _check_songs(data)
+    """KAD; without a direction where a set of clips is so far from the songs that it has none."""
+    base, tuned = _style_vectors(data)
     songs, held_out = data.vectors.songs, data.vectors.held_out
+    change = _distance_change(data, kernel_distance)
     goal = None if held_out is None or len(held_out) < 2 else kernel_distance(songs, held_out)
-    return [_changed(data, "kernel_distance", kernel_change, songs, _labels(data.songs.songs), goal)]
+    far = max(separation(songs, clips) for clips in (base, tuned)) > FAR
+    options = {"better": NEITHER, "note": "far"} if far else {}
+    return [
+        _figure(
+            data, "kernel_distance", change.base, change.tuned, change.change, goal=goal, clips=len(base), **options
+        )
+    ]
+
+
+def _frechet(data: EvaluationData) -> Figure:
+    """FAD where there are enough clips and songs for it."""
+    base, _ = _style_vectors(data)
+    counts, fewest = (len(base), len(data.vectors.songs)), fewest_clips(base.shape[1])
+    if min(counts) < fewest:
+        return _missing(
+            data,
+            "frechet_distance",
+            f"it takes {fewest} clips of each model and {fewest} song excerpts, not {counts[0]} and {counts[1]} "
+            "(--variations, --song_excerpts)",
+        )
+    change = _distance_change(data, frechet_distance)
+    return _figure(data, "frechet_distance", change.base, change.tuned, change.change, clips=len(base))
+
+
+def _distance_change(data: EvaluationData, distance: Callable[[Array, Array], float]) -> Change:
+    """A distance of the style's clips to the songs."""
+    prompts = [data.base[row].prompt for row in data.rows(STYLE)]
+    return distance_change(distance, *_style_vectors(data), data.vectors.songs, prompts=prompts, songs=data.songs.songs)
 
 
 def _check_songs(data: EvaluationData) -> None:
@@ -187,12 +244,11 @@ def _changed(
     measure: Callable[..., Change],
     reference: Array,
     songs: list[str] | None,
-    goal: float | None = None,
 ) -> Figure:
     """A distance of the style's clips to a reference with these songs (or prompts)."""
     base, tuned = _style_vectors(data)
     change = measure(base, tuned, reference, data.seed, prompts=_prompts(data, STYLE), reference_songs=songs)
-    return _figure(data, key, change.base, change.tuned, change.change, goal=goal, clips=len(base))
+    return _figure(data, key, change.base, change.tuned, change.change, clips=len(base))
 
 
 def _text(data: EvaluationData) -> Figure:

@@ -1,4 +1,4 @@
-"""Distances of generated clips to songs: energy distance (style), and KAD. Pure functions of embeddings.
+"""The energy distance of generated clips to songs (style). Pure functions of embeddings.
 
 Embeddings are float arrays `[N, D]`, one row a clip: CLAP's, each of length 1, or points of a `signal.Space`; all of
 one call come from one embedder.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import cdist, pdist
+from scipy.spatial.distance import cdist
 
 from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, interval, resampled
 from musicgen_dreamboothing.evaluation.result import Interval
@@ -21,7 +21,6 @@ Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Measure = Callable[[Array, Array], float]  # how often each clip, and each clip of the songs, was drawn -> distance
 
-KERNEL_SCALE = 100.0  # of KAD, as in kadtk
 EQUAL = 1e-5  # of other distances: what rounding leaves between equal sounds
 
 
@@ -52,8 +51,8 @@ def style_distance(
 
         (2 mean |x - y| - mean |x - x'|) / mean |y - y'| - 1
 
-    Like KAD it is unbiased for few clips (so it may be a little below 0); unlike KAD it has no bandwidth beyond which
-    everything is equally far. It has no unit.
+    Like KAD (`audio_distances`) it is unbiased for few clips, so it may be a little below 0; unlike KAD it has no
+    bandwidth beyond which everything is equally far. It has no unit.
 
     Args:
         clip_songs, reference_songs: the song of each clip, if several are of one: means within a set are then taken
@@ -100,51 +99,6 @@ def _style_measure(
     def measure(drawn: Array, songs: Array, spread: float) -> float:
         across = float(drawn @ between @ songs) / float(drawn.sum() * songs.sum())
         return (2 * across - within(drawn)) / spread - 1 if spread > EQUAL * across else math.nan  # equal songs
-
-    return measure
-
-
-def kernel_distance(reference: Array, generated: Array, bandwidth: float | None = None) -> float:
-    """KAD of `[N, D]` and `[M, D]` (Chung et al. 2025, "KAD: No more FAD!"): 100 times the unbiased MMD².
-
-    MMD² = mean k(x, x') + mean k(y, y') - 2 mean k(x, y) over pairs of different clips (Gretton et al. 2012, eq. 3),
-    k(x, y) = exp(-|x - y|² / 2σ²), σ by default the median distance in the reference. It is unbiased for few clips, so
-    it may be below 0. Of sets several σ apart it only measures how alike the clips of either set are.
-
-    Raises:
-        TooFewError: fewer than two clips in a set, or a reference of equal clips.
-    """
-    return _kernel_measure(reference, generated, bandwidth)(np.ones(len(generated)), np.ones(len(reference)))
-
-
-def kernel_change(
-    base: Array,
-    tuned: Array,
-    reference: Array,
-    seed: int,
-    *,
-    prompts: ArrayLike | None = None,
-    reference_songs: ArrayLike | None = None,
-) -> Change:
-    """`kernel_distance` of two models' clips of the same prompts and seeds; arguments as of `style_change`."""
-    measures = [_kernel_measure(reference, clips) for clips in (base, tuned)]
-    return _change(measures, base, reference, seed, prompts, reference_songs)
-
-
-def _kernel_measure(reference: Array, generated: Array, bandwidth: float | None = None) -> Measure:
-    check_several(reference, generated)
-    sigma = float(np.median(pdist(reference))) if bandwidth is None else bandwidth
-    if sigma <= EQUAL * float(cdist(reference, generated).max()):
-        raise TooFewError("the clips of the songs are all the same")
-    between, of_songs, of_clips = (
-        np.exp(-cdist(x, y, "sqeuclidean") / (2 * sigma**2))
-        for x, y in ((generated, reference), (reference, reference), (generated, generated))
-    )
-    within_songs, within_clips = mean_between_songs(of_songs, None), mean_between_songs(of_clips, None)
-
-    def measure(clips: Array, songs: Array) -> float:
-        across = float(clips @ between @ songs) / float(clips.sum() * songs.sum())
-        return KERNEL_SCALE * (within_songs(songs) + within_clips(clips) - 2 * across)
 
     return measure
 

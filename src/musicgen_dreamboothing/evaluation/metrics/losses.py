@@ -58,3 +58,14 @@ def perplexity(entropy: Estimate) -> Estimate:
     """exp of a cross-entropy in nats; of a change, by which factor the perplexity changes."""
     bounds = entropy.interval
     return Estimate(math.exp(entropy.value), None if bounds is None else (math.exp(bounds[0]), math.exp(bounds[1])))
+
+
+def perplexity_change(base: Estimate, change: Estimate) -> Estimate:
+    """By how much the perplexity changes, from the base's cross-entropy and its change, both in nats.
+
+    exp(base) (exp(change) - 1): the interval is that of the factor, times the base's perplexity on these songs. So it
+    excludes 0 where that of the cross-entropy does.
+    """
+    factor, before = perplexity(change), math.exp(base.value)
+    ends = None if factor.interval is None else tuple(before * (end - 1) for end in factor.interval)
+    return Estimate(before * (factor.value - 1), None if ends is None else (ends[0], ends[1]))

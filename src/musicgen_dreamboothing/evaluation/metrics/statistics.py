@@ -1,17 +1,20 @@
-"""Confidence intervals: percentile bootstrap of rows or of groups of rows, and Wilson's interval of a share.
+"""Confidence intervals where few groups (songs, prompts) have several clips each.
 
-Efron & Tibshirani (1993), "An Introduction to the Bootstrap", chapter 13. A row is a clip, a prompt or a pair. Clips of
-one song are not independent of each other, so all rows of a group can be drawn together, which scipy does not offer.
+Clips of one song or prompt are not independent of each other, so every interval is one of groups. With three to nine
+groups a percentile bootstrap is too narrow; the delete-one jackknife with Student's t holds what it says
+(`benchmarks/coverage.py`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
@@ -23,6 +26,9 @@ Statistic = Callable[..., Any]  # of as many samples as it is given: a number, o
 
 LEVEL = 0.95
 DRAWS = 2000
+FEWEST_GROUPS = 3  # that tell how groups vary
+SURELY_APART = 0.5  # of a value, at most, is the margin of one that is surely not 0
+LARGEST_RATIO = 1e6
 
 
 @dataclass(frozen=True)
@@ -147,3 +153,93 @@ def grouped_difference(before: ArrayLike, after: ArrayLike, groups: ArrayLike | 
     if first.shape != second.shape:
         raise ValueError(f"pairs need as many values before as after, not {first.shape} and {second.shape}")
     return mean_of_groups(second - first, groups)
+
+
+@dataclass(frozen=True)
+class Jackknife:
+    """Statistics `[Q]` with their covariance by the delete-one jackknife, of one or more independent sets of groups.
+
+    Efron & Stein (1981), "The jackknife estimate of variance". The number of degrees of freedom is that of Welch and
+    Satterthwaite, over the sets.
+
+    Attributes:
+        values: the statistics `[Q]` of everything.
+        covariances: of each set `[Q, Q]`.
+        freedoms: the number of groups of each set, less one.
+    """
+
+    values: Array
+    covariances: tuple[Array, ...]
+    freedoms: tuple[int, ...]
+
+    @classmethod
+    def of(cls, statistics: Callable[..., Any], *sizes: int) -> Jackknife:
+        """Leaves out one group after the other.
+
+        Args:
+            statistics: takes one array of group numbers for each set, each number at most once, and gives `[Q]`.
+            sizes: the number of groups in each set. Where one has fewer than `FEWEST_GROUPS`, nothing is known of how
+                the statistics vary, and there are no intervals.
+        """
+        everything = [np.arange(size) for size in sizes]
+        values = np.atleast_1d(np.asarray(statistics(*everything), np.float64))
+        covariances, freedoms = [], []
+        for number, size in enumerate(sizes if min(sizes) >= FEWEST_GROUPS else ()):
+            without = [
+                statistics(*everything[:number], np.delete(everything[number], one), *everything[number + 1 :])
+                for one in range(size)
+            ]
+            deviations = np.asarray(without, np.float64).reshape(size, -1)
+            deviations -= deviations.mean(axis=0)
+            covariances.append((size - 1) / size * deviations.T @ deviations)
+            freedoms.append(size - 1)
+        return cls(values, tuple(covariances), tuple(freedoms))
+
+    def margin(self, weights: ArrayLike, level: float = LEVEL) -> float:
+        """Half the width of the interval of a sum of the statistics with weights `[Q]`; infinite if it is not known."""
+        row = np.asarray(weights, np.float64)
+        variances = [max(0.0, float(row @ covariance @ row)) for covariance in self.covariances]
+        total = sum(variances)
+        if not self.covariances or not math.isfinite(total):
+            return math.inf
+        if total == 0:
+            return 0.0
+        freedom = total**2 / sum(
+            variance**2 / freedom for variance, freedom in zip(variances, self.freedoms, strict=True)
+        )
+        return float(student_t.ppf((1 + level) / 2, freedom) * math.sqrt(total))
+
+    def estimate(self, weights: ArrayLike, level: float = LEVEL) -> Estimate:
+        """A sum of the statistics with weights `[Q]`, and its interval."""
+        value, margin = float(self.values @ np.asarray(weights, np.float64)), self.margin(weights, level)
+        return Estimate(value, (value - margin, value + margin) if math.isfinite(margin) else None)
+
+    def ratio(self, above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Estimate | None:
+        """The ratio of two such sums with Fieller's interval; None unless `below` is surely apart from 0.
+
+        Fieller (1954), "Some problems in interval estimation": all r for which above - r below may be 0. "Surely" is an
+        interval of `below` whose margin is at most half its value: closer to 0 the interval becomes unbounded, and the
+        ratio means nothing.
+        """
+        first, second = np.asarray(above, np.float64), np.asarray(below, np.float64)
+        top, bottom = float(self.values @ first), float(self.values @ second)
+        if not self.margin(second, level) <= SURELY_APART * abs(bottom) or bottom == 0:
+            return None
+        value = top / bottom
+
+        def excess(ratio: float) -> float:
+            return abs(top - ratio * bottom) - self.margin(first - ratio * second, level)
+
+        if excess(value) >= 0:  # no width
+            return Estimate(value, (value, value))
+        return Estimate(value, (_root(excess, value, -1), _root(excess, value, 1)))
+
+
+def _root(excess: Callable[[float], float], start: float, sign: int) -> float:
+    """The nearest place on one side of `start` where `excess`, below 0 there, becomes positive; or infinity."""
+    step = 1.0
+    while excess(start + sign * step) < 0:
+        step *= 2
+        if step > LARGEST_RATIO:
+            return sign * math.inf
+    return float(brentq(excess, start, start + sign * step))
