@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from figure_data import data_of
 from toolkits import toolkit
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.evaluation.collect import EvaluationData
 from musicgen_dreamboothing.evaluation.embedding_files import (
     check_folder,
     embeddings_folder,
@@ -172,36 +172,6 @@ def test_few_prompts_or_songs_tell_no_interval(prompts: int, songs: int) -> None
 
 
 # Figures
-
-
-def clips_of(vectors: np.ndarray, takes: int, kind: str = "style") -> list[Any]:
-    rng = np.random.default_rng(0)
-    return [
-        SimpleNamespace(
-            prompt=f"{kind} {row // takes}",
-            kind=kind,
-            variation=row % takes,
-            wave=0.1 * rng.standard_normal((1, 800)).astype(np.float32),
-            rate=16_000,
-        )
-        for row in range(len(vectors))
-    ]
-
-
-def data_of(base: np.ndarray, tuned: np.ndarray, songs: np.ndarray, takes: int = 4) -> EvaluationData:
-    """What `figures_of` reads, with given embeddings."""
-    waves = [(clip.wave, clip.rate) for clip in clips_of(songs, 1)]
-    excerpts = SimpleNamespace(waves=waves, songs=[f"song {row // 2}" for row in range(len(songs))])
-    embedder: Any = SimpleNamespace(
-        name="CLAP some/clap.v2",
-        is_clap=False,
-        embed_text=lambda texts: None,
-        tag_probabilities=lambda vectors: None,
-    )
-    data = EvaluationData(clips_of(base, takes), clips_of(tuned, takes), excerpts, None, None, embedder, 0)  # type: ignore[arg-type]
-    vectors = SimpleNamespace(base=base, tuned=tuned, songs=songs, held_out=None)
-    data.__dict__.update(vectors=vectors, adherence=([], []))
-    return data
 
 
 @pytest.mark.parametrize(

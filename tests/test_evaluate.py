@@ -288,7 +288,7 @@ def test_an_only_clip_leaves_figures_without_values(cli: Cli, tiny: Path, tmp_pa
     ran = cli("evaluate", tmp_path / "run", *SOON, "--seconds", 2, *prompts)
     assert ran.code == 0, ran.err
     figures = figures_of(tmp_path / "run")
-    for key in ("style_distance", "style_gap_closed", "neutral_distance", "kernel_distance", "diversity"):
+    for key in ("style_distance", "style_gap_closed", "neutral_distance", "kernel_distance", "diversity", "drift"):
         assert figures[key]["tuned"] is None
         assert figures[key]["reason"]
     assert (tmp_path / "run" / "evaluation" / "report.html").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import itertools
 import math
+from collections.abc import Callable
 from importlib.resources import files
 
 import mir_eval.key
@@ -48,7 +49,7 @@ from musicgen_dreamboothing.evaluation.metrics.statistics import (
     paired_difference,
     resampled,
 )
-from musicgen_dreamboothing.evaluation.metrics.variety import diversity, drift, is_collapsed
+from musicgen_dreamboothing.evaluation.metrics.variety import diversity, diversity_ratio, drift, is_collapsed
 from musicgen_dreamboothing.training.trainer import codebook_metrics
 
 RATE = 16_000
@@ -339,52 +340,133 @@ def test_diversity_has_no_origin_and_takes_two_clips() -> None:
         diversity(rows[:1])
 
 
-def test_collapse_is_measured_by_the_songs() -> None:
-    songs, clips = normal(20, 6, 0), normal(12, 6, 1)
-    assert not is_collapsed(clips, songs)
-    assert not is_collapsed(0.35 * clips + 7, songs)
-    assert is_collapsed(0.28 * clips + 7, songs)
-    names = np.repeat(np.arange(20), 2)
-    assert not is_collapsed(0.35 * clips, songs[names] + 0.01, names)
-    with pytest.raises(ValueError, match="two songs"):
-        is_collapsed(clips, songs[:1])
+@pytest.mark.parametrize(("scale", "collapsed"), [(1.0, False), (0.35, False), (0.28, True), (0.0, True)])
+def test_collapse_is_measured_by_the_base(scale: float, collapsed: bool) -> None:
+    """Squared distances: 0.28² is less than a tenth."""
+    clips = normal(12, 6, 1)
+    assert is_collapsed(scale * clips + 7, diversity(clips)) == collapsed
 
 
-def neutral(seed: int, prompts: int = 6, seeds: int = 5) -> np.ndarray:
-    """`[P, S, D]`: prompts lie far apart, seeds around them."""
+def test_nothing_collapses_where_nothing_varied() -> None:
+    assert not is_collapsed(np.ones((4, 3)), 0.0)
+
+
+def neutral(seed: int, prompts: int = 6, seeds: int = 5, spread: float = 5.0) -> np.ndarray:
+    """`[P, V, D]`: prompts lie far apart, takes around them."""
     rng = np.random.default_rng(seed)
-    return 5 * rng.standard_normal((prompts, 1, 8)) + rng.standard_normal((prompts, seeds, 8))
+    return spread * rng.standard_normal((prompts, 1, 8)) + rng.standard_normal((prompts, seeds, 8))
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_variety_by_hand(across: bool) -> None:
+    before, after = neutral(0), neutral(1)
+    found = diversity_ratio(before, after, across=across)
+    if across:
+        expected = diversity(after.reshape(-1, 8)) / diversity(before.reshape(-1, 8))
+    else:
+        expected = sum(map(diversity, after)) / sum(map(diversity, before))
+    assert found.value == pytest.approx(expected)
+    assert found.interval is not None
+    assert found.interval[0] < found.value < found.interval[1]
+    assert diversity_ratio(before, before, across=across).value == pytest.approx(1)
+    assert diversity_ratio(before, 0.5 * before + 7, across=across).value == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_all_clips_alike_are_the_worst_score(across: bool) -> None:
+    before = neutral(0)
+    found = diversity_ratio(before, np.ones_like(before), across=across)
+    assert (found.value, found.interval) == (0, (0, 0))
+
+
+def test_prompts_that_give_the_same_music_are_not_varied() -> None:
+    """Their takes differ as before."""
+    before = neutral(0)
+    after = np.repeat(before[:1], 6, axis=0)
+    assert diversity_ratio(before, after).value == pytest.approx(1, abs=0.3)
+    found = diversity_ratio(before, after, across=True)
+    assert found.value < 0.1
+    assert found.interval is not None
+    assert found.interval[1] < 0.5
+
+
+@pytest.mark.parametrize("measure", [drift, diversity_ratio])
+def test_few_prompts_have_no_interval(measure: Callable[..., Estimate]) -> None:
+    before, after = neutral(0, prompts=2), neutral(1, prompts=2)
+    assert measure(before, after).interval is None
+
+
+@pytest.mark.parametrize("measure", [drift, diversity_ratio])
+@pytest.mark.parametrize("shapes", [((3, 1, 4), (3, 1, 4)), ((3, 2, 4), (3, 3, 4)), ((6, 4), (6, 4))])
+def test_clips_are_paired_and_have_takes(measure: Callable[..., Estimate], shapes: tuple[tuple[int, ...], ...]) -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="takes >= 2"):
+        measure(*(rng.standard_normal(shape) for shape in shapes))
+    for base in (np.ones((3, 2, 4)), np.zeros((3, 2, 4)), np.full((3, 2, 4), 0.1) + 1e-12 * neutral(0, 3, 2)[..., :4]):
+        with pytest.raises(ValueError, match="takes of the base"):
+            measure(base, rng.standard_normal((3, 2, 4)))
 
 
 def test_nothing_drifts_where_nothing_changed() -> None:
     before = neutral(0)
-    assert drift(before, before.copy(), seed=0).value == pytest.approx(1)
+    found = drift(before, before.copy())
+    assert found.value == pytest.approx(0, abs=1e-9)
+    assert found.interval == pytest.approx((0, 0), abs=1e-9)
 
 
 def test_drift_by_hand() -> None:
-    """Every clip is moved by 4, which adds 4²/2 to each distance across seeds."""
-    before = neutral(0, seeds=6)
-    after = before.copy()
-    after[..., 0] += 4
-    found = drift(before, after, seed=0)
-    spread = np.mean([diversity(rows) for rows in before])
-    assert found.value == pytest.approx(1 + 8 / spread)
-    assert found.interval[0] < found.value < found.interval[1]
-    assert drift(2 * before, 2 * after, seed=0).value == pytest.approx(found.value)
+    before, after = neutral(0, prompts=3, seeds=3), neutral(1, prompts=3, seeds=3)
+    d = lambda x, y: float(np.linalg.norm(x - y))  # noqa: E731
+    others = list(itertools.permutations(range(3), 2))
+    energies, own = [], []
+    for a, b in zip(before, after, strict=True):
+        across, tuned, base = (np.mean([d(x[i], y[j]) for i, j in others]) for x, y in ((a, b), (b, b), (a, a)))
+        energies.append(2 * across - tuned - base)
+        own.append(base)
+    found = drift(before, after)
+    assert found.value == pytest.approx(np.mean(energies) / np.mean(own) / (math.sqrt(2) - 1))
+    assert drift(2 * before + 3, 2 * after + 3).value == pytest.approx(found.value)
 
 
-def test_drift_of_one_prompt_has_no_interval() -> None:
+@pytest.mark.parametrize("spread", [0.0, 5.0])
+def test_one_sound_is_a_large_drift(spread: float) -> None:
+    """16 clips of 4 prompts that become one: the least is 1, where that sound is the mean of all that was."""
+    found = [drift(neutral(seed, 4, 4, spread), np.zeros((4, 4, 8))) for seed in range(50)]
+    least, most = (0.9, 1.1) if spread == 0 else (10, 40)
+    assert least < np.mean([one.value for one in found]) < most
+    assert np.mean([one.interval is not None and one.interval[0] > 0 for one in found]) > 0.9
+
+
+def test_drift_of_one_sound_for_each_prompt() -> None:
+    found = [drift(before, np.repeat(before.mean(axis=1, keepdims=True), 64, axis=1)) for before in [neutral(0, 9, 64)]]
+    assert found[0].value == pytest.approx(1, abs=0.05)
+
+
+def test_clips_that_moved_drift_more_the_farther_they_are() -> None:
     before = neutral(0)
-    assert drift(before[:1], before[1:2], seed=0).interval is None
+    rng = np.random.default_rng(1)
+    others = before.mean(axis=1, keepdims=True) + rng.standard_normal(before.shape)
+    values = [drift(before, others + shift).value for shift in (0, 1, 2, 4)]
+    assert abs(values[0]) < 0.5
+    assert values == sorted(values)
+    assert values[-1] > 3
 
 
-@pytest.mark.parametrize("shapes", [((3, 1, 4), (3, 1, 4)), ((3, 2, 4), (3, 3, 4)), ((6, 4), (6, 4))])
-def test_drift_needs_pairs_and_seeds(shapes: tuple[tuple[int, ...], ...]) -> None:
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="drift needs"):
-        drift(*(rng.standard_normal(shape) for shape in shapes), seed=0)
-    with pytest.raises(ValueError, match="can't be measured"):
-        drift(np.ones((3, 2, 4)), np.zeros((3, 2, 4)), seed=0)
+@pytest.mark.parametrize(("prompts", "takes"), [(4, 4), (8, 3)])
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (2.0, 1.0), (0.0, 0.3)])
+def test_intervals_of_drift_hold_the_truth(prompts: int, takes: int, shift: float, scale: float) -> None:
+    """The truth is the value of many prompts; nominal is 0.95."""
+
+    def sample(seed: int, number: int) -> Estimate:
+        rng = np.random.default_rng(seed)
+        size = np.exp(0.3 * rng.standard_normal((number, 1, 1)))  # prompts vary in how different their takes are
+        base, tuned = (size * rng.standard_normal((number, takes, 6)) for _ in range(2))
+        direction = rng.standard_normal((number, 1, 6))
+        return drift(base, scale * tuned + shift * direction / np.linalg.norm(direction, axis=-1, keepdims=True))
+
+    truth = sample(0, 1000).value
+    found = [sample(1 + seed, prompts).interval for seed in range(100)]
+    assert np.mean([one is not None and one[0] <= truth <= one[1] for one in found]) >= 0.88
 
 
 # Adherence

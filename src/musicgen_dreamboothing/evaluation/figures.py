@@ -30,11 +30,15 @@ from musicgen_dreamboothing.evaluation.metrics.losses import (
 )
 from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
 from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, estimate, paired_difference
-from musicgen_dreamboothing.evaluation.metrics.variety import diversity, drift, is_collapsed
+from musicgen_dreamboothing.evaluation.metrics.variety import diversity, diversity_ratio, drift, is_collapsed
 from musicgen_dreamboothing.evaluation.result import NEITHER, NEUTRAL, STYLE, Figure, Interval
 
 Array = NDArray[np.float64]
 
+ONE_TAKE = (
+    "it takes two takes of a prompt (--variations 2 or more): with one, a change of the model can't be told from chance"
+)
+ROUGH = 6  # prompts; intervals of fewer are wide, and may hold the truth less often than they say
 FEWEST_SONGS = 3  # to measure how far songs of the style are from each other
 CODEBOOK = re.compile(r"((?:ce|ppl)_q)(\d+)")  # keys of single codebooks' losses and perplexities
 
@@ -50,20 +54,22 @@ def figures_of(data: EvaluationData) -> list[Figure]:
         _text(data),
         _tags(data),
         *_adherence(data),
-        *_unless_too_few(_diversity, data, "diversity"),
+        _diversity(data, STYLE, "diversity"),
+        _diversity(data, NEUTRAL, "neutral_diversity"),
         _drift(data),
     ]
 
 
 def collapsed_prompts(data: EvaluationData) -> list[str]:
-    """Style prompts whose clips are nearly the same."""
-    tuned, songs = data.vectors.tuned, data.vectors.songs
-    groups = [rows for rows in data.by_prompt(STYLE) if len(rows) > 1]
-    try:
-        collapsed = [is_collapsed(tuned[rows], songs, _labels(data.songs.songs)) for rows in groups]
-    except TooFewError:  # no variety of songs to compare with
-        return []
-    return [data.base[rows[0]].prompt for rows, is_one in zip(groups, collapsed, strict=True) if is_one]
+    """Prompts, of the style and neutral ones, whose takes are nearly the same."""
+    collapsed = []
+    for kind in (STYLE, NEUTRAL):
+        groups = [rows for rows in data.by_prompt(kind) if len(rows) > 1]
+        if not groups:
+            continue
+        usual = float(np.mean([diversity(data.vectors.base[rows]) for rows in groups]))
+        collapsed += [data.base[rows[0]].prompt for rows in groups if is_collapsed(data.vectors.tuned[rows], usual)]
+    return collapsed
 
 
 @cache
@@ -283,30 +289,39 @@ def _adherence(data: EvaluationData) -> list[Figure]:
     return figures
 
 
-def _diversity(data: EvaluationData) -> list[Figure]:
-    groups = [rows for rows in data.by_prompt(STYLE) if len(rows) > 1]
-    if not groups:
-        return [_missing(data, "diversity", "it takes two clips of a prompt")]
-    usual = max(diversity(data.vectors.songs), 1e-12)
-    base, tuned = (
-        np.array([diversity(vectors[rows]) for rows in groups]) / usual
-        for vectors in (data.vectors.base, data.vectors.tuned)
-    )
-    return [_paired(data, "diversity", base, tuned, clips=sum(map(len, groups)))]
+def _diversity(data: EvaluationData, kind: str, key: str) -> Figure:
+    """Variety within the prompts of the style; of neutral prompts also across them. The base's is 1."""
+    takes = _takes(data, kind)
+    if takes is None:
+        return _missing(data, key, ONE_TAKE)
+    try:
+        ratio = diversity_ratio(*takes, across=kind == NEUTRAL)
+    except ValueError as error:
+        return _missing(data, key, str(error))
+    change = None if ratio.interval is None else (ratio.interval[0] - 1, ratio.interval[1] - 1)
+    return _figure(data, key, Estimate(1.0, None), ratio, change, clips=takes[0].shape[0] * takes[0].shape[1])
 
 
 def _drift(data: EvaluationData) -> Figure:
-    groups = data.by_prompt(NEUTRAL)
-    if not groups or len(groups[0]) < 2:
-        return _missing(data, "drift", "it takes two clips of a neutral prompt")
-    before, after = (
-        np.stack([vectors[rows] for rows in groups]) for vectors in (data.vectors.base, data.vectors.tuned)
-    )
+    takes = _takes(data, NEUTRAL)
+    if takes is None:
+        return _missing(data, "drift", ONE_TAKE)
     try:
-        moved = drift(before, after, data.seed)
+        moved = drift(*takes)
     except ValueError as error:
         return _missing(data, "drift", str(error))
-    return _figure(data, "drift", None, moved, goal=1.0, clips=len(groups) * len(groups[0]))
+    prompts, variations, _ = takes[0].shape
+    note = "rough" if prompts < ROUGH else ""
+    return _figure(data, "drift", None, moved, goal=0.0, clips=prompts * variations, note=note)
+
+
+def _takes(data: EvaluationData, kind: str) -> tuple[Array, Array] | None:
+    """Embeddings of base and fine-tuned model by prompt, `[P, V, D]`; None where prompts have one take each."""
+    groups = data.by_prompt(kind)
+    if not groups or len(groups[0]) < 2:
+        return None
+    base, tuned = (np.stack([vectors[rows] for rows in groups]) for vectors in (data.vectors.base, data.vectors.tuned))
+    return base, tuned
 
 
 def _style_vectors(data: EvaluationData) -> tuple[Array, Array]:
