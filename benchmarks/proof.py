@@ -5,7 +5,7 @@
 
 Each run is trained and evaluated as the demo does it, on 20 clips of the style and 16 of styles that the base knows.
 The table has a row for each run: held-out loss before and after, share of the way to held-out songs, drift of the
-base's styles (1 is what another seed does), and how many clips were flagged as near-copies. It takes some 50 minutes
+base's styles (0 is no change), and how many clips were flagged as near-copies. It takes some 50 minutes
 on two quiet cores.
 """
 
@@ -37,7 +37,7 @@ class Row:
         updates: its length.
         loss_before, loss: on held-out songs, in nats.
         gone: share of the way from the base to held-out songs, with its interval.
-        drift: of styles that the base knows, 1 is what another seed does, with its interval.
+        drift: of styles that the base knows, 0 is no change, with its interval.
         copies: near-copies among `clips` clips of the style.
     """
 

@@ -41,6 +41,7 @@ from musicgen_dreamboothing.model.checkpoint import load_codec
 Cli = Callable[..., Ran]
 SOON = ["--seconds", 1, "--variations", 2, "--song_excerpts", 8, "--clap_model_name_or_path", "none"]
 TWO_PROMPTS = ["--prompts", "punk at 120 bpm in a minor", "punk", "--neutral_prompts", "a quiet song"]
+EXTRAS = ["--blind", "true", "--save_embeddings", "true"]
 QUICK = ["--learning_rate", 0.01, "--seed", 3]
 ROUNDING = {"float32": 1e-5, "bfloat16": 2**-8}  # of a loss that is computed in another order; bf16 has 8 bits
 
@@ -57,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, prepared: Path, tiny: Pat
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main([str(word) for word in [*train_words(root / "songs", root / "run", tiny), *QUICK]]) == 0
-        assert main([str(word) for word in evaluate_words(root / "run", "--blind", "true")]) == 0
+        assert main([str(word) for word in evaluate_words(root / "run", *EXTRAS)]) == 0
     (root / "said.txt").write_text(said.getvalue())
     return root
 
@@ -148,12 +149,16 @@ def test_every_figure_has_a_value_or_a_reason(finished: Path) -> None:
     assert {key for key, figure in figures.items() if figure["reason"]} == {
         "text_score",
         "tag_divergence",
+        "frechet_distance",
     }
 
 
 def test_embeddings_are_written_for_other_tools(finished: Path) -> None:
-    with np.load(finished / "run" / "evaluation" / "embeddings.npz") as vectors:
-        assert {key: len(rows) for key, rows in vectors.items()} == {"base": 6, "tuned": 6, "songs": 8, "held_out": 8}
+    folder = finished / "run" / "evaluation" / "embeddings"
+    counts = {path.name: len(list(path.glob("*.*"))) for path in folder.iterdir() if path.is_dir()}
+    assert counts == {"base": 6, "tuned": 6, "songs": 8, "held_out": 8}
+    (rows,) = {np.load(path).shape for path in folder.glob("*/embeddings/*/*.npy")}
+    assert rows[0] == 1
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +335,7 @@ def test_an_only_clip_leaves_figures_without_values(cli: Cli, tiny: Path, tmp_pa
     ran = cli("evaluate", tmp_path / "run", *SOON, "--seconds", 2, *prompts)
     assert ran.code == 0, ran.err
     figures = figures_of(tmp_path / "run")
-    for key in ("style_distance", "style_gap_closed", "kernel_distance", "diversity"):
+    for key in ("style_distance", "style_gap_closed", "kernel_distance", "diversity", "drift"):
         assert figures[key]["tuned"] is None
         assert figures[key]["reason"]
     assert (tmp_path / "run" / "evaluation" / "report.html").is_file()
@@ -350,9 +355,11 @@ def test_copies_of_one_song_are_too_few_songs(count: int) -> None:
     )
     data = EvaluationData(base, tuned, excerpts, None, None, SignalEmbedder(excerpts.waves), 0)
     figures = {figure.key: figure for figure in compute_figures(data)}
-    for key in ("style_distance", "style_gap_closed", "kernel_distance"):
+    for key in ("style_distance", "style_gap_closed"):
         assert figures[key].tuned is None
         assert "too few songs" in figures[key].reason
+    assert figures["kernel_distance"].tuned is not None  # without an interval
+    assert figures["kernel_distance"].tuned_interval is None
     assert collapsed_prompts(data) == []
 
 
@@ -370,6 +377,7 @@ def test_copies_of_one_song_are_too_few_songs(count: int) -> None:
         (["{run}", "--answers", "none.json"], "none.json"),
         (["{run}", "--base_model", "no/such-base"], "no/such-base"),
         (["{run}", "--embedder", "no-such-model"], "no audio encoder at 'no-such-model'"),
+        (["{run}", "--save_embeddings", "{run}"], "holds other files; choose a folder that is new or empty"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(cli: Cli, finished: Path, words: list[object], told: str) -> None:

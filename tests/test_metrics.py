@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import itertools
 import math
+from collections.abc import Callable
 from importlib.resources import files
 
 import mir_eval.key
@@ -27,18 +28,16 @@ from musicgen_dreamboothing.evaluation.metrics.adherence import (
     tempo_adherence,
     tempo_multiple,
 )
-from musicgen_dreamboothing.evaluation.metrics.distances import (
-    kernel_distance,
-)
 from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
 from musicgen_dreamboothing.evaluation.metrics.statistics import (
+    Estimate,
     binomial_interval,
     bootstrap,
     estimate,
     paired_difference,
     resampled,
 )
-from musicgen_dreamboothing.evaluation.metrics.variety import diversity, drift, is_collapsed
+from musicgen_dreamboothing.evaluation.metrics.variety import diversity, diversity_ratio, drift, is_collapsed
 
 RATE = 16_000
 
@@ -139,44 +138,6 @@ def test_wilsons_interval_of_a_share() -> None:
             binomial_interval(successes, trials)
 
 
-# Distances of sets
-
-
-def brute_kernel(a: np.ndarray, b: np.ndarray) -> float:
-    apart = [float(np.linalg.norm(x - y)) for x, y in itertools.combinations(a, 2)]
-    sigma = np.median(apart)
-    k = lambda x, y: math.exp(-(np.linalg.norm(x - y) ** 2) / (2 * sigma**2))  # noqa: E731
-    within = [np.mean([k(x, y) for x, y in itertools.permutations(rows, 2)]) for rows in (a, b)]
-    return 100 * (sum(within) - 2 * np.mean([k(x, y) for x in a for y in b]))
-
-
-def test_kernel_distance_by_hand() -> None:
-    a, b = normal(9, 5, 0), normal(7, 5, 1, mean=1.5) + 100
-    assert kernel_distance(a, b) == pytest.approx(brute_kernel(a, b))
-    assert kernel_distance(a + 40, b + 40) == pytest.approx(kernel_distance(a, b))
-    assert kernel_distance(3 * a, 3 * b) == pytest.approx(
-        kernel_distance(a, b)
-    )  # the bandwidth goes with the reference
-
-
-@pytest.mark.parametrize("shift", [0.0, 2.0])
-def test_kernel_distance_of_gaussians_is_right_for_few_clips(shift: float) -> None:
-    """The mean of the kernel over N(0, I) and N(m, I) is (σ²/(σ²+2))^(P/2) exp(-m²/(2(σ²+2)))."""
-    sigma, dimensions = 2.0, 4
-    alike = (sigma**2 / (sigma**2 + 2)) ** (dimensions / 2)
-    truth = 100 * 2 * alike * (1 - math.exp(-(shift**2) / (2 * (sigma**2 + 2))))
-    found = [kernel_distance(normal(8, 4, 2 * n), normal(6, 4, 2 * n + 1, shift), sigma) for n in range(400)]
-    assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / 20)
-    assert np.std(found) / 20 < 0.8
-
-
-def test_kernel_distance_needs_clips_that_differ() -> None:
-    with pytest.raises(ValueError, match="two clips"):
-        kernel_distance(normal(5, 2, 0), normal(1, 2, 1))
-    with pytest.raises(ValueError, match="all the same"):
-        kernel_distance(np.ones((3, 2)), normal(5, 2, 0))
-
-
 # Words
 
 
@@ -226,52 +187,133 @@ def test_diversity_has_no_origin_and_takes_two_clips() -> None:
         diversity(rows[:1])
 
 
-def test_collapse_is_measured_by_the_songs() -> None:
-    songs, clips = normal(20, 6, 0), normal(12, 6, 1)
-    assert not is_collapsed(clips, songs)
-    assert not is_collapsed(0.35 * clips + 7, songs)
-    assert is_collapsed(0.28 * clips + 7, songs)
-    names = np.repeat(np.arange(20), 2)
-    assert not is_collapsed(0.35 * clips, songs[names] + 0.01, names)
-    with pytest.raises(ValueError, match="two songs"):
-        is_collapsed(clips, songs[:1])
+@pytest.mark.parametrize(("scale", "collapsed"), [(1.0, False), (0.35, False), (0.28, True), (0.0, True)])
+def test_collapse_is_measured_by_the_base(scale: float, collapsed: bool) -> None:
+    """Squared distances: 0.28² is less than a tenth."""
+    clips = normal(12, 6, 1)
+    assert is_collapsed(scale * clips + 7, diversity(clips)) == collapsed
 
 
-def neutral(seed: int, prompts: int = 6, seeds: int = 5) -> np.ndarray:
-    """`[P, S, D]`: prompts lie far apart, seeds around them."""
+def test_nothing_collapses_where_nothing_varied() -> None:
+    assert not is_collapsed(np.ones((4, 3)), 0.0)
+
+
+def neutral(seed: int, prompts: int = 6, seeds: int = 5, spread: float = 5.0) -> np.ndarray:
+    """`[P, V, D]`: prompts lie far apart, takes around them."""
     rng = np.random.default_rng(seed)
-    return 5 * rng.standard_normal((prompts, 1, 8)) + rng.standard_normal((prompts, seeds, 8))
+    return spread * rng.standard_normal((prompts, 1, 8)) + rng.standard_normal((prompts, seeds, 8))
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_variety_by_hand(across: bool) -> None:
+    before, after = neutral(0), neutral(1)
+    found = diversity_ratio(before, after, across=across)
+    if across:
+        expected = diversity(after.reshape(-1, 8)) / diversity(before.reshape(-1, 8))
+    else:
+        expected = sum(map(diversity, after)) / sum(map(diversity, before))
+    assert found.value == pytest.approx(expected)
+    assert found.interval is not None
+    assert found.interval[0] < found.value < found.interval[1]
+    assert diversity_ratio(before, before, across=across).value == pytest.approx(1)
+    assert diversity_ratio(before, 0.5 * before + 7, across=across).value == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_all_clips_alike_are_the_worst_score(across: bool) -> None:
+    before = neutral(0)
+    found = diversity_ratio(before, np.ones_like(before), across=across)
+    assert (found.value, found.interval) == (0, (0, 0))
+
+
+def test_prompts_that_give_the_same_music_are_not_varied() -> None:
+    """Their takes differ as before."""
+    before = neutral(0)
+    after = np.repeat(before[:1], 6, axis=0)
+    assert diversity_ratio(before, after).value == pytest.approx(1, abs=0.3)
+    found = diversity_ratio(before, after, across=True)
+    assert found.value < 0.1
+    assert found.interval is not None
+    assert found.interval[1] < 0.5
+
+
+@pytest.mark.parametrize("measure", [drift, diversity_ratio])
+def test_few_prompts_have_no_interval(measure: Callable[..., Estimate]) -> None:
+    before, after = neutral(0, prompts=2), neutral(1, prompts=2)
+    assert measure(before, after).interval is None
+
+
+@pytest.mark.parametrize("measure", [drift, diversity_ratio])
+@pytest.mark.parametrize("shapes", [((3, 1, 4), (3, 1, 4)), ((3, 2, 4), (3, 3, 4)), ((6, 4), (6, 4))])
+def test_clips_are_paired_and_have_takes(measure: Callable[..., Estimate], shapes: tuple[tuple[int, ...], ...]) -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="takes >= 2"):
+        measure(*(rng.standard_normal(shape) for shape in shapes))
+    for base in (np.ones((3, 2, 4)), np.zeros((3, 2, 4)), np.full((3, 2, 4), 0.1) + 1e-12 * neutral(0, 3, 2)[..., :4]):
+        with pytest.raises(ValueError, match="takes of the base"):
+            measure(base, rng.standard_normal((3, 2, 4)))
 
 
 def test_nothing_drifts_where_nothing_changed() -> None:
     before = neutral(0)
-    assert drift(before, before.copy(), seed=0).value == pytest.approx(1)
+    found = drift(before, before.copy())
+    assert found.value == pytest.approx(0, abs=1e-9)
+    assert found.interval == pytest.approx((0, 0), abs=1e-9)
 
 
 def test_drift_by_hand() -> None:
-    """Every clip is moved by 4, which adds 4²/2 to each distance across seeds."""
-    before = neutral(0, seeds=6)
-    after = before.copy()
-    after[..., 0] += 4
-    found = drift(before, after, seed=0)
-    spread = np.mean([diversity(rows) for rows in before])
-    assert found.value == pytest.approx(1 + 8 / spread)
-    assert found.interval[0] < found.value < found.interval[1]
-    assert drift(2 * before, 2 * after, seed=0).value == pytest.approx(found.value)
+    before, after = neutral(0, prompts=3, seeds=3), neutral(1, prompts=3, seeds=3)
+    d = lambda x, y: float(np.linalg.norm(x - y))  # noqa: E731
+    others = list(itertools.permutations(range(3), 2))
+    energies, own = [], []
+    for a, b in zip(before, after, strict=True):
+        across, tuned, base = (np.mean([d(x[i], y[j]) for i, j in others]) for x, y in ((a, b), (b, b), (a, a)))
+        energies.append(2 * across - tuned - base)
+        own.append(base)
+    found = drift(before, after)
+    assert found.value == pytest.approx(np.mean(energies) / np.mean(own) / (math.sqrt(2) - 1))
+    assert drift(2 * before + 3, 2 * after + 3).value == pytest.approx(found.value)
 
 
-def test_drift_of_one_prompt_has_no_interval() -> None:
+@pytest.mark.parametrize("spread", [0.0, 5.0])
+def test_one_sound_is_a_large_drift(spread: float) -> None:
+    """16 clips of 4 prompts that become one: the least is 1, where that sound is the mean of all that was."""
+    found = [drift(neutral(seed, 4, 4, spread), np.zeros((4, 4, 8))) for seed in range(50)]
+    least, most = (0.9, 1.1) if spread == 0 else (10, 40)
+    assert least < np.mean([one.value for one in found]) < most
+    assert np.mean([one.interval is not None and one.interval[0] > 0 for one in found]) > 0.9
+
+
+def test_drift_of_one_sound_for_each_prompt() -> None:
+    found = [drift(before, np.repeat(before.mean(axis=1, keepdims=True), 64, axis=1)) for before in [neutral(0, 9, 64)]]
+    assert found[0].value == pytest.approx(1, abs=0.05)
+
+
+def test_clips_that_moved_drift_more_the_farther_they_are() -> None:
     before = neutral(0)
-    assert drift(before[:1], before[1:2], seed=0).interval is None
+    rng = np.random.default_rng(1)
+    others = before.mean(axis=1, keepdims=True) + rng.standard_normal(before.shape)
+    values = [drift(before, others + shift).value for shift in (0, 1, 2, 4)]
+    assert abs(values[0]) < 0.5
+    assert values == sorted(values)
+    assert values[-1] > 3
 
 
-@pytest.mark.parametrize("shapes", [((3, 1, 4), (3, 1, 4)), ((3, 2, 4), (3, 3, 4)), ((6, 4), (6, 4))])
-def test_drift_needs_pairs_and_seeds(shapes: tuple[tuple[int, ...], ...]) -> None:
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="drift needs"):
-        drift(*(rng.standard_normal(shape) for shape in shapes), seed=0)
-    with pytest.raises(ValueError, match="can't be measured"):
-        drift(np.ones((3, 2, 4)), np.zeros((3, 2, 4)), seed=0)
+@pytest.mark.parametrize(("prompts", "takes"), [(4, 4), (8, 3)])
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (2.0, 1.0), (0.0, 0.3)])
+def test_intervals_of_drift_hold_the_truth(prompts: int, takes: int, shift: float, scale: float) -> None:
+    """The truth is the value of many prompts; nominal is 0.95."""
+
+    def sample(seed: int, number: int) -> Estimate:
+        rng = np.random.default_rng(seed)
+        size = np.exp(0.3 * rng.standard_normal((number, 1, 1)))  # prompts vary in how different their takes are
+        base, tuned = (size * rng.standard_normal((number, takes, 6)) for _ in range(2))
+        direction = rng.standard_normal((number, 1, 6))
+        return drift(base, scale * tuned + shift * direction / np.linalg.norm(direction, axis=-1, keepdims=True))
+
+    truth = sample(0, 1000).value
+    found = [sample(1 + seed, prompts).interval for seed in range(100)]
+    assert np.mean([one is not None and one[0] <= truth <= one[1] for one in found]) >= 0.88
 
 
 # Adherence

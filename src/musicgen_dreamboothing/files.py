@@ -42,12 +42,6 @@ def write_array(path: Path, values: np.ndarray) -> None:
         np.save(file, values)
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays by name as .npz in one move."""
-    with _replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as readable JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -53,6 +53,12 @@ class EvaluateArguments:
         unless=COUNTING,
     )
     blind: bool = option(False, "Write a page to listen to both without knowing which is which.", unless=COUNTING)
+    save_embeddings: str | None = option(
+        None,
+        "Write sounds and embeddings of clips and songs into this folder, as fadtk and kadtk read them; "
+        "true: OUTPUT_DIR/embeddings.",
+        unless=COUNTING,
+    )
     answers: str | None = option(None, "Count the answers which that page has saved in this file.")
     batch_size: int | None = option(
         None,

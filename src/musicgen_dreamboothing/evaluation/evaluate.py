@@ -21,6 +21,7 @@ from musicgen_dreamboothing.device import parse_device
 from musicgen_dreamboothing.evaluation.blind import BlindResult, blind_lines, score_blind, write_blind
 from musicgen_dreamboothing.evaluation.clips import ClipPlan
 from musicgen_dreamboothing.evaluation.collect import EvaluationData, base_of, collect_data
+from musicgen_dreamboothing.evaluation.embedding_files import check_folder, embeddings_folder, save_embeddings
 from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of
 from musicgen_dreamboothing.evaluation.metrics.embedding import check_embedder
 from musicgen_dreamboothing.evaluation.nearest import nearest_clips
@@ -28,7 +29,7 @@ from musicgen_dreamboothing.evaluation.references import prepared_folder, tables
 from musicgen_dreamboothing.evaluation.report import PAGE, read_report, write_report
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Pair
 from musicgen_dreamboothing.evaluation.verdict import verdict
-from musicgen_dreamboothing.files import folder_lock, write_arrays
+from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
@@ -80,21 +81,32 @@ def evaluate(options: EvaluateArguments) -> Evaluated:
         for line in blind_lines(blind, word):
             log(line)
         return Evaluated(folder / PAGE, read_report(folder), blind)
+    embeddings = embeddings_folder(options.save_embeddings, folder)
+    if embeddings is not None:
+        check_folder(embeddings)
     prepared = prepared_folder(run, record, options.data)
     tables = tables_of(record, prepared, partial(_base_checkpoint, options, record))
     plan = _plan(options, record, tables)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
-        return _evaluate(options, record, folder, prepared, tables, plan)
+        return _evaluate(options, record, folder, prepared, tables, plan, embeddings)
 
 
 def _evaluate(
-    options: EvaluateArguments, record: RunRecord, folder: Path, prepared: Path, tables: Tables, plan: ClipPlan
+    options: EvaluateArguments,
+    record: RunRecord,
+    folder: Path,
+    prepared: Path,
+    tables: Tables,
+    plan: ClipPlan,
+    embeddings: Path | None,
 ) -> Evaluated:
     """Generates the clips of both models, measures them and writes the report."""
     run, word = Path(options.run), record.key_phrase or "your style"
     data, checkpoint = collect_data(options, record, folder, tables, plan)
-    write_arrays(folder / "embeddings.npz", {key: rows for key, rows in vars(data.vectors).items() if rows is not None})
+    if embeddings is not None:
+        save_embeddings(embeddings, data)
+        log(f"sounds and embeddings for fadtk and kadtk: {embeddings}")
     figures = figures_of(data)
     nearest = nearest_clips(options, data, folder, tables, prepared, checkpoint)
     evaluation = Evaluation(

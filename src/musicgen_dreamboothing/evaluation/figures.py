@@ -14,27 +14,33 @@ from numpy.typing import NDArray
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
 from musicgen_dreamboothing.evaluation.metrics.adherence import SCORES
-from musicgen_dreamboothing.evaluation.metrics.distances import (
-    Change,
-    kernel_change,
+from musicgen_dreamboothing.evaluation.metrics.audio_distances import (
+    FAR,
+    distance_change,
+    fewest_clips,
+    frechet_distance,
     kernel_distance,
+    separation,
 )
 from musicgen_dreamboothing.evaluation.metrics.losses import loss_changes
 from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
 from musicgen_dreamboothing.evaluation.metrics.statistics import (
     FEWEST_GROUPS,
+    Change,
     Estimate,
     TooFewError,
     estimate,
     paired_difference,
 )
 from musicgen_dreamboothing.evaluation.metrics.style import style_change
-from musicgen_dreamboothing.evaluation.metrics.variety import diversity, drift, is_collapsed
-from musicgen_dreamboothing.evaluation.result import CODEBOOK, NEUTRAL, STYLE, Figure, Interval
+from musicgen_dreamboothing.evaluation.metrics.variety import diversity, diversity_ratio, drift, is_collapsed
+from musicgen_dreamboothing.evaluation.result import CODEBOOK, NEITHER, NEUTRAL, STYLE, Figure, Interval
 
 Array = NDArray[np.float64]
 
-FEWEST_SONGS = 3  # to measure how far songs of the style are from each other
+ONE_TAKE = (
+    "it takes two takes of a prompt (--variations 2 or more): with one, a change of the model can't be told from chance"
+)
 
 
 def figures_of(data: EvaluationData) -> list[Figure]:
@@ -43,23 +49,26 @@ def figures_of(data: EvaluationData) -> list[Figure]:
         *_losses(data),
         *_unless_too_few(_style, data, "style_distance", "style_gap_closed"),
         *_unless_too_few(_kernel, data, "kernel_distance"),
+        _frechet(data),
         _text(data),
         _tags(data),
         *_adherence(data),
-        *_unless_too_few(_diversity, data, "diversity"),
+        _diversity(data, STYLE, "diversity"),
+        _diversity(data, NEUTRAL, "neutral_diversity"),
         _drift(data),
     ]
 
 
 def collapsed_prompts(data: EvaluationData) -> list[str]:
-    """Style prompts whose clips are nearly the same."""
-    tuned, songs = data.vectors.tuned, data.vectors.songs
-    groups = [rows for rows in data.by_prompt(STYLE) if len(rows) > 1]
-    try:
-        collapsed = [is_collapsed(tuned[rows], songs, _labels(data.songs.songs)) for rows in groups]
-    except TooFewError:  # no variety of songs to compare with
-        return []
-    return [data.base[rows[0]].prompt for rows, is_one in zip(groups, collapsed, strict=True) if is_one]
+    """Prompts, of the style and neutral ones, whose takes are nearly the same."""
+    collapsed = []
+    for kind in (STYLE, NEUTRAL):
+        groups = [rows for rows in data.by_prompt(kind) if len(rows) > 1]
+        if not groups:
+            continue
+        usual = float(np.mean([diversity(data.vectors.base[rows]) for rows in groups]))
+        collapsed += [data.base[rows[0]].prompt for rows in groups if is_collapsed(data.vectors.tuned[rows], usual)]
+    return collapsed
 
 
 @cache
@@ -82,8 +91,16 @@ def _figure(
     groups: int = 0,
     scope: str = "",
     reason: str = "",
+    better: str = "",
+    note: str = "",
 ) -> Figure:
-    """A figure with its texts; `goal` is its value for clips that could be excerpts of the songs."""
+    """A figure with its texts.
+
+    Args:
+        goal: its value for clips that could be excerpts of the songs.
+        better: instead of the direction in its texts.
+        note: the name of a text that is added to its meaning.
+    """
     kind, _, number = key.partition(CODEBOOK)
     texts = _texts()[kind + CODEBOOK if number else key]
     values = {"embedding": data.embedder.name, "number": number}
@@ -92,7 +109,7 @@ def _figure(
     return Figure(
         key=key,
         title=texts["title"].format(**values),
-        better=texts["better"],
+        better=better or texts["better"],
         base=None if base is None else base.value,
         tuned=None if tuned is None else tuned.value,
         unit=texts.get("unit", ""),
@@ -103,7 +120,7 @@ def _figure(
         clips=clips,
         groups=groups,
         scope=scope,
-        meaning=texts["meaning"],
+        meaning=f"{texts['meaning']} {texts[note]}" if note else texts["meaning"],
         source=texts["source"].format(**values),
         reason=reason,
     )
@@ -144,7 +161,7 @@ def _style(data: EvaluationData) -> list[Figure]:
         song_names=data.song_names,
     )
     scope = _scope(data.song_names)
-    scope["groups"] = min(change.prompts, int(scope["groups"]))
+    scope["groups"] = min(change.prompts, scope["groups"])
     distance = _figure(
         data, "style_distance", change.base, change.tuned, change.change.interval, goal=0.0, clips=len(base), **scope
     )
@@ -163,31 +180,36 @@ def _scope(songs: Sequence[str], kind: str = "") -> dict[str, Any]:
 
 
 def _kernel(data: EvaluationData) -> list[Figure]:
-    _check_songs(data)
-    songs, held_out = data.vectors.songs, data.vectors.held_out
-    goal = None if held_out is None or len(held_out) < 2 else kernel_distance(songs, held_out)
-    return [_changed(data, "kernel_distance", kernel_change, songs, _labels(data.songs.songs), goal)]
-
-
-def _check_songs(data: EvaluationData) -> None:
-    """Clips of one or two songs are too alike to measure how far songs of this style are from each other."""
-    songs = len(set(data.songs.songs))
-    if songs < FEWEST_SONGS:
-        raise TooFewError(f"it takes {FEWEST_SONGS} songs that were trained on, not {songs}")
-
-
-def _changed(
-    data: EvaluationData,
-    key: str,
-    measure: Callable[..., Change],
-    reference: Array,
-    songs: list[str] | None,
-    goal: float | None = None,
-) -> Figure:
-    """A distance of the style's clips to a reference with these songs (or prompts)."""
+    """KAD; without a direction where a set of clips is so far from the songs that it has none."""
     base, tuned = _style_vectors(data)
-    change = measure(base, tuned, reference, data.seed, prompts=_prompts(data, STYLE), reference_songs=songs)
-    return _figure(data, key, change.base, change.tuned, change.change, goal=goal, clips=len(base))
+    songs, held_out = data.vectors.songs, data.vectors.held_out
+    change = _distance_change(data, kernel_distance)
+    goal = None if held_out is None or len(held_out) < 2 else kernel_distance(songs, held_out)
+    far = max(separation(songs, clips) for clips in (base, tuned)) > FAR
+    options: dict[str, Any] = {"better": NEITHER, "note": "far"} if far else {}
+    options |= {"goal": goal, "clips": len(base)} | _scope(data.songs.songs)
+    return [_figure(data, "kernel_distance", change.base, change.tuned, change.change.interval, **options)]
+
+
+def _frechet(data: EvaluationData) -> Figure:
+    """FAD where there are enough clips and songs for it."""
+    base, _ = _style_vectors(data)
+    counts, fewest = (len(base), len(data.vectors.songs)), fewest_clips(base.shape[1])
+    if min(counts) < fewest:
+        return _missing(
+            data,
+            "frechet_distance",
+            f"it takes {fewest} clips of each model and {fewest} song excerpts, not {counts[0]} and {counts[1]} "
+            "(--variations, --song_excerpts)",
+        )
+    change = _distance_change(data, frechet_distance)
+    return _figure(data, "frechet_distance", change.base, change.tuned, change.change.interval, clips=len(base))
+
+
+def _distance_change(data: EvaluationData, distance: Callable[[Array, Array], float]) -> Change:
+    """A distance of the style's clips to the songs."""
+    prompts = [data.base[row].prompt for row in data.rows(STYLE)]
+    return distance_change(distance, *_style_vectors(data), data.vectors.songs, prompts=prompts, songs=data.songs.songs)
 
 
 def _text(data: EvaluationData) -> Figure:
@@ -222,45 +244,45 @@ def _adherence(data: EvaluationData) -> list[Figure]:
     return figures
 
 
-def _diversity(data: EvaluationData) -> list[Figure]:
-    groups = [rows for rows in data.by_prompt(STYLE) if len(rows) > 1]
-    if not groups:
-        return [_missing(data, "diversity", "it takes two clips of a prompt")]
-    usual = max(diversity(data.vectors.songs), 1e-12)
-    base, tuned = (
-        np.array([diversity(vectors[rows]) for rows in groups]) / usual
-        for vectors in (data.vectors.base, data.vectors.tuned)
-    )
-    return [_paired(data, "diversity", base, tuned, clips=sum(map(len, groups)))]
+def _diversity(data: EvaluationData, kind: str, key: str) -> Figure:
+    """Variety within the prompts of the style; of neutral prompts also across them. The base's is 1."""
+    takes = _takes(data, kind)
+    if takes is None:
+        return _missing(data, key, ONE_TAKE)
+    try:
+        ratio = diversity_ratio(*takes, across=kind == NEUTRAL)
+    except ValueError as error:
+        return _missing(data, key, str(error))
+    change = None if ratio.interval is None else (ratio.interval[0] - 1, ratio.interval[1] - 1)
+    prompts, variations, _ = takes[0].shape
+    return _figure(data, key, Estimate(1.0, None), ratio, change, clips=prompts * variations, groups=prompts)
 
 
 def _drift(data: EvaluationData) -> Figure:
-    groups = data.by_prompt(NEUTRAL)
-    if not groups or len(groups[0]) < 2:
-        return _missing(data, "drift", "it takes two clips of a neutral prompt")
-    before, after = (
-        np.stack([vectors[rows] for rows in groups]) for vectors in (data.vectors.base, data.vectors.tuned)
-    )
+    takes = _takes(data, NEUTRAL)
+    if takes is None:
+        return _missing(data, "drift", ONE_TAKE)
     try:
-        moved = drift(before, after, data.seed)
+        moved = drift(*takes)
     except ValueError as error:
         return _missing(data, "drift", str(error))
-    return _figure(data, "drift", None, moved, goal=1.0, clips=len(groups) * len(groups[0]))
+    prompts, variations, _ = takes[0].shape
+    return _figure(data, "drift", None, moved, goal=0.0, clips=prompts * variations, groups=prompts)
+
+
+def _takes(data: EvaluationData, kind: str) -> tuple[Array, Array] | None:
+    """Embeddings of base and fine-tuned model by prompt, `[P, V, D]`; None where prompts have one take each."""
+    groups = data.by_prompt(kind)
+    if not groups or len(groups[0]) < 2:
+        return None
+    base, tuned = (np.stack([vectors[rows] for rows in groups]) for vectors in (data.vectors.base, data.vectors.tuned))
+    return base, tuned
 
 
 def _style_vectors(data: EvaluationData) -> tuple[Array, Array]:
     """The embeddings of base and fine-tuned model for clips of style prompts."""
     rows = data.rows(STYLE)
     return data.vectors.base[rows], data.vectors.tuned[rows]
-
-
-def _labels(names: Sequence[str]) -> list[str] | None:
-    """The songs (or prompts) of clips, or None where there is only one: then each clip counts as a song."""
-    return list(names) if len(set(names)) > 1 else None
-
-
-def _prompts(data: EvaluationData, kind: str) -> list[str] | None:
-    return _labels([data.base[row].prompt for row in data.rows(kind)])
 
 
 def _paired(data: EvaluationData, key: str, base: Array, tuned: Array, clips: int | None = None) -> Figure:

@@ -35,6 +35,7 @@ COPIES = 12  # near-copies that get players; a pair takes some 300 KB
 EXCERPT_SECONDS = (5.0, 15.0)  # of a near-copy, at least and at most
 BAR_WIDTH, BAR_HEIGHT = 160, 36  # of a figure's drawing, in its own units
 CURVE_WIDTH, CURVE_HEIGHT = 420, 150
+CODEBOOKS = ("ce_q", "ppl_q")  # figures of single codebooks, which have a table of their own
 TICKS, DOTS = 3, 30  # of a curve; more points are a line only
 TONES = {BETTER: "better", WORSE: "worse"}
 GROUPS = {STYLE: "What it was taught", NEUTRAL: "What it could do before"}

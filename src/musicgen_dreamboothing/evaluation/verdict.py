@@ -13,7 +13,7 @@ from musicgen_dreamboothing.evaluation.result import HIGHER, LOWER, NEITHER, Fig
 BETTER, WORSE, CHANGED, UNCLEAR = "better", "worse", "changed", "unclear"
 LEARNED = 0.5  # lower end of the gap closed from which a style is learned; below that "something of" it
 TOLERATED_LOSS = 0.1  # share of a figure, at most, that still counts as no loss
-SAME_DRIFT = 1.25  # times the change of another seed, at most, that counts as no change
+SAME_DRIFT = 0.5  # of the drift to a single sound a prompt, at most, that counts as no change
 COLLAPSED = 0.5  # of the diversity before, at most
 FAR_LESS = 0.99  # from here on no percentage is given: the base knew nothing of it
 PLACES = 3  # of near-copies that are named
@@ -23,8 +23,8 @@ ADHERENCE = {"text_score": "their words", "tempo_adherence": "the tempo", "key_a
 def verdict(figures: list[Figure], nearest: list[Nearest], word: str) -> list[str]:
     """Did it learn `word`, does it still follow prompts, is it original: one sentence each.
 
-    It reads style_gap_closed (or style_distance), loss, text_score, tempo_adherence, key_adherence, drift and
-    diversity; any may be missing or without values.
+    It reads style_gap_closed (or style_distance), loss, text_score, tempo_adherence, key_adherence, drift, diversity
+    and neutral_diversity; any may be missing or without values.
     """
     known = {figure.key: figure for figure in figures if figure.tuned is not None and math.isfinite(figure.tuned)}
     return [_style(known, word), _prompts(known), _originality(nearest)]
@@ -149,27 +149,30 @@ def _follows(asked: dict[str, list[str]]) -> str:
 
 def _side_effects(known: dict[str, Figure]) -> list[str]:
     drift = [_drift(known["drift"])] if "drift" in known else []
-    return drift + (_diversity(known["diversity"]) if "diversity" in known else [])
+    clips = {"diversity": "clips of one prompt", "neutral_diversity": "clips of other music"}
+    return drift + [
+        sentence for key, what in clips.items() if key in known and (sentence := _diversity(known[key], what))
+    ]
 
 
 def _drift(drift: Figure) -> str:
-    """1 is what another seed changes."""
+    """0 is as before, 1 as if each prompt had only one sound left."""
     if drift.tuned is None or drift.tuned_interval is None:
         return "whether other music changed is unclear"
     low, high = drift.tuned_interval
     if high <= SAME_DRIFT:
         return "other music changed hardly more than it does from seed to seed"
-    if low > 1:
-        return f"other music changed, too: {drift.tuned:.1f} times what another seed does ({low:.1f} to {high:.1f})"
+    if low > 0:
+        return f"other music changed, too: drift {drift.tuned:.1f} ({low:.1f} to {high:.1f}; 0 is no change)"
     return "whether other music changed is unclear"
 
 
-def _diversity(diversity: Figure) -> list[str]:
+def _diversity(diversity: Figure, clips: str) -> str:
     if diversity.base is None or diversity.change is None or direction(diversity) != WORSE:
-        return []
+        return ""
     if diversity.change[1] < (COLLAPSED - 1) * diversity.base:
-        return ["clips of one prompt differ less than half as much as before, a sign of too much training"]
-    return ["clips of one prompt are more alike than before"]
+        return f"{clips} differ less than half as much as before, a sign of too much training"
+    return f"{clips} are more alike than before"
 
 
 def _originality(nearest: list[Nearest]) -> str:

@@ -159,6 +159,22 @@ def grouped_difference(before: ArrayLike, after: ArrayLike, groups: ArrayLike | 
     return mean_of_groups(second - first, groups)
 
 
+@dataclass(frozen=True)
+class Change:
+    """A figure of the base and of the fine-tuned model, and tuned - base."""
+
+    base: Estimate
+    tuned: Estimate
+    change: Estimate
+
+
+def check_several(*sets: Array) -> None:
+    """Raises TooFewError where a set has fewer than two clips."""
+    fewest = min(map(len, sets))
+    if fewest < 2:
+        raise TooFewError(f"it takes two clips at least, not {fewest}")
+
+
 def group_numbers(names: Sequence[str] | None, count: int) -> Rows:
     """The number of each clip's song or prompt, `[count]`, from 0 up.
 
