@@ -483,7 +483,7 @@ def test_another_encoder_compares_sounds_and_leaves_figures_of_words_out(
     report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
     figures = {figure["key"]: figure for figure in report["figures"]}
     assert report["embedding"] == str(model)
-    assert figures["neutral_distance"]["tuned"] is not None
+    assert figures["style_distance"]["tuned"] is not None
     assert figures["text_score"]["reason"] == f"{model} embeds no words; CLAP does"
     assert figures["tag_divergence"]["reason"] == f"{model} recognises no genres; CLAP does"
     assert not any("signal" in note for note in report["notes"])
