@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
-from musicgen_dreamboothing.evaluation.metrics.adherence import SCORES
+from musicgen_dreamboothing.evaluation.metrics.adherence import CHANCE, SCORES, compare
 from musicgen_dreamboothing.evaluation.metrics.distances import (
     Change,
     TooFewError,
@@ -21,8 +21,15 @@ from musicgen_dreamboothing.evaluation.metrics.distances import (
     style_gap,
 )
 from musicgen_dreamboothing.evaluation.metrics.losses import cross_entropy, cross_entropy_change, perplexity
-from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
-from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, estimate, paired_difference
+from musicgen_dreamboothing.evaluation.metrics.prompts import mean_tag_divergence, text_audio_score, without_key_phrase
+from musicgen_dreamboothing.evaluation.metrics.shares import mean_score, score_difference
+from musicgen_dreamboothing.evaluation.metrics.statistics import (
+    Estimate,
+    estimate,
+    grouped_difference,
+    mean_of_groups,
+    paired_difference,
+)
 from musicgen_dreamboothing.evaluation.metrics.variety import diversity, drift, is_collapsed
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure, Interval
 
@@ -39,7 +46,8 @@ def figures_of(data: EvaluationData) -> list[Figure]:
         *_unless_too_few(_style, data, "style_distance", "style_gap_closed"),
         *_unless_too_few(_neutral_distance, data, "neutral_distance"),
         *_unless_too_few(_kernel, data, "kernel_distance"),
-        _text(data),
+        _style_text(data),
+        _neutral_text(data),
         _tags(data),
         *_adherence(data),
         *_unless_too_few(_diversity, data, "diversity"),
@@ -76,11 +84,15 @@ def _figure(
     goal: float | None = None,
     clips: int = 0,
     reason: str = "",
+    chance: float | None = None,
+    note: str = "",
 ) -> Figure:
-    """A figure with its texts; `goal` is its value for held-out songs."""
+    """A figure with its texts; `goal` is its value for held-out songs, `note` is added to its meaning."""
     number = key.removeprefix(CODEBOOK)
     texts = _texts()[CODEBOOK if number != key else key]
     values = {"embedding": data.embedder.name, "number": number}
+    if chance is not None:
+        values["chance"] = f"{100 * chance:.0f} %"
     if data.losses is not None:
         values["codebooks"] = str(data.losses.count.shape[1])
     return Figure(
@@ -95,14 +107,15 @@ def _figure(
         goal=goal,
         change=change,
         clips=clips,
-        meaning=texts["meaning"],
+        meaning=f"{texts['meaning'].format(**values)} {note}".strip(),
         source=texts["source"].format(**values),
         reason=reason,
+        chance=chance,
     )
 
 
-def _missing(data: EvaluationData, key: str, reason: str) -> Figure:
-    return _figure(data, key, None, None, reason=reason)
+def _missing(data: EvaluationData, key: str, reason: str, chance: float | None = None) -> Figure:
+    return _figure(data, key, None, None, reason=reason, chance=chance)
 
 
 def _unless_too_few(
@@ -195,12 +208,32 @@ def _changed(
     return _figure(data, key, change.base, change.tuned, change.change, goal=goal, clips=len(base))
 
 
-def _text(data: EvaluationData) -> Figure:
-    texts = data.embedder.embed_text([clip.prompt for clip in data.base])
+def _style_text(data: EvaluationData) -> Figure:
+    """Of style prompts, without the key phrase: CLAP does not know it."""
+    rows = data.rows(STYLE)
+    texts = [without_key_phrase(data.base[row].prompt, data.key_phrase) for row in rows]
+    known = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
+    reason = "style prompts say nothing but the key phrase" if data.key_phrase else "there is no style prompt"
+    return _text(data, "text_score", known, reason)
+
+
+def _neutral_text(data: EvaluationData) -> Figure:
+    known = [(row, data.base[row].prompt) for row in data.rows(NEUTRAL)]
+    return _text(data, "neutral_text_score", known, "there is no neutral prompt")
+
+
+def _text(data: EvaluationData, key: str, known: list[tuple[int, str]], reason: str) -> Figure:
+    """How well clips (rows) fit these texts; `reason` is given where there is none."""
+    if not known:
+        return _missing(data, key, reason)
+    rows = [row for row, _ in known]
+    texts = data.embedder.embed_text([text for _, text in known])
     if texts is None:
-        return _missing(data, "text_score", "only CLAP embeds both words and sounds")
-    base, tuned = (text_audio_score(sounds, texts) for sounds in (data.vectors.base, data.vectors.tuned))
-    return _paired(data, "text_score", base, tuned)
+        return _missing(data, key, "only CLAP embeds both words and sounds")
+    base, tuned = (text_audio_score(sounds[rows], texts) for sounds in (data.vectors.base, data.vectors.tuned))
+    groups = _row_prompts(data, rows)
+    before, after = (mean_of_groups(scores, groups) for scores in (base, tuned))
+    return _figure(data, key, before, after, grouped_difference(base, tuned, groups).interval, clips=len(rows))
 
 
 def _tags(data: EvaluationData) -> Figure:
@@ -209,21 +242,23 @@ def _tags(data: EvaluationData) -> Figure:
     )
     if songs is None or base is None or tuned is None:
         return _missing(data, "tag_divergence", "only CLAP recognises genres")
-    mean = songs.mean(axis=0)[None]
-
-    def divergence(tags: Array) -> float:
-        return float(tag_divergence(mean, tags.mean(axis=0)[None])[0])
-
-    before, after = (estimate(divergence, tags, seed=data.seed) for tags in (base, tuned))
-    return _figure(data, "tag_divergence", before, after, clips=len(base))
+    found = mean_tag_divergence(songs, base, tuned, _row_prompts(data, data.rows(STYLE)))
+    return _figure(data, "tag_divergence", found.base, found.tuned, found.change.interval, clips=len(base))
 
 
 def _adherence(data: EvaluationData) -> list[Figure]:
-    """Tempo, key and notes, over the clips whose prompts ask for them."""
+    """Tempo, key and notes, over the clips whose prompts ask for them, of both kinds: else there are few prompts."""
     figures = []
     for key in SCORES:
-        base, tuned = (np.array([clip.scores[key] for clip in clips if key in clip.scores]) for clips in data.adherence)
-        figures.append(_paired(data, key, base, tuned) if len(base) else _missing(data, key, "no prompt asks for one"))
+        scores = compare(key, *data.adherence)
+        if scores.reason:
+            figures.append(_missing(data, key, scores.reason, CHANCE[key]))
+            continue
+        groups = _row_prompts(data, scores.rows)
+        base, tuned = (mean_score(side, groups) for side in (scores.base, scores.tuned))
+        change = score_difference(scores.base, scores.tuned, groups).interval
+        clips, chance, note = len(scores.rows), CHANCE[key], scores.note
+        figures.append(_figure(data, key, base, tuned, change, clips=clips, chance=chance, note=note))
     return figures
 
 
@@ -266,6 +301,11 @@ def _labels(names: Sequence[str]) -> list[str] | None:
 
 def _prompts(data: EvaluationData, kind: str) -> list[str] | None:
     return _labels([data.base[row].prompt for row in data.rows(kind)])
+
+
+def _row_prompts(data: EvaluationData, rows: Sequence[int]) -> list[str]:
+    """The prompts of clips: takes of one are not independent of each other."""
+    return [data.base[row].prompt for row in rows]
 
 
 def _paired(data: EvaluationData, key: str, base: Array, tuned: Array, clips: int | None = None) -> Figure:

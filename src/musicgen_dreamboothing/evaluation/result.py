@@ -24,6 +24,7 @@ class Figure:
         base_interval, tuned_interval: bootstrap intervals of 95 %.
         goal: the value of held-out songs through the codec, if it is known.
         change: interval of the paired difference tuned - base, where clips are paired by prompt and seed.
+        chance: the value of clips that have nothing to do with their prompts, if it is known.
         clips: number of clips.
         meaning: one sentence for a musician.
         source: paper or formula, for a researcher.
@@ -44,6 +45,7 @@ class Figure:
     meaning: str = ""
     source: str = ""
     reason: str = ""
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
