@@ -88,8 +88,8 @@ def without_key_phrase(prompt: str, phrase: str) -> str:
     """
     if not phrase:
         return prompt
-    rest = re.sub(rf"(?<!\w){re.escape(phrase)}(?!\w)", " ", prompt, flags=re.IGNORECASE)
-    return " ".join(re.sub(r"\s+(?=[,;:.])", "", rest).strip(" ,;:.").split())
+    rest = re.sub(rf"(?<!\w){re.escape(phrase)}(?!\w)\s*[,;:.]*", " ", prompt, flags=re.IGNORECASE)
+    return " ".join(rest.split()).strip(" ,;:.")
 
 
 def text_audio_score(sounds: Array, texts: Array) -> Array:
