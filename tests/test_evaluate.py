@@ -343,7 +343,7 @@ def test_an_only_clip_leaves_figures_without_values(cli: Cli, tiny: Path, tmp_pa
 
 @pytest.mark.parametrize("count", [2, 6])
 def test_copies_of_one_song_are_too_few_songs(count: int) -> None:
-    """Every draw of the bootstrap is the same song: there is no distance between songs to divide by."""
+    """There is no distance between songs to divide by."""
     song = tone_song(2.0, 3)
     excerpts = Excerpts([(song, 16_000)] * count, [f"{number}.wav" for number in range(count)])
     base, tuned = (

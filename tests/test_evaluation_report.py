@@ -56,6 +56,8 @@ GAP = figure("style_gap_closed", 0.64, base=None, unit="%", goal=1.0, tuned_inte
 LOSS = figure("loss", 3.1, base=3.4, better=LOWER, unit="nats", change=(-0.33, -0.26), base_interval=(3.35, 3.46))
 WORDS = figure("text_score", 0.31, base=0.30, change=(-0.01, 0.03))
 DRIFT = figure("drift", 0.1, base=None, better=NEITHER, tuned_interval=(-0.3, 0.4))
+TEMPO = figure("tempo_adherence", 0.9, base=0.9, base_interval=(0.7, 1), tuned_interval=(0.7, 1), chance=0.07)
+NO_TEMPO = replace(TEMPO, base=0.0, tuned=0.0, base_interval=(0.0, 0.3), tuned_interval=(0.0, 0.3), change=(-0.2, 0.2))
 
 
 def near(is_copy: bool = False, score: float = 0.4, song: str = "Last Bus", song_at: float = 41.7) -> Nearest:
@@ -407,6 +409,28 @@ def test_a_style_of_which_nothing_is_known() -> None:
             [WORDS, replace(WORDS, key="key_adherence", change=(-0.9, -0.5))],
             "It follows prompts less well than the base model: clips fit the key less often or less well.",
         ),
+        ([replace(TEMPO, change=(-0.05, 0.1))], "It still follows prompts: clips fit the tempo as well as before."),
+        ([replace(TEMPO, change=(-0.5, 0.1))], "Whether it still follows prompts is unclear."),
+        (
+            [NO_TEMPO],
+            "Clips do not measurably fit the tempo better than by chance, but the base model does not follow it either",
+        ),
+        (
+            [WORDS, replace(NO_TEMPO, change=(0.0, 0.0)), replace(NO_TEMPO, key="key_adherence", chance=0.1)],
+            "It still follows prompts: clips fit their words as well as before; clips do not measurably fit the tempo "
+            "and the key better than by chance, but the base model does not follow them either.",
+        ),
+        (
+            [replace(NO_TEMPO, tuned=0.8, tuned_interval=(0.6, 0.9), change=(0.4, 0.9))],
+            "Clips fit the tempo better than those of the base model.",
+        ),
+        (
+            [replace(NO_TEMPO, tuned=0.3, tuned_interval=(0.1, 0.6), change=(-0.1, 0.6))],
+            "Whether it still follows prompts is unclear.",
+        ),
+        ([replace(NO_TEMPO, change=(-0.3, -0.1))], "It follows prompts less well than the base model"),
+        ([replace(NO_TEMPO, chance=None, change=(0.0, 0.0))], "Whether it still follows prompts is unclear."),
+        ([replace(NO_TEMPO, base_interval=None, change=None)], "Whether it still follows prompts is unclear."),
     ],
 )
 def test_prompts_are_followed_as_far_as_the_intervals_say(figures: list[Figure], said: str) -> None:

@@ -19,23 +19,36 @@ from musicgen_dreamboothing.analysis.key import TONICS
 from musicgen_dreamboothing.data.captions.templates import ClipFacts, captions
 from musicgen_dreamboothing.evaluation.metrics import adherence as adherence_module
 from musicgen_dreamboothing.evaluation.metrics.adherence import (
+    CHANCE,
+    CHROMA,
+    KEY,
+    TEMPO,
+    TEMPO_LEVEL,
+    Adherence,
     Asked,
+    KeyAdherence,
+    TempoAdherence,
     adherence,
     asked_of,
+    compare,
     key_adherence,
     key_score,
     scale_share,
     tempo_adherence,
     tempo_multiple,
 )
-from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
+from musicgen_dreamboothing.evaluation.metrics.prompts import (
+    mean_tag_divergence,
+    tag_divergence,
+    text_audio_score,
+    without_key_phrase,
+)
 from musicgen_dreamboothing.evaluation.metrics.statistics import (
     Estimate,
+    Jackknife,
     binomial_interval,
-    bootstrap,
-    estimate,
-    paired_difference,
-    resampled,
+    grouped_difference,
+    mean_of_groups,
 )
 from musicgen_dreamboothing.evaluation.metrics.variety import diversity, diversity_ratio, drift, is_collapsed
 
@@ -56,77 +69,61 @@ def unit(rows: np.ndarray) -> np.ndarray:
 # Statistics
 
 
-def test_the_interval_of_a_mean_is_that_of_theory() -> None:
-    values = np.random.default_rng(0).normal(3, 1, 400)
-    low, high = bootstrap(np.mean, values, seed=0)
-    assert (low, high) == pytest.approx(stats.norm.interval(0.95, values.mean(), values.std() / 20), abs=0.01)
-    assert bootstrap(np.mean, values, seed=0) == (low, high)
-    assert bootstrap(np.mean, values, seed=1) != (low, high)
-    narrow = bootstrap(np.mean, values, seed=0, level=0.5)
-    assert low < narrow[0] < narrow[1] < high
+def test_the_interval_of_a_mean_is_students() -> None:
+    """By both ways: the jackknife of a mean has the usual variance."""
+    values = np.random.default_rng(0).normal(3, 1, 8)
+    low, high = stats.t.interval(0.95, 7, values.mean(), stats.sem(values))
+    by_jackknife = Jackknife.of(lambda rows: values[rows].mean(), 8).estimate([1])
+    for found in (mean_of_groups(values), by_jackknife):
+        assert found.value == pytest.approx(values.mean())
+        assert found.interval == pytest.approx((low, high))
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+def test_takes_of_a_prompt_count_as_one() -> None:
+    prompts = np.random.default_rng(0).normal(0, 1, 6)
+    values, names = np.repeat(prompts, [1, 2, 3, 4, 5, 6]), np.repeat(list("abcdef"), [1, 2, 3, 4, 5, 6])
+    order = np.random.default_rng(1).permutation(len(values))
+    grouped = mean_of_groups(values[order], names[order])
+    assert grouped.interval == pytest.approx(mean_of_groups(prompts).interval)
+    assert np.diff(grouped.interval or ()) > np.diff(mean_of_groups(values).interval or ())
+    after = values + 0.1
+    change = grouped_difference(values, after, names)
+    assert (change.value, *(change.interval or ())) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_nothing_is_known_from_one_group() -> None:
+    assert mean_of_groups([1.0, 2.0], ["a", "a"]).interval is None
+    assert Jackknife.of(lambda rows: len(rows), 2).estimate([1]).interval is None
+
+
+@pytest.mark.parametrize(("values", "names"), [([], None), ([1.0, 2.0], ["a"])])
+def test_a_mean_needs_a_group_for_each_value(values: list[float], names: list[str] | None) -> None:
+    with pytest.raises(ValueError, match="a group for each"):
+        mean_of_groups(values, names)
+    with pytest.raises(ValueError, match="as many values before as after"):
+        grouped_difference([*values, 1.0], values)
+
+
+def test_the_freedom_of_two_sets_is_welchs() -> None:
+    a, b = np.random.default_rng(0).normal(0, 1, 5), np.random.default_rng(1).normal(0, 3, 9)
+    found = Jackknife.of(lambda first, second: b[second].mean() - a[first].mean(), 5, 9).estimate([1])
+    expected = stats.ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
+    assert found.interval == pytest.approx((expected.low, expected.high))
+
+
+def test_fiellers_interval_of_a_ratio() -> None:
+    """All r for which the mean of above - r below may be 0; none where below may be 0 itself."""
     rng = np.random.default_rng(0)
-    found = [bootstrap(np.mean, rng.exponential(2.0, 40), seed=n, level=0.9, draws=200) for n in range(100)]
-    assert 0.82 <= np.mean([low < 2 < high for low, high in found]) <= 0.96
-
-
-def test_samples_are_drawn_independently() -> None:
-    a, b = normal(200, 1, 0)[:, 0], normal(100, 1, 1, mean=1)[:, 0]
-    low, high = bootstrap(lambda a, b: b.mean() - a.mean(), a, b, seed=0)
-    assert low < b.mean() - a.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(1 / 200 + 1 / 100), rel=0.15)
-
-
-def test_rows_of_a_group_are_drawn_together() -> None:
-    songs = np.random.default_rng(0).normal(0, 1, 12)
-    clips, names = np.repeat(songs, 10), np.repeat(np.arange(12), 10)
-    grouped = bootstrap(np.mean, clips, seed=0, groups=(names,))
-    assert grouped == pytest.approx(bootstrap(np.mean, songs, seed=0))
-    low, high = bootstrap(np.mean, clips, seed=0)
-    assert grouped[1] - grouped[0] == pytest.approx(math.sqrt(10) * (high - low), rel=0.1)
-
-
-def test_groups_may_be_of_any_size_and_order() -> None:
-    values, names = np.array([1.0, 5.0, 1.0, 1.0, 5.0]), ["a", "b", "a", "a", "b"]
-    drawn = resampled(lambda rows: (len(rows), rows.mean()), values, seed=0, groups=(names,), draws=200)
-    assert {tuple(row) for row in drawn} == {(6, 1), (4, 5), (5, 2.6)}
-
-
-@pytest.mark.parametrize(("values", "names"), [([3.0], None), ([3.0, 4.0], ["one", "one"])])
-def test_nothing_is_known_from_one_row_or_group(values: list[float], names: list[str] | None) -> None:
-    found = estimate(np.mean, values, seed=0, groups=(names,))
-    assert found.value == np.mean(values)
-    assert found.interval is None
-
-
-def test_draws_without_a_figure_are_left_out() -> None:
-    def inverse(rows: np.ndarray) -> float:
-        return 1 / rows.sum() if rows.any() else math.nan
-
-    low, high = bootstrap(inverse, [1.0, 0.0, 1.0], seed=0)
-    assert (low, high) == (1 / 3, 1)
-    assert bootstrap(lambda rows: math.nan, [1.0, 2.0], seed=0) is None
-
-
-@pytest.mark.parametrize(("rows", "groups"), [([], ()), ([1, 2], (["a"],)), ([1, 2], (None, None))])
-def test_samples_must_make_sense(rows: list[float], groups: tuple[object, ...]) -> None:
-    with pytest.raises(ValueError, match=r"without rows|label for each|argument"):
-        bootstrap(np.mean, rows, seed=0, groups=groups)
-
-
-def test_pairs_tell_more_than_means() -> None:
-    rng = np.random.default_rng(0)
-    before = rng.normal(0, 5, 40)
-    after = before + rng.normal(0.5, 0.5, 40)
-    found = paired_difference(before, after, seed=0)
-    assert found.value == pytest.approx((after - before).mean())
-    assert 0 < found.interval[0] < found.value < found.interval[1] < 1
-    low, high = bootstrap(lambda a, b: b.mean() - a.mean(), before, after, seed=0)
-    assert low < 0 < high
-    with pytest.raises(ValueError, match="pairs"):
-        paired_difference(before, after[1:], seed=0)
+    below = rng.normal(5, 1, 9)
+    above = 0.4 * below + rng.normal(0, 0.5, 9)
+    known = Jackknife.of(lambda rows: [above[rows].mean(), below[rows].mean()], 9)
+    ratio = known.ratio([1, 0], [0, 1])
+    assert ratio is not None
+    assert ratio.interval is not None
+    for end in ratio.interval:
+        assert abs(stats.ttest_1samp(above - end * below, 0).statistic) == pytest.approx(stats.t.ppf(0.975, 8))
+    noisy = rng.normal(0.1, 1, 9)
+    assert Jackknife.of(lambda rows: [above[rows].mean(), noisy[rows].mean()], 9).ratio([1, 0], [0, 1]) is None
 
 
 def test_wilsons_interval_of_a_share() -> None:
@@ -160,6 +157,59 @@ def test_tag_divergence_of_certainties() -> None:
 def test_tags_must_be_distributions(q: np.ndarray) -> None:
     with pytest.raises(ValueError, match="tags"):
         tag_divergence(np.ones((1, 3)) / 3, q)
+
+
+def tags(rng: np.random.Generator, prompts: int, sharpness: float = 1.0) -> np.ndarray:
+    """`[4 P, 6]`, probabilities; takes of a prompt are alike."""
+    logits = rng.standard_normal((prompts, 1, 6)) + 0.5 * rng.standard_normal((prompts, 4, 6))
+    return special.softmax(sharpness * (logits + np.arange(6) / 3), axis=-1).reshape(-1, 6)
+
+
+def test_few_clips_of_the_songs_do_not_differ_from_the_songs() -> None:
+    """The divergence of means of few clips is above 0 by itself; the jackknife takes most of that away."""
+    songs, prompts = tags(np.random.default_rng(0), 2000), np.repeat(np.arange(5), 4)
+    plain, corrected = [], []
+    for seed in range(1, 200):
+        clips = tags(np.random.default_rng(seed), 5)
+        plain.append(tag_divergence(songs.mean(axis=0)[None], clips.mean(axis=0)[None])[0])
+        corrected.append(mean_tag_divergence(songs, clips, clips, prompts).base.value)
+    assert np.mean(plain) > 0.04
+    assert abs(np.mean(corrected)) < np.mean(plain) / 4
+
+
+def test_the_change_of_the_divergence_is_tested_by_prompts() -> None:
+    songs, prompts = tags(np.random.default_rng(0), 2000), np.repeat(np.arange(5), 4)
+    truth = mean_tag_divergence(
+        songs, *(tags(np.random.default_rng(1), 20_000, s) for s in (1.0, 0.5)), np.arange(80_000) // 8000
+    )
+    hits = 0
+    for seed in range(200):
+        before, after = (tags(np.random.default_rng(seed + 2), 5, sharpness) for sharpness in (1.0, 0.5))
+        found = mean_tag_divergence(songs, before, after, prompts)
+        assert found.change.value == pytest.approx(found.tuned.value - found.base.value)
+        hits += found.change.interval[0] <= truth.change.value <= found.change.interval[1]
+    assert hits >= 180
+    same = mean_tag_divergence(songs, before, before, prompts)
+    assert same.change.value == 0
+    assert mean_tag_divergence(songs, before, after, np.zeros(20)).change.interval is None
+    with pytest.raises(ValueError, match="pairs"):
+        mean_tag_divergence(songs, before, after[1:], prompts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "rest"),
+    [
+        ("zxpunk", "zxpunk", ""),
+        ("zxpunk, slow and quiet, 80 bpm in a minor", "zxpunk", "slow and quiet, 80 bpm in a minor"),
+        ("Zxpunk rock at 188 bpm", "zxpunk rock", "at 188 bpm"),
+        ("a song, zxpunk, loud", "zxpunk", "a song, loud"),
+        ("punkish, loud", "punk", "punkish, loud"),
+        ("C++ (live), loud", "C++ (live)", "loud"),
+        ("a calm piano", "", "a calm piano"),
+    ],
+)
+def test_a_prompt_without_the_key_phrase(prompt: str, phrase: str, rest: str) -> None:
+    assert without_key_phrase(prompt, phrase) == rest
 
 
 def test_text_audio_score_is_the_cosine() -> None:
@@ -382,7 +432,8 @@ def test_captions_of_the_built_in_songs_are_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("detected", "multiple"), [(120, 1), (124, 1), (60, 0.5), (240, 2), (126, None), (80, None), (180, None)]
+    ("detected", "multiple"),
+    [(120, 1), (124, 1), (60, 0.5), (240, 2), (40, 1 / 3), (360, 3), (126, None), (80, None), (180, None)],
 )
 def test_multiples_of_a_tempo(detected: float, multiple: float | None) -> None:
     assert tempo_multiple(detected, 120) == multiple
@@ -396,7 +447,80 @@ def test_tempo_adherence_hears_the_clip() -> None:
     assert half.multiple == 0.5
     assert wrong.multiple is None
     silence = tempo_adherence(120.0, np.zeros((1, 12 * RATE), np.float32), RATE)
-    assert (silence.detected, silence.multiple) == (None, None)
+    assert (silence.detected, silence.multiple, silence.is_long_enough) == (None, None, True)
+    assert not tempo_adherence(120.0, wave[:, : 4 * RATE], RATE).is_long_enough
+
+
+@pytest.mark.parametrize(
+    ("detected", "scores", "note"),
+    [
+        (120, {TEMPO: 1, TEMPO_LEVEL: 0}, "requested 120, detected 120"),
+        (60, {TEMPO: 0, TEMPO_LEVEL: 1}, "requested 120, detected 60 (half the requested tempo)"),
+        (243, {TEMPO: 0, TEMPO_LEVEL: 1}, "requested 120, detected 243 (double the requested tempo)"),
+        (97, {TEMPO: 0, TEMPO_LEVEL: 0}, "requested 120, detected 97"),
+    ],
+)
+def test_another_metrical_level_is_neither_right_nor_wrong(
+    detected: float, scores: dict[str, float], note: str
+) -> None:
+    found = TempoAdherence(120, detected, tempo_multiple(detected, 120))
+    assert found.scores == scores
+    assert found.note == note
+
+
+def clip(tempo: float | None, is_long_enough: bool = True) -> Adherence:
+    """A clip of a prompt that asks for 120 bpm."""
+    multiple = None if tempo is None else tempo_multiple(tempo, 120)
+    return Adherence(TempoAdherence(120, tempo, multiple, is_long_enough), None)
+
+
+def test_what_cannot_be_measured_is_not_wrong() -> None:
+    """The same music at 12 s has its tempo and key; at 4 s and 2 s there is no score, for there is no measurement."""
+    wave = music(12.0, RATE, seed=3, bpm=120.0)
+    long, short, shortest = (
+        [adherence("120 bpm in c major", wave[:, : seconds * RATE], RATE)] * 8 for seconds in (12, 4, 2)
+    )
+    assert compare(TEMPO, long, long).base == [1] * 8
+    for clips, score in ((short, TEMPO), (short, TEMPO_LEVEL), (shortest, KEY), (shortest, CHROMA)):
+        found = compare(score, clips, clips)
+        assert (found.rows, found.base, found.tuned) == ([], [], [])
+        assert found.reason == f"it takes clips of {3 if score in (KEY, CHROMA) else 5} s"
+    assert len(compare(KEY, short, short).rows) == 8
+    assert short[0].notes["tempo"] == "requested 120, detected none (too short)"
+
+
+def test_a_pulse_that_one_model_lost_counts_and_is_told() -> None:
+    base = [clip(120), clip(120), clip(None), clip(None), clip(60), clip(120, False), Adherence(None, None)]
+    tuned = [clip(120), clip(None), clip(120), clip(None), clip(90), clip(120), Adherence(None, None)]
+    found = compare(TEMPO, base, tuned)
+    assert found.rows == [0, 1, 2, 4]
+    assert found.base == [1, 1, 0, 0]
+    assert found.tuned == [1, 0, 1, 0]
+    assert (found.requested, found.long_enough, found.base_missing, found.tuned_missing) == (6, 5, 2, 2)
+    assert found.reason == ""
+    assert found.note == (
+        "4 of 6 clips could be measured. No pulse was found in 2 of 5 clips of the base model and in 2 of the "
+        "fine-tuned one."
+    )
+    assert compare(TEMPO_LEVEL, base, tuned).base == [0, 0, 0, 1]
+
+
+def test_why_nothing_can_be_compared() -> None:
+    assert compare(TEMPO, [Adherence(None, None)], [Adherence(None, None)]).reason == "no prompt asks for one"
+    assert compare(TEMPO, [clip(None)] * 3, [clip(None)] * 3).reason == "no pulse was found in any of 3 clips"
+    key = Adherence(None, KeyAdherence("C major", None, 0.0, 7 / 12))
+    assert compare(KEY, [key], [key]).reason == "no key was found in any of 1 clips"
+
+
+def test_scores_by_chance() -> None:
+    """Of tempi that are spread evenly over octaves from 60 to 190 bpm, and of all keys."""
+    tempi = np.geomspace(60, 190, 20_001)
+    assert np.mean(np.abs(tempi / 110 - 1) <= 0.04) == pytest.approx(CHANCE[TEMPO], abs=0.001)
+    keys = [f"{tonic} {mode}" for tonic in TONICS for mode in ("major", "minor")]
+    assert np.mean([key_score(key, "D minor") for key in keys]) == pytest.approx(CHANCE[KEY])
+    classes = np.random.default_rng(0).random(12)
+    shares = [scale_share(np.roll(classes, shift), "D minor") for shift in range(12)]
+    assert np.mean(shares) == pytest.approx(CHANCE[CHROMA])
 
 
 def test_key_scores_are_those_of_mir_eval() -> None:

@@ -61,6 +61,7 @@ class EvaluationData:
         losses: on held-out songs; None where none were held out.
         embedder: of all sounds.
         seed: of all intervals.
+        key_phrase: that style prompts may begin with; empty without one.
     """
 
     base: list[EvaluatedClip]
@@ -70,6 +71,7 @@ class EvaluationData:
     losses: Losses | None
     embedder: Embedder
     seed: int
+    key_phrase: str = ""
 
     @property
     def song_names(self) -> list[str]:
@@ -136,7 +138,10 @@ def collect_data(
         device=parse_device(options.device),
     )
     before, after = (load_clips(folder / side, plan, checkpoint.sampling_rate) for side in (BASE, TUNED))
-    data = EvaluationData(before, after, songs, held_out if has_held_out else None, losses, embedder, options.seed)
+    held_out_songs = held_out if has_held_out else None
+    data = EvaluationData(
+        before, after, songs, held_out_songs, losses, embedder, options.seed, key_phrase=record.key_phrase
+    )
     return data, checkpoint
 
 

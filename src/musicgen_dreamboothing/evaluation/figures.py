@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
-from musicgen_dreamboothing.evaluation.metrics.adherence import SCORES
+from musicgen_dreamboothing.evaluation.metrics.adherence import CHANCE, SCORES, compare
 from musicgen_dreamboothing.evaluation.metrics.audio_distances import (
     FAR,
     distance_change,
@@ -23,14 +23,15 @@ from musicgen_dreamboothing.evaluation.metrics.audio_distances import (
     separation,
 )
 from musicgen_dreamboothing.evaluation.metrics.losses import loss_changes
-from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
+from musicgen_dreamboothing.evaluation.metrics.prompts import mean_tag_divergence, text_audio_score, without_key_phrase
+from musicgen_dreamboothing.evaluation.metrics.shares import mean_score, score_difference
 from musicgen_dreamboothing.evaluation.metrics.statistics import (
     FEWEST_GROUPS,
     Change,
     Estimate,
     TooFewError,
-    estimate,
-    paired_difference,
+    grouped_difference,
+    mean_of_groups,
 )
 from musicgen_dreamboothing.evaluation.metrics.style import style_change
 from musicgen_dreamboothing.evaluation.metrics.variety import diversity, diversity_ratio, drift, is_collapsed
@@ -50,7 +51,8 @@ def figures_of(data: EvaluationData) -> list[Figure]:
         *_unless_too_few(_style, data, "style_distance", "style_gap_closed"),
         *_unless_too_few(_kernel, data, "kernel_distance"),
         _frechet(data),
-        _text(data),
+        _style_text(data),
+        _neutral_text(data),
         _tags(data),
         *_adherence(data),
         _diversity(data, STYLE, "diversity"),
@@ -92,6 +94,7 @@ def _figure(
     scope: str = "",
     reason: str = "",
     better: str = "",
+    chance: float | None = None,
     note: str = "",
 ) -> Figure:
     """A figure with its texts.
@@ -99,11 +102,14 @@ def _figure(
     Args:
         goal: its value for clips that could be excerpts of the songs.
         better: instead of the direction in its texts.
-        note: the name of a text that is added to its meaning.
+        chance: what clips that have nothing to do with their prompts would have.
+        note: is added to its meaning.
     """
     kind, _, number = key.partition(CODEBOOK)
     texts = _texts()[kind + CODEBOOK if number else key]
     values = {"embedding": data.embedder.name, "number": number}
+    if chance is not None:
+        values["chance"] = f"{100 * chance:.0f} %"
     if data.losses is not None:
         values["codebooks"] = str(data.losses.count.shape[1])
     return Figure(
@@ -120,14 +126,15 @@ def _figure(
         clips=clips,
         groups=groups,
         scope=scope,
-        meaning=f"{texts['meaning']} {texts[note]}" if note else texts["meaning"],
+        meaning=f"{texts['meaning'].format(**values)} {note}".strip(),
         source=texts["source"].format(**values),
         reason=reason,
+        chance=chance,
     )
 
 
-def _missing(data: EvaluationData, key: str, reason: str) -> Figure:
-    return _figure(data, key, None, None, reason=reason)
+def _missing(data: EvaluationData, key: str, reason: str, chance: float | None = None) -> Figure:
+    return _figure(data, key, None, None, reason=reason, chance=chance)
 
 
 def _unless_too_few(
@@ -152,12 +159,11 @@ def _losses(data: EvaluationData) -> list[Figure]:
 def _style(data: EvaluationData) -> list[Figure]:
     """Distance of the style's clips to the songs, and the share of it that is gone."""
     base, tuned = _style_vectors(data)
-    rows = data.rows(STYLE)
     change = style_change(
         base,
         tuned,
         data.vectors.all_songs,
-        prompts=[data.base[row].prompt for row in rows],
+        prompts=_row_prompts(data, data.rows(STYLE)),
         song_names=data.song_names,
     )
     scope = _scope(data.song_names)
@@ -186,7 +192,7 @@ def _kernel(data: EvaluationData) -> list[Figure]:
     change = _distance_change(data, kernel_distance)
     goal = None if held_out is None or len(held_out) < 2 else kernel_distance(songs, held_out)
     far = max(separation(songs, clips) for clips in (base, tuned)) > FAR
-    options: dict[str, Any] = {"better": NEITHER, "note": "far"} if far else {}
+    options: dict[str, Any] = {"better": NEITHER, "note": _texts()["kernel_distance"]["far"]} if far else {}
     options |= {"goal": goal, "clips": len(base)} | _scope(data.songs.songs)
     return [_figure(data, "kernel_distance", change.base, change.tuned, change.change.interval, **options)]
 
@@ -208,16 +214,37 @@ def _frechet(data: EvaluationData) -> Figure:
 
 def _distance_change(data: EvaluationData, distance: Callable[[Array, Array], float]) -> Change:
     """A distance of the style's clips to the songs."""
-    prompts = [data.base[row].prompt for row in data.rows(STYLE)]
+    prompts = _row_prompts(data, data.rows(STYLE))
     return distance_change(distance, *_style_vectors(data), data.vectors.songs, prompts=prompts, songs=data.songs.songs)
 
 
-def _text(data: EvaluationData) -> Figure:
-    texts = data.embedder.embed_text([clip.prompt for clip in data.base])
+def _style_text(data: EvaluationData) -> Figure:
+    """Of style prompts, without the key phrase: CLAP does not know it."""
+    rows = data.rows(STYLE)
+    texts = [without_key_phrase(data.base[row].prompt, data.key_phrase) for row in rows]
+    known = [(row, text) for row, text in zip(rows, texts, strict=True) if text]
+    reason = "style prompts say nothing but the key phrase" if data.key_phrase else "there is no style prompt"
+    return _text(data, "text_score", known, reason)
+
+
+def _neutral_text(data: EvaluationData) -> Figure:
+    known = [(row, data.base[row].prompt) for row in data.rows(NEUTRAL)]
+    return _text(data, "neutral_text_score", known, "there is no neutral prompt")
+
+
+def _text(data: EvaluationData, key: str, known: list[tuple[int, str]], reason: str) -> Figure:
+    """How well clips (rows) fit these texts; `reason` is given where there is none."""
+    if not known:
+        return _missing(data, key, reason)
+    rows = [row for row, _ in known]
+    texts = data.embedder.embed_text([text for _, text in known])
     if texts is None:
-        return _missing(data, "text_score", f"{data.embedder.name} embeds no words; CLAP does")
-    base, tuned = (text_audio_score(sounds, texts) for sounds in (data.vectors.base, data.vectors.tuned))
-    return _paired(data, "text_score", base, tuned)
+        return _missing(data, key, f"{data.embedder.name} embeds no words; CLAP does")
+    base, tuned = (text_audio_score(sounds[rows], texts) for sounds in (data.vectors.base, data.vectors.tuned))
+    groups = _row_prompts(data, rows)
+    before, after = (mean_of_groups(scores, groups) for scores in (base, tuned))
+    change = grouped_difference(base, tuned, groups).interval
+    return _figure(data, key, before, after, change, clips=len(rows), groups=len(set(groups)))
 
 
 def _tags(data: EvaluationData) -> Figure:
@@ -226,21 +253,23 @@ def _tags(data: EvaluationData) -> Figure:
     )
     if songs is None or base is None or tuned is None:
         return _missing(data, "tag_divergence", f"{data.embedder.name} recognises no genres; CLAP does")
-    mean = songs.mean(axis=0)[None]
-
-    def divergence(tags: Array) -> float:
-        return float(tag_divergence(mean, tags.mean(axis=0)[None])[0])
-
-    before, after = (estimate(divergence, tags, seed=data.seed) for tags in (base, tuned))
-    return _figure(data, "tag_divergence", before, after, clips=len(base))
+    found = mean_tag_divergence(songs, base, tuned, _row_prompts(data, data.rows(STYLE)))
+    return _figure(data, "tag_divergence", found.base, found.tuned, found.change.interval, clips=len(base))
 
 
 def _adherence(data: EvaluationData) -> list[Figure]:
-    """Tempo, key and notes, over the clips whose prompts ask for them."""
+    """Tempo, key and notes, over the clips whose prompts ask for them, of both kinds: else there are few prompts."""
     figures = []
     for key in SCORES:
-        base, tuned = (np.array([clip.scores[key] for clip in clips if key in clip.scores]) for clips in data.adherence)
-        figures.append(_paired(data, key, base, tuned) if len(base) else _missing(data, key, "no prompt asks for one"))
+        scores = compare(key, *data.adherence)
+        if scores.reason:
+            figures.append(_missing(data, key, scores.reason, CHANCE[key]))
+            continue
+        groups = _row_prompts(data, scores.rows)
+        base, tuned = (mean_score(side, groups) for side in (scores.base, scores.tuned))
+        change = score_difference(scores.base, scores.tuned, groups).interval
+        clips, chance, note = len(scores.rows), CHANCE[key], scores.note
+        figures.append(_figure(data, key, base, tuned, change, clips=clips, chance=chance, note=note))
     return figures
 
 
@@ -285,8 +314,6 @@ def _style_vectors(data: EvaluationData) -> tuple[Array, Array]:
     return data.vectors.base[rows], data.vectors.tuned[rows]
 
 
-def _paired(data: EvaluationData, key: str, base: Array, tuned: Array, clips: int | None = None) -> Figure:
-    """Means of values that belong to the same prompts and seeds."""
-    change = paired_difference(base, tuned, data.seed).interval
-    before, after = (estimate(np.mean, values, seed=data.seed) for values in (base, tuned))
-    return _figure(data, key, before, after, change, clips=len(base) if clips is None else clips)
+def _row_prompts(data: EvaluationData, rows: Sequence[int]) -> list[str]:
+    """The prompts of clips: takes of one are not independent of each other."""
+    return [data.base[row].prompt for row in rows]

@@ -27,6 +27,7 @@ class Figure:
         base_interval, tuned_interval: confidence intervals of 95 %.
         goal: the value of clips that could be excerpts of the songs, if it is known.
         change: interval of the paired difference tuned - base, where clips are paired by prompt and seed.
+        chance: the value of clips that have nothing to do with their prompts, if it is known.
         clips: number of clips.
         groups: number of independent groups (songs, prompts) behind the intervals, of the rarer kind; 0 if unknown.
         scope: what the intervals hold for, where it is not all songs of the style, e.g. `1 held-out song`.
@@ -51,6 +52,7 @@ class Figure:
     meaning: str = ""
     source: str = ""
     reason: str = ""
+    chance: float | None = None
 
     @property
     def is_rough(self) -> bool:

@@ -11,20 +11,26 @@ from musicgen_dreamboothing.console import plural
 from musicgen_dreamboothing.evaluation.result import HIGHER, LOWER, NEITHER, Figure, Interval, Nearest
 
 BETTER, WORSE, CHANGED, UNCLEAR = "better", "worse", "changed", "unclear"
+BY_CHANCE, GAINED = "by chance", "gained"  # neither model follows; only the fine-tuned one does
 LEARNED = 0.5  # lower end of the gap closed from which a style is learned; below that "something of" it
 TOLERATED_LOSS = 0.1  # share of a figure, at most, that still counts as no loss
 SAME_DRIFT = 0.5  # of the drift to a single sound a prompt, at most, that counts as no change
 COLLAPSED = 0.5  # of the diversity before, at most
 FAR_LESS = 0.99  # from here on no percentage is given: the base knew nothing of it
 PLACES = 3  # of near-copies that are named
-ADHERENCE = {"text_score": "their words", "tempo_adherence": "the tempo", "key_adherence": "the key"}
+ADHERENCE = {
+    "text_score": "their words",
+    "neutral_text_score": "the words of neutral prompts",
+    "tempo_adherence": "the tempo",
+    "key_adherence": "the key",
+}
 
 
 def verdict(figures: list[Figure], nearest: list[Nearest], word: str) -> list[str]:
     """Did it learn `word`, does it still follow prompts, is it original: one sentence each.
 
-    It reads style_gap_closed (or style_distance), loss, text_score, tempo_adherence, key_adherence, drift, diversity
-    and neutral_diversity; any may be missing or without values.
+    It reads style_distance, style_gap_closed, loss, the figures of `ADHERENCE`, drift, diversity and neutral_diversity;
+    any may be missing or without values.
     """
     known = {figure.key: figure for figure in figures if figure.tuned is not None and math.isfinite(figure.tuned)}
     return [_style(known, word), _prompts(known), _originality(nearest)]
@@ -122,29 +128,55 @@ def _prompts(known: dict[str, Figure]) -> str:
     for key, name in ADHERENCE.items():
         if key in known:
             asked.setdefault(_preserved(known[key]), []).append(name)
-    return "; ".join([_follows(asked), *_side_effects(known)]) + "."
+    return "; ".join([*_follows(asked), *_side_effects(known)]) + "."
 
 
 def _preserved(figure: Figure) -> str:
-    """`better` where the interval allows no loss above a tenth, `worse` where it excludes none, else `unclear`."""
+    """`better` where the interval allows no loss above a tenth, `worse` where it excludes none, else `unclear`.
+
+    A base that does not surely lie above chance has nothing to preserve: then `by chance` where the fine-tuned model
+    does not either, `gained` where it is surely better than the
+    base.
+    """
     if figure.change is None or figure.base is None:
         return UNCLEAR
     low, high = figure.change if figure.better != LOWER else (-figure.change[1], -figure.change[0])
-    if low >= -TOLERATED_LOSS * abs(figure.base):
+    if figure.chance is not None and not _is_above(figure.base_interval, figure.chance):
+        if low > 0:
+            return GAINED
+        if high < 0:
+            return WORSE
+        return UNCLEAR if _is_above(figure.tuned_interval, figure.chance) else BY_CHANCE
+    if figure.base and low >= -TOLERATED_LOSS * abs(figure.base):
         return BETTER
     return WORSE if high < 0 else UNCLEAR
 
 
-def _follows(asked: dict[str, list[str]]) -> str:
+def _is_above(interval: Interval | None, value: float) -> bool:
+    return interval is not None and interval[0] > value
+
+
+def _follows(asked: dict[str, list[str]]) -> list[str]:
     same, lost, unclear = (asked.get(state, []) for state in (BETTER, WORSE, UNCLEAR))
+    gained, by_chance = asked.get(GAINED, []), asked.get(BY_CHANCE, [])
     rest = f", but for {_list(unclear)} it is unclear" if unclear else ""
+    clauses = []
     if lost:
-        return (
-            f"It follows prompts less well than the base model: clips fit {_list(lost)} less often or less well{rest}"
+        clauses.append(
+            f"it follows prompts less well than the base model: clips fit {_list(lost)} less often or less well{rest}"
         )
-    if same:
-        return f"It still follows prompts: clips fit {_list(same)} as well as before{rest}"
-    return f"Whether it still follows prompts {'is unclear' if unclear else 'was not measured'}"
+    elif same:
+        clauses.append(f"it still follows prompts: clips fit {_list(same)} as well as before{rest}")
+    elif unclear or not asked:
+        clauses.append(f"whether it still follows prompts {'is unclear' if unclear else 'was not measured'}")
+    if gained:
+        clauses.append(f"clips fit {_list(gained)} better than those of the base model")
+    if by_chance:
+        clauses.append(
+            f"clips do not measurably fit {_list(by_chance)} better than by chance, but the base model does not follow "
+            f"{'it' if len(by_chance) == 1 else 'them'} either"
+        )
+    return [clauses[0][0].upper() + clauses[0][1:], *clauses[1:]]
 
 
 def _side_effects(known: dict[str, Figure]) -> list[str]:

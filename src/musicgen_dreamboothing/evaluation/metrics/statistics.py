@@ -22,10 +22,8 @@ from musicgen_dreamboothing.evaluation.result import Interval
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
-Statistic = Callable[..., Any]  # of as many samples as it is given: a number, or an array of them
 
 LEVEL = 0.95
-DRAWS = 2000
 FEWEST_GROUPS = 3  # that tell how groups vary
 SURELY_APART = 0.5  # of a value, at most, is the margin of one that is surely not 0
 LARGEST_RATIO = 1e6
@@ -41,85 +39,6 @@ class Estimate:
 
     value: float
     interval: Interval | None
-
-
-def bootstrap(
-    statistic: Statistic,
-    *samples: ArrayLike,
-    seed: int,
-    groups: Sequence[ArrayLike | None] = (),
-    level: float = LEVEL,
-    draws: int = DRAWS,
-) -> Interval | None:
-    """The interval of a statistic, or None where a sample has only one row (or group).
-
-    Args:
-        statistic: takes the samples and gives a number; draws for which it is NaN are left out.
-        samples: one or more arrays `[N, ...]`, drawn independently. Paired values belong into one array.
-        groups: for each sample the label of each of its rows, None where rows are independent; () for None everywhere.
-    """
-    return interval(resampled(statistic, *samples, seed=seed, groups=groups, draws=draws), level)
-
-
-def estimate(statistic: Statistic, *samples: ArrayLike, seed: int, groups: Sequence[ArrayLike | None] = ()) -> Estimate:
-    """The statistic with its interval: see `bootstrap`."""
-    return Estimate(
-        float(statistic(*map(np.asarray, samples))), bootstrap(statistic, *samples, seed=seed, groups=groups)
-    )
-
-
-def paired_difference(before: ArrayLike, after: ArrayLike, seed: int) -> Estimate:
-    """The mean of after - before, values `[N]` of the same N clips (prompts and seeds)."""
-    first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"pairs need as many values before as after, not {first.shape} and {second.shape}")
-    return estimate(np.mean, second - first, seed=seed)
-
-
-def resampled(
-    statistic: Statistic,
-    *samples: ArrayLike,
-    seed: int,
-    groups: Sequence[ArrayLike | None] = (),
-    draws: int = DRAWS,
-) -> Array:
-    """The statistic of `draws` samples that were drawn with replacement, `[draws, ...]`; see `bootstrap`.
-
-    `[0]` where a sample has only one row (or group): drawing it again would give an interval of zero width.
-    """
-    sets = [np.asarray(sample) for sample in samples]
-    labels = groups or [None] * len(sets)
-    rng = np.random.default_rng(seed)
-    chosen = [_drawn(rng, len(rows), names, draws) for rows, names in zip(sets, labels, strict=True)]
-    if not all(chosen):
-        return np.empty(0)
-    picks = zip(*chosen, strict=True)
-    return np.array([statistic(*(rows[pick] for rows, pick in zip(sets, one, strict=True))) for one in picks])
-
-
-def _drawn(rng: np.random.Generator, rows: int, labels: ArrayLike | None, draws: int) -> list[Rows]:
-    """The rows of each draw; no draws where there is only one row or group."""
-    if rows == 0:
-        raise ValueError("a sample without rows has no figures")
-    names = np.arange(rows) if labels is None else np.asarray(labels)
-    if len(names) != rows:
-        raise ValueError(f"groups need a label for each of {rows} rows, not {len(names)}")
-    members = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
-    if len(members) < 2:
-        return []
-    picks = rng.integers(len(members), size=(draws, len(members)))
-    if len(members) == rows:
-        return list(picks)
-    return [np.concatenate([members[group] for group in pick]) for pick in picks]
-
-
-def interval(values: Array, level: float = LEVEL) -> Interval | None:
-    """The percentiles of bootstrapped values `[draws]` that hold `level` of them; None where there are none."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return None
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def binomial_interval(successes: int, trials: int, level: float = LEVEL) -> Interval:
