@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from musicgen_dreamboothing.analysis.key import TONICS, Key, find_key
-from musicgen_dreamboothing.analysis.rhythm import Rhythm, find_rhythm
+from musicgen_dreamboothing.analysis.rhythm import Rhythm, find_rhythm, log_prior
 from musicgen_dreamboothing.audio import Wave
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -113,6 +113,33 @@ def test_tempo_of_a_metronome(seconds: float, bpm: float) -> None:
     assert rhythm.tempo == pytest.approx(bpm, rel=0.002)
     assert len(rhythm.beats) == pytest.approx(len(true), abs=1)
     assert np.abs(np.array(rhythm.beats)[:, None] - true).min(axis=1).max() < 0.02
+
+
+def arpeggio(bpm: float) -> Wave:
+    """Even eighth notes of a plucked instrument, chords that change with each bar, and nothing else."""
+    step, time = 30 / bpm, np.arange(RATE) / RATE
+    wave = np.zeros(SECONDS * RATE + RATE)
+    chords = [(57, 60, 64, 69), (53, 57, 60, 65), (48, 55, 60, 64), (55, 59, 62, 67)]
+    for note in range(int(SECONDS / step)):
+        pitch = chords[note // 8 % 4][(0, 1, 2, 3, 2, 1, 2, 1)[note % 8]]
+        hertz = 440 * 2 ** ((pitch - 69) / 12)
+        tone = sum(np.sin(2 * np.pi * n * hertz * time) / n**2 for n in (1, 2, 3)) * np.exp(-3 * time)
+        begin = int(note * step * RATE)
+        wave[begin : begin + RATE] += 0.2 * tone
+    return wave[None, : SECONDS * RATE].astype(np.float32)
+
+
+@pytest.mark.parametrize("bpm", [80, 90, 100])
+def test_nobody_is_sure_that_eighths_of_slow_music_are_beats(bpm: float) -> None:
+    rhythm = find_rhythm(arpeggio(bpm), RATE)
+    assert rhythm.tempo == pytest.approx(bpm, rel=0.04) or not rhythm.is_sure
+
+
+def test_people_feel_tempi_around_110() -> None:
+    near, half, double, slow, fast = log_prior(np.array([110.0, 55, 220, 80, 110**2 / 80]))
+    assert near == 0 > half == double
+    assert slow == pytest.approx(fast)
+    assert np.exp(half) == pytest.approx(np.exp(-0.5 / 0.7**2))
 
 
 @pytest.mark.parametrize("what", WITHOUT_PULSE)

@@ -16,7 +16,7 @@ from musicgen_dreamboothing.evaluation.metrics.shares import (
 from musicgen_dreamboothing.evaluation.metrics.statistics import binomial_interval
 
 SHARES = (0.0, 0.1, 0.5, 0.9, 1.0)
-REPETITIONS = 1000
+REPETITIONS = 2000
 KEY_SCORES = np.array([0, 0.2, 0.3, 0.5, 1])
 
 Array = np.ndarray
@@ -46,13 +46,13 @@ def coverage(interval: tuple[Array, Array], truth: float) -> float:
 @pytest.mark.parametrize("takes", [1, 4])
 @pytest.mark.parametrize("prompts", [4, 5, 9, 20])
 def test_intervals_hold_the_true_share_and_the_true_change(prompts: int, takes: int) -> None:
-    """In about 94 % of cases or more; 1000 repetitions may be 1.5 % off."""
+    """In about 94 % of cases or more; 2000 repetitions may be 1 % off."""
     rng = np.random.default_rng(prompts * takes)
     labels = np.repeat(np.arange(prompts), takes)
     for correlation in (0.0, 0.3, 0.8, 1.0) if takes > 1 else (0.0,):
         clips = {share: outcomes(rng, share, correlation, prompts, takes) for share in SHARES}
         for share, before in clips.items():
-            assert coverage(mean_interval(Groups.of(before, labels)), share) >= 0.92, (share, correlation)
+            assert coverage(mean_interval(Groups.of(before, labels)), share) >= 0.93, (share, correlation)
             for other in SHARES:
                 after = outcomes(rng, other, correlation, prompts, takes)
                 by_group = Groups.of(after - before, labels)
