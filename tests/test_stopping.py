@@ -332,7 +332,9 @@ def test_a_run_that_overfits_stops_and_keeps_its_best_epoch(
     assert ran.out.count(said) == 1
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     losses = {line["step"]: line["eval_loss"] for line in record["log"] if "eval_loss" in line}
+    assert sum("eval_loss" in line for line in record["log"]) == len(losses)  # the best weights are not evaluated again
     best = min(losses, key=lambda step: losses[step])
+    assert record["summary"]["eval_loss"] == losses[best]
     assert 1 < best < 24 - PATIENCE
     assert sorted(losses) == list(range(1, best + PATIENCE + 1))  # epochs have one update each
     assert f"(update {best} of 24) were saved: eval_loss" in record["summary"]["kept"]

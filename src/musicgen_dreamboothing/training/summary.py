@@ -18,15 +18,14 @@ from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 
 def last_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
-    """The newest evaluation in the log; made now where the strategy left none at the end."""
+    """The evaluation of the weights that are saved, from the log; made now where the strategy left none."""
     if not trainer.eval_dataset:  # none, or no clips: the distance to the songs needs none
         return {}
-    evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
-    is_last = bool(evaluations) and evaluations[-1]["step"] == trainer.state.global_step
-    if is_last and not trainer.args.load_best_model_at_end:
-        logs = evaluations[-1]
-    else:
-        logs = trainer.evaluate()
+    state = trainer.state
+    has_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    step = state.best_global_step if has_best else state.global_step
+    evaluations = [line for line in state.log_history if "eval_loss" in line and line["step"] == step]
+    logs = evaluations[-1] if evaluations else trainer.evaluate()
     return {key: float(value) for key, value in logs.items() if key.startswith(("eval_loss", "eval_ppl", "eval_ce"))}
 
 
