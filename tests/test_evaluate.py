@@ -14,11 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import Ran, precision_of_cpu, prepare_words, read_checkpoint, tables_in, tone_song, train_words
+from conftest import Ran, precision_of_cpu, read_checkpoint, tables_in, tone_song, train_words
 from test_encoder import write_hubert
 
 from musicgen_dreamboothing import audio
@@ -31,17 +32,20 @@ from musicgen_dreamboothing.evaluation.evaluate import evaluate
 from musicgen_dreamboothing.evaluation.figures import collapsed_prompts
 from musicgen_dreamboothing.evaluation.figures import figures_of as compute_figures
 from musicgen_dreamboothing.evaluation.metrics.embedding import SignalEmbedder
+from musicgen_dreamboothing.evaluation.plan import style_prompts, usual_prompts
 from musicgen_dreamboothing.evaluation.references import Excerpts
 from musicgen_dreamboothing.evaluation.report import read_report
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE
 from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec
+from musicgen_dreamboothing.training import style
 
 Cli = Callable[..., Ran]
 SOON = ["--seconds", 1, "--variations", 2, "--song_excerpts", 8, "--clap_model_name_or_path", "none"]
 TWO_PROMPTS = ["--prompts", "punk at 120 bpm in a minor", "punk", "--neutral_prompts", "a quiet song"]
 EXTRAS = ["--blind", "true", "--save_embeddings", "true"]
+USUAL = [prompt.format(word="punk") for prompt in usual_prompts()[STYLE]]
 QUICK = ["--learning_rate", 0.01, "--seed", 3]
 ROUNDING = {"float32": 1e-5, "bfloat16": 2**-8}  # of a loss that is computed in another order; bf16 has 8 bits
 
@@ -400,13 +404,13 @@ def test_the_best_by_style_is_kept_and_training_stops_early(
     cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def evaluate_quickly(options: EvaluateArguments) -> None:
-        evaluate(replace(options, seconds=1.0, variations=1, prompts=["punk", "fast punk"], neutral_prompts=["song"]))
+        evaluate(replace(options, seconds=0.5, variations=style.TAKES, neutral_prompts=["song"]))
 
     monkeypatch.setattr("musicgen_dreamboothing.evaluation.evaluate.evaluate", evaluate_quickly)
     data = shutil.copytree(prepared, tmp_path / "songs")
     words = [*train_words(data, tmp_path / "run", tiny), "--max_steps", 3, "--learning_rate", 1e-9, "--seed", 3]
     words += ["--eval_strategy", "steps", "--eval_steps", 1, "--save_strategy", "steps", "--save_steps", 1]
-    words += ["--metric_for_best_model", "style", "--early_stopping_patience", 1, "--sample_seconds", 1]
+    words += ["--metric_for_best_model", "style", "--early_stopping_patience", 1, "--sample_seconds", 0.5]
     ran = cli(*words, "--clap_model_name_or_path", "none", "--final_report", "true")
     assert ran.code == 0, ran.err
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -421,6 +425,8 @@ def test_the_best_by_style_is_kept_and_training_stops_early(
     report = report_of(tmp_path / "run")  # made at the end of the training
     assert report["best"] == record["summary"]["kept"]
     assert "distance to your songs" in {curve["title"] for curve in report["curves"]}
+    figure = figures_of(tmp_path / "run")["style_distance"]  # of the same prompts, seeds, takes and songs
+    assert figure["tuned"] == pytest.approx(distances[best], abs=0.01)
 
 
 def test_a_report_that_fails_takes_nothing_from_a_finished_run(
@@ -443,7 +449,8 @@ def test_a_report_that_fails_takes_nothing_from_a_finished_run(
         (["--final_report", "yes"], "--final_report 'yes' is unknown; it takes auto, true, false"),
         (["--sample_steps", -1], "--sample_steps -1 must be at least 0"),
         (["--early_stopping_patience", 1, "--eval_strategy", "no"], "set --eval_strategy epoch or steps"),
-        (["--early_stopping_patience", 0], "--early_stopping_patience 0 must be at least 1"),
+        (["--early_stopping_patience", 1, "--save_strategy", "no"], "requires the save and eval strategy to match"),
+        (["--early_stopping_patience", -1], "--early_stopping_patience -1 must be at least 0"),
         (["--sample_prompts", "no-such-file.txt"], "no-such-file.txt"),
     ],
 )
@@ -453,23 +460,6 @@ def test_options_of_a_training_that_are_wrong(
     ran = cli(*train_words(prepared, tmp_path / "run", tiny), *words)
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert told in ran.err
-
-
-def test_songs_without_a_key_word_have_no_style_to_play(cli: Cli, tmp_path: Path, tiny: Path, songs: Path) -> None:
-    for path in songs.rglob("*.wav"):
-        path.with_suffix(".txt").write_text("slow tones")
-    words = [
-        word for word in prepare_words(songs, tmp_path / "data", tiny) if word not in ("--instance_prompt", "punk")
-    ]
-    assert cli(*words).code == 0
-    train = [
-        word
-        for word in train_words(tmp_path / "data", tmp_path / "run", tiny)
-        if word not in ("--instance_prompt", "punk")
-    ]
-    ran = cli(*train, "--metric_for_best_model", "style")
-    assert ran.code == 1
-    assert "give --instance_prompt or --sample_prompts" in ran.err
 
 
 def test_another_encoder_compares_sounds_and_leaves_figures_of_words_out(
@@ -487,3 +477,38 @@ def test_another_encoder_compares_sounds_and_leaves_figures_of_words_out(
     assert figures["text_score"]["reason"] == f"{model} embeds no words; CLAP does"
     assert figures["tag_divergence"]["reason"] == f"{model} recognises no genres; CLAP does"
     assert not any("signal" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("word", "held_out", "prompts"),
+    [
+        ("punk", ["a", "b", "a", "c", "d"], ["a", "b", "c", *USUAL[:3]]),
+        ("punk", [], ["t", *USUAL[:5]]),
+        ("punk", ["punk"], USUAL[:6]),  # each once
+        ("", ["a", "a"], ["a"]),
+        ("", list("abcdefgh"), list("abcdef")),
+    ],
+)
+def test_prompts_of_the_style(word: str, held_out: list[str], prompts: list[str]) -> None:
+    tables: Any = SimpleNamespace(
+        train=datasets.Dataset.from_dict({"text": ["t"]}), held_out=datasets.Dataset.from_dict({"text": held_out})
+    )
+    assert style_prompts(word, tables) == prompts
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_style_is_measured_from_one_song_on(cli: Cli, tmp_path: Path, tiny: Path, count: int) -> None:
+    """Of so few songs none is held out: the distance to those that are trained on is the only evaluation."""
+    (tmp_path / "songs").mkdir()
+    for number in range(count):
+        audio.write(tmp_path / "songs" / f"{number}.wav", tone_song(8.0, number), 16_000)
+    words = train_words(tmp_path / "songs", tmp_path / "run", tiny)
+    quick = ["--sample_seconds", 0.5, "--clap_model_name_or_path", "none"]
+    ran = cli(*words, "--metric_for_best_model", "style", *quick)
+    assert ran.code == 0, ran.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    distances = [line["eval_style"] for line in record["log"] if "eval_style" in line]
+    assert len(distances) == 3  # before, and after each epoch
+    assert ran.out.count("distance to your songs ") == 3
+    assert f"eval_style {min(distances[1:]):.4f} was the lowest of 2 evaluations" in record["summary"]["kept"]
+    assert "has no effect" not in ran.out

@@ -71,7 +71,7 @@ def test_commands_and_python_run(
                 write_answers(home / words[-1], home / "runs" / "punk" / "evaluation" / "blind_key.json")
             ran = cli(*shortened(words, tiny))
             assert ran.code == 0, (words, ran.err)
-    assert verbs == ["prepare", "doctor", "train", "generate", "train", "train", *["evaluate"] * 3, "generate"]
+    assert verbs == ["prepare", "doctor", "train", "generate", "train", "train", *["evaluate"] * 4, "generate"]
     assert list((home / "new-music").glob("00_punk-with-fast-drums*.wav"))
     (api,) = blocks("README.md", "python")
     api = api.replace("output_dir=", f"model_name_or_path={str(tiny)!r}, max_duration_in_seconds=2, output_dir=")

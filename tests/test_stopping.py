@@ -22,15 +22,16 @@ from conftest import Ran, read_checkpoint, train_words
 from safetensors.torch import load_file
 from transformers import Seq2SeqTrainingArguments
 
-from musicgen_dreamboothing.arguments import TrainArguments, parse
+from musicgen_dreamboothing.arguments import PATIENCE, SHORT_EPOCHS, TrainArguments, parse
 from musicgen_dreamboothing.arguments.trainer_options import IDLE, SUPPORTED, UNSUPPORTED
 from musicgen_dreamboothing.cli import FUNCTIONS
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.generation.decoding import CodeStream
 from musicgen_dreamboothing.signals import Stopped, StopRequest
 from musicgen_dreamboothing.training import model, settings, setup, train
-from musicgen_dreamboothing.training.batch_split import settle_split, shared_among
+from musicgen_dreamboothing.training.batch_split import BatchSplit, settle_split, shared_among
 from musicgen_dreamboothing.training.checkpoints import checkpoints_after, last_checkpoint
+from musicgen_dreamboothing.training.settings import Settings
 from musicgen_dreamboothing.training.stopping import StoppableTrainer
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
@@ -44,6 +45,12 @@ OPTIONS: list[object] = [
     *("--load_best_model_at_end", "true", "--dataloader_num_workers", 0),
 ]
 PATIENT = ["--learning_rate", 0.3, "--num_train_epochs", 5, "--early_stopping_patience"]
+# An only clip is memorised: the loss on held-out songs is lowest after some epochs, of one update each.
+OVERFITTING: list[object] = [
+    *("--max_train_samples", 1, "--num_train_epochs", 24, "--learning_rate", 0.02, "--lr_scheduler_type", "constant"),
+    *("--gradient_accumulation_steps", 1, "--caption_dropout", 0, "--random_crop", "false", "--lora_dropout", 0),
+    *("--load_best_model_at_end", "false", "--eval_on_start", "false", "--recompute", "none"),
+]
 BY_STEPS = ["--eval_strategy", "steps", "--save_strategy", "steps"]
 PLAYED: list[object] = ["--sample_prompts", "punk", "--sample_seconds", 0.2, "--sample_steps", 2]
 
@@ -247,6 +254,7 @@ def test_a_second_signal_stops_at_once(
         pytest.param(["--dataloader_num_workers", 1], "on_step_begin", 3, 4, marks=SLOW),
         pytest.param(["--dataloader_num_workers", 1], "on_prediction_step", 3, 3, marks=SLOW),
         (["--save_total_limit", 1], "on_step_begin", 3, 4),
+        pytest.param([*OVERFITTING, "--crop_seconds", 2], "on_step_begin", 4, 5, marks=SLOW),
         ([*BY_STEPS, "--eval_steps", 2, "--save_steps", 2], "on_save", 2, 2),
     ],
 )  # fmt: skip
@@ -309,6 +317,75 @@ def test_what_is_ignored_stays_ignored(
     finally:
         signal.signal(signal.SIGINT, usual)
     assert ran.code == 0, ran.err
+
+
+# --- runs that are too long
+
+
+def test_a_run_that_overfits_stops_and_keeps_its_best_epoch(
+    cli: Cli, prepared: Path, tiny: Path, tmp_path: Path
+) -> None:
+    words = [*train_words(prepared, tmp_path / "run", tiny), *OVERFITTING, "--save_total_limit", 0]
+    ran = cli(*words)
+    assert ran.code == 0, ran.err
+    said = f"Early stopping: the training ends after {PATIENCE} epochs in a row without a lower loss, and the best"
+    assert ran.out.count(said) == 1
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    losses = {line["step"]: line["eval_loss"] for line in record["log"] if "eval_loss" in line}
+    assert sum("eval_loss" in line for line in record["log"]) == len(losses)  # the best weights are not evaluated again
+    best = min(losses, key=lambda step: losses[step])
+    assert record["summary"]["eval_loss"] == losses[best]
+    assert 1 < best < 24 - PATIENCE
+    assert sorted(losses) == list(range(1, best + PATIENCE + 1))  # epochs have one update each
+    assert f"(update {best} of 24) were saved: eval_loss" in record["summary"]["kept"]
+    assert f"stopped early, at update {best + PATIENCE}" in ran.out
+    assert_same(weights(tmp_path / "run"), weights(tmp_path / "run" / f"checkpoint-{best}"))
+    assert "already holds this run, finished" in cli(*words).out
+
+
+@pytest.mark.parametrize(
+    ("options", "patience"),
+    [
+        ({"num_train_epochs": SHORT_EPOCHS + 1}, PATIENCE),
+        ({"num_train_epochs": SHORT_EPOCHS}, 0),
+        ({"max_steps": 30}, PATIENCE),  # of 8 of 20 clips: 12 epochs
+        ({"max_steps": 20}, 0),
+        ({"num_train_epochs": 50, "early_stopping_patience": 0}, 0),
+        ({"num_train_epochs": 50, "early_stopping_patience": 2}, 2),
+        ({"num_train_epochs": 2, "early_stopping_patience": 2}, 2),
+        ({"num_train_epochs": 50, "eval_strategy": "steps"}, 0),
+        ({"num_train_epochs": 50, "save_strategy": "no"}, 0),
+        ({"num_train_epochs": 50, "eval_strategy": "no", "save_strategy": "no"}, 0),
+        ({"num_train_epochs": 50, "eval_delay": 5}, 0),
+        ({"num_train_epochs": 50, "metric_for_best_model": "ppl"}, PATIENCE),
+    ],
+)
+@pytest.mark.parametrize("held_out", [0, 4])
+def test_when_a_run_stops_early(tmp_path: Path, options: dict[str, Any], patience: int, held_out: int) -> None:
+    made = settings_of(tmp_path, options, held_out)
+    assert made.patience == (patience if held_out else 0)
+    arguments = made.trainer_arguments()
+    assert arguments.load_best_model_at_end == bool(held_out and (patience or options.get("metric_for_best_model")))
+    if made.patience:
+        assert arguments.metric_for_best_model == options.get("metric_for_best_model", "loss")
+        assert arguments.greater_is_better is False
+    assert made.options.load_best_model_at_end == (
+        bool(options.get("early_stopping_patience")) or "metric_for_best_model" in options
+    )  # nothing is written to what a caller passed
+
+
+def test_the_style_needs_no_held_out_songs_to_stop_early(tmp_path: Path) -> None:
+    made = settings_of(tmp_path, {"num_train_epochs": 50, "metric_for_best_model": "style"}, held_out=0)
+    assert made.patience == PATIENCE
+    assert made.trainer_arguments().load_best_model_at_end
+
+
+def settings_of(folder: Path, options: dict[str, Any], held_out: int) -> Settings:
+    """Of a run on 20 clips whose updates take 8."""
+    tables: Any = SimpleNamespace(train=[0] * 20, held_out=[0] * held_out)
+    arguments = TrainArguments(output_dir=str(folder), use_cpu=True, **options)
+    base: Any = None
+    return Settings(arguments, base, None, folder, tables, None, BatchSplit(2, 4, "none", 1), None)
 
 
 # --- memory that runs out

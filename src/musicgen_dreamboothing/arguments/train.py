@@ -25,6 +25,9 @@ with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, a
     from musicgen_dreamboothing.arguments.trainer_options import check_trainer_options
 
 METRICS = re.compile(r"(eval_)?(style|loss|ppl|(ce|ppl)_q[1-8])")  # of all the lowest is the best
+STYLE_METRICS = ("style", "eval_style")
+PATIENCE = 4  # epochs of a long run without improvement, after which it stops by itself
+SHORT_EPOCHS = 8  # so many, or fewer, never stop early unless asked to
 STRATEGIES = ("no", "steps", "epoch")
 PRIORS = CLIPS, KL = "clips", "kl"  # what is preserved: generated clips of the class, or the base's predictions
 POLICIES = ("none", "light", "full")  # of recomputation, the fastest first
@@ -139,8 +142,10 @@ class RunArguments:
     )
     early_stopping_patience: int | None = option(
         None,
-        "Stop after N evaluations without improvement of --metric_for_best_model.",
-        at_least=1,
+        "Stop after N evaluations in a row without improvement of --metric_for_best_model (by default loss), and save "
+        f"the best weights; 0: never. By default {PATIENCE} where songs are held out, the run has more than "
+        f"{SHORT_EPOCHS} epochs, and it is evaluated and saved by epoch.",
+        at_least=0,
         at_most=MOST_STEPS,
     )
     embedder: str | None = option(
@@ -270,6 +275,11 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
             raise UserError(f"transformers refuses these options: {reason}") from error
 
     @property
+    def measures_style(self) -> bool:
+        """Whether evaluations measure the distance to the songs."""
+        return self.metric_for_best_model in STYLE_METRICS
+
+    @property
     def compiler(self) -> dict[str, Any] | None:
         """How layers are compiled, as `nn.Module.compile` takes it; None where they are not."""
         if not (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
@@ -293,7 +303,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
             )
         if metric is None and str(self.save_strategy) == "best":
             raise UserError("--save_strategy best needs --metric_for_best_model, e.g. style")
-        if metric or self.early_stopping_patience is not None:
+        if metric or self.early_stopping_patience:
             self.load_best_model_at_end = True
             if str(self.eval_strategy) == "no":
                 raise UserError("the best checkpoint is chosen by evaluations; set --eval_strategy epoch or steps")

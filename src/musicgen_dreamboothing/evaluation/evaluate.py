@@ -6,12 +6,10 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from musicgen_dreamboothing.arguments import EvaluateArguments, check_values, note_unused
 from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
@@ -25,6 +23,7 @@ from musicgen_dreamboothing.evaluation.embedding_files import check_folder, embe
 from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of
 from musicgen_dreamboothing.evaluation.metrics.embedding import check_embedder
 from musicgen_dreamboothing.evaluation.nearest import nearest_clips
+from musicgen_dreamboothing.evaluation.plan import style_prompts, usual_prompts
 from musicgen_dreamboothing.evaluation.references import prepared_folder, tables_of
 from musicgen_dreamboothing.evaluation.report import PAGE, read_report, write_report
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Pair
@@ -35,7 +34,6 @@ from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
 from musicgen_dreamboothing.model.quantized import base_quantization
 
-OWN_CAPTIONS = 3  # of held-out songs, among the style prompts: six prompts tell how prompts vary
 FEW_CLIPS = 16  # of the style; below that a note is added
 CURVES = {
     "loss": "loss while training",
@@ -147,9 +145,8 @@ def _base_checkpoint(options: EvaluateArguments, record: RunRecord) -> Checkpoin
 
 def _plan(options: EvaluateArguments, record: RunRecord, tables: Tables) -> ClipPlan:
     """The prompts of the options; else captions of held-out songs and usual prompts with the `instance_prompt`."""
-    usual = yaml.safe_load(files("musicgen_dreamboothing.assets").joinpath("prompts.yaml").read_text(encoding="utf-8"))
-    style = options.prompts or _style_prompts(record.key_phrase, usual[STYLE], tables)
-    neutral = options.neutral_prompts or usual[NEUTRAL]
+    style = options.prompts or style_prompts(record.key_phrase, tables)
+    neutral = options.neutral_prompts or usual_prompts()[NEUTRAL]
     if len(style) * options.variations < 2:
         raise UserError("a style is judged by two clips at least; give more --prompts or --variations")
     # A prompt that is in both lists is one of the style.
@@ -158,11 +155,6 @@ def _plan(options: EvaluateArguments, record: RunRecord, tables: Tables) -> Clip
     if options.seconds > longest:
         log(f"note: --seconds {options.seconds:g} is cut to {longest:g}, the length of the clips it was trained on")
     return ClipPlan(tuple(prompts.items()), options.variations, min(options.seconds, longest), options.seed, Sampling())
-
-
-def _style_prompts(word: str, usual: list[str], tables: Tables) -> list[str]:
-    captions = dict.fromkeys((tables.held_out if len(tables.held_out) else tables.train)["text"])
-    return [*list(captions)[:OWN_CAPTIONS], *(prompt.format(word=word) for prompt in usual if word)]
 
 
 def _pairs(data: EvaluationData, folder: Path) -> list[Pair]:

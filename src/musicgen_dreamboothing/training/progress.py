@@ -32,15 +32,16 @@ class Lines(TrainerCallback):
 def line_of(logs: dict[str, Any]) -> str:
     """One line for the logs of a training step or an evaluation; empty for anything else."""
     prefix = "eval_" if "eval_loss" in logs else ""
-    if f"{prefix}loss" not in logs:
+    if f"{prefix}loss" not in logs and "eval_style" not in logs:
         return ""
-    codebooks = [value for key, value in logs.items() if key.startswith(f"{prefix}ce_q")]
-    parts = [
-        f"epoch {float(logs.get('epoch', 0)):.2f}",
-        "held-out" if prefix else "training",
-        f"loss {float(logs[prefix + 'loss']):.4f}",
-        "(codebooks " + " ".join(f"{float(value):.3f}" for value in codebooks) + ")",
-    ]
+    parts = [f"epoch {float(logs.get('epoch', 0)):.2f}"]
+    if f"{prefix}loss" in logs:
+        codebooks = [value for key, value in logs.items() if key.startswith(f"{prefix}ce_q")]
+        parts += [
+            "held-out" if prefix else "training",
+            f"loss {float(logs[prefix + 'loss']):.4f}",
+            "(codebooks " + " ".join(f"{float(value):.3f}" for value in codebooks) + ")",
+        ]
     for key, name in EXTRAS.items():
         if key in logs:
             parts.append(f"{name} {float(logs[key]):.4f}")

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from transformers import IntervalStrategy
+from transformers.trainer_utils import SaveStrategy
 
-from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.arguments import PATIENCE, SHORT_EPOCHS, TrainArguments
 from musicgen_dreamboothing.data.captions.captions import key_phrase
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.prepare import prepare_songs, refresh
@@ -28,7 +29,7 @@ from musicgen_dreamboothing.training.batch_split import BatchSplit, settle_split
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.prior import prior_tables
 from musicgen_dreamboothing.training.record import result_options
-from musicgen_dreamboothing.training.summary import log_data
+from musicgen_dreamboothing.training.summary import log_data, log_stopping
 
 LIBRARIES = ("musicgen-dreamboothing", "torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -70,6 +71,35 @@ class Settings:
         return len(self.tables.held_out) > 0
 
     @property
+    def evaluates(self) -> bool:
+        """Whether there is something to evaluate by: held-out songs, or the distance to those that are trained on."""
+        return self.has_held_out or self.options.measures_style
+
+    @property
+    def epochs(self) -> float:
+        """Passes over all clips that are planned."""
+        if self.options.max_steps <= 0:
+            return float(self.options.num_train_epochs)
+        split = self.split
+        clips = split.per_device_train_batch_size * split.gradient_accumulation_steps * split.processes
+        return self.options.max_steps * clips / len(self.tables.train)
+
+    @property
+    def stops_by_default(self) -> bool:
+        """Whether early stopping is on without being asked for: in long runs, evaluated and saved as by default."""
+        options = self.options
+        by_epoch = options.eval_strategy == IntervalStrategy.EPOCH and options.save_strategy == SaveStrategy.EPOCH
+        is_usual = options.early_stopping_patience is None and by_epoch and not options.eval_delay
+        return is_usual and self.evaluates and self.epochs > SHORT_EPOCHS
+
+    @property
+    def patience(self) -> int:
+        """Evaluations without improvement after which the training stops; 0 for none."""
+        if self.stops_by_default:
+            return PATIENCE
+        return (self.options.early_stopping_patience or 0) if self.evaluates else 0
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the base: all weights of a full fine-tune are the optimizer's, which needs fp32."""
         return parse_dtype(self.options.dtype, self.options.device) if self.options.use_lora else torch.float32
@@ -89,7 +119,10 @@ class Settings:
         }
         if self.resume is not None:
             values |= {"eval_on_start": False}  # the log has that evaluation
-        if not self.has_held_out:
+        if self.stops_by_default:  # transformers has checked the rest of it: by epoch, evaluations meet checkpoints
+            metric = self.options.metric_for_best_model or "loss"
+            values |= {"load_best_model_at_end": True, "metric_for_best_model": metric, "greater_is_better": False}
+        if not self.evaluates:
             values |= {"eval_strategy": IntervalStrategy.NO, "eval_on_start": False, "load_best_model_at_end": False}
         arguments = with_values(self.options, **values)
         if arguments.n_gpu > 1:
@@ -143,7 +176,9 @@ def resolve_settings(options: TrainArguments, checkpoint: Checkpoint, initial: S
     return_freed_memory()  # the plan counts what is free
     resume = last_checkpoint(Path(str(options.output_dir)))
     split = settle_split(options, checkpoint, [tables] if prior is None else [tables, prior], resume)
-    return Settings(options, checkpoint, initial, prepared, tables, prior, split, resume)
+    settings = Settings(options, checkpoint, initial, prepared, tables, prior, split, resume)
+    log_stopping(settings.stops_by_default, options.metric_for_best_model)
+    return settings
 
 
 def _prepared_songs(options: TrainArguments, checkpoint: Checkpoint) -> tuple[Path, list[dict[str, Any]]]:

@@ -26,7 +26,7 @@ from musicgen_dreamboothing.training.trainer import CodebookTrainer
 def make_trainer(settings: Settings) -> CodebookTrainer:
     """Loads the model and makes its Trainer, with samples, style distance and early stopping where asked for."""
     options, tables, checkpoint = settings.options, settings.tables, settings.checkpoint
-    held_out = ClipDataset(tables.held_out, tables.captions, checkpoint, Drawing()) if settings.has_held_out else None
+    held_out = ClipDataset(tables.held_out, tables.captions, checkpoint, Drawing()) if settings.evaluates else None
     trainer = CodebookTrainer(
         trainable_model(settings),
         settings.trainer_arguments(),
@@ -41,8 +41,8 @@ def make_trainer(settings: Settings) -> CodebookTrainer:
     if held_out is not None and options.eval_strategy != IntervalStrategy.EPOCH:
         trainer.add_callback(_EvaluateAtEnd)
     _add_samples(trainer, settings)
-    if options.early_stopping_patience is not None and held_out is not None:
-        trainer.add_callback(EarlyStoppingCallback(options.early_stopping_patience))
+    if settings.patience:
+        trainer.add_callback(EarlyStoppingCallback(settings.patience))
     return trainer
 
 
@@ -83,7 +83,7 @@ def _add_samples(trainer: CodebookTrainer, settings: Settings) -> None:
     sampler = Sampler(settings.checkpoint, prompts, seconds, seed, folder, sampling, trainer.stop)
     if prompts:
         add_samples(trainer, sampler, every=options.sample_steps, at_start=options.sample_at_start)
-    if options.metric_for_best_model in ("style", "eval_style") and settings.has_held_out:
+    if options.measures_style:
         from musicgen_dreamboothing.training.style import style_meter
 
         trainer.style_of = style_meter(options, settings.checkpoint, settings.tables, sampler)

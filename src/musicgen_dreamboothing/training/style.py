@@ -1,61 +1,58 @@
-"""The distance of a model in training to its songs, for `--metric_for_best_model style`."""
+"""The distance of a model in training to its songs, for `--metric_for_best_model style`.
+
+It is the `style_distance` of the report: the same prompts, seeds, lengths, excerpts of songs and embedding, with fewer
+takes of each prompt. So the checkpoint that it keeps is, but for chance, the one that the report would rank first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
-from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.arguments import EvaluateArguments, TrainArguments
 from musicgen_dreamboothing.console import UserError, log
 from musicgen_dreamboothing.data.captions.captions import key_phrase
 from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.device import is_out_of_memory, release_memory
-from musicgen_dreamboothing.evaluation.metrics.embedding import Sounds, load_embedder
+from musicgen_dreamboothing.evaluation.metrics.embedding import load_embedder
 from musicgen_dreamboothing.evaluation.metrics.statistics import TooFewError
 from musicgen_dreamboothing.evaluation.metrics.style import style_distance
+from musicgen_dreamboothing.evaluation.plan import style_prompts
 from musicgen_dreamboothing.evaluation.references import Excerpts, excerpts
+from musicgen_dreamboothing.generation.generator import GeneratedClip
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
 from musicgen_dreamboothing.training.samples import Sampler
 
-CLIPS, EXCERPTS = 8, 32
+TAKES = 2  # of each prompt; the report has four, which would double the time of every evaluation
 WORST = float("inf")  # never the best evaluation, nor better than another one
-
-
-def _songs(options: TrainArguments, checkpoint: Checkpoint, tables: Tables, seconds: float) -> Excerpts:
-    loaded = load_codec(checkpoint, options.device)
-    decode = partial(decode_clip, loaded, checkpoint=checkpoint)
-    return excerpts(decode, checkpoint, tables.train, seconds=seconds, most=EXCERPTS, seed=options.seed)
 
 
 def style_meter(
     options: TrainArguments, checkpoint: Checkpoint, tables: Tables, sampler: Sampler
 ) -> Callable[[Any], float]:
-    """Gives a function of the model: the style distance of a few clips of the key-word to the songs.
+    """Gives a function of the model: the style distance of a few clips to the songs.
 
     Prompts, seeds and songs are the same at every call; the model is left as it was. The embedder stays on the CPU,
     where a training on a GPU leaves room for it. Only the main process measures, and only there anything is loaded.
 
     Raises:
-        UserError: there is no key-word to play.
+        UserError: there is only one excerpt of the songs.
     """
-    phrase = key_phrase(options.instance_prompt, options.class_prompt)
-    prompts = sampler.prompts or ([phrase] if phrase else [])
-    if not prompts:
-        raise UserError("--metric_for_best_model style plays the key-word: give --instance_prompt or --sample_prompts")
     if not PartialState().is_main_process:
         return lambda model: WORST
-    seconds = min(options.sample_seconds, max(tables.train["seconds"]))
-    distance = _distance_to_songs(options, checkpoint, tables, seconds)
+    report = EvaluateArguments()
+    prompts = style_prompts(key_phrase(options.instance_prompt, options.class_prompt), tables)
+    seconds = min(options.sample_seconds, report.seconds, max(tables.train["seconds"]))
+    distance = _distance_to_songs(options, _songs(options, checkpoint, tables, seconds))
 
     def measure(model: Any) -> float:
         try:
-            clips = sampler.make(model, prompts, -(-CLIPS // len(prompts)), seconds)
-            return distance([(clip.wave, clip.sampling_rate) for clip in clips])
+            return distance(sampler.make(model, prompts, TAKES, seconds, report.seed))
         except (UserError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
@@ -67,10 +64,19 @@ def style_meter(
     return measure
 
 
-def _distance_to_songs(
-    options: TrainArguments, checkpoint: Checkpoint, tables: Tables, seconds: float
-) -> Callable[[Sounds], float]:
-    songs = _songs(options, checkpoint, tables, seconds)
+def _songs(options: TrainArguments, checkpoint: Checkpoint, tables: Tables, seconds: float) -> Excerpts:
+    """The report's excerpts of all songs, those that are trained on and those that are held out."""
+    report = EvaluateArguments()
+    decode = partial(decode_clip, load_codec(checkpoint, options.device), checkpoint=checkpoint)
+    sets = [
+        excerpts(decode, checkpoint, clips, seconds=seconds, most=report.song_excerpts, seed=report.seed)
+        for clips in (tables.train, tables.held_out)
+        if len(clips)
+    ]
+    return Excerpts([wave for one in sets for wave in one.waves], [song for one in sets for song in one.songs])
+
+
+def _distance_to_songs(options: TrainArguments, songs: Excerpts) -> Callable[[Sequence[GeneratedClip]], float]:
     release_memory()  # the codec's
     embedder = load_embedder(
         options.embedder or options.clap_model_name_or_path,
@@ -82,9 +88,15 @@ def _distance_to_songs(
         device=torch.device("cpu"),
     )
     reference = embedder.embed(songs.waves)
-    names = songs.songs if len(set(songs.songs)) > 1 else None
     try:
-        style_distance(reference, reference, song_names=names)
+        style_distance(reference, reference, song_names=songs.songs)
     except TooFewError as error:
-        raise UserError(f"--metric_for_best_model style needs more songs: {error}") from error
-    return lambda waves: style_distance(embedder.embed(waves), reference, song_names=names)
+        raise UserError(
+            f"--metric_for_best_model style can't be measured: {error}; add songs, or choose the metric loss"
+        ) from error
+
+    def distance(clips: Sequence[GeneratedClip]) -> float:
+        vectors = embedder.embed([(clip.wave, clip.sampling_rate) for clip in clips])
+        return style_distance(vectors, reference, clip_groups=[clip.prompt for clip in clips], song_names=songs.songs)
+
+    return distance

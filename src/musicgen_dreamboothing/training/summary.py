@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import IntervalStrategy
 
-from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.arguments import PATIENCE, TrainArguments
 from musicgen_dreamboothing.console import best_effort, log, plural
 from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.device import peak_memory, peak_reserved_memory
@@ -18,15 +18,14 @@ from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 
 def last_evaluation(trainer: CodebookTrainer) -> dict[str, float]:
-    """The newest evaluation in the log; made now where the strategy left none at the end."""
-    if trainer.eval_dataset is None:
+    """The evaluation of the weights that are saved, from the log; made now where the strategy left none."""
+    if not trainer.eval_dataset:  # none, or no clips: the distance to the songs needs none
         return {}
-    evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
-    is_last = bool(evaluations) and evaluations[-1]["step"] == trainer.state.global_step
-    if is_last and not trainer.args.load_best_model_at_end:
-        logs = evaluations[-1]
-    else:
-        logs = trainer.evaluate()
+    state = trainer.state
+    has_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    step = state.best_global_step if has_best else state.global_step
+    evaluations = [line for line in state.log_history if "eval_loss" in line and line["step"] == step]
+    logs = evaluations[-1] if evaluations else trainer.evaluate()
     return {key: float(value) for key, value in logs.items() if key.startswith(("eval_loss", "eval_ppl", "eval_ce"))}
 
 
@@ -98,10 +97,19 @@ def log_data(tables: Tables, options: TrainArguments) -> None:
         log(f"Evaluating on {plural(len(tables.held_out), 'clip')} of {plural(len(held), 'held-out song')}: {names}")
     elif options.eval_strategy != IntervalStrategy.NO and options.eval_fraction > 0:
         log("note: there are too few songs to hold one out; add songs, or give --eval_split_name")
-    if not len(tables.held_out):
+    if not len(tables.held_out) and not options.measures_style:
         for name in ("metric_for_best_model", "early_stopping_patience"):
-            if getattr(options, name) is not None:
+            if getattr(options, name):
                 log(f"note: --{name} has no effect without held-out songs: the last weights are saved")
+
+
+def log_stopping(stops_by_default: bool, metric: str | None) -> None:
+    """Early stopping that was not asked for."""
+    if stops_by_default:
+        log(
+            f"Early stopping: the training ends after {PATIENCE} epochs in a row without a lower {metric or 'loss'}, "
+            "and the best weights are saved (--early_stopping_patience 0 switches it off)"
+        )
 
 
 def log_summary(
