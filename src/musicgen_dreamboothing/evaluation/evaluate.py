@@ -21,7 +21,7 @@ from musicgen_dreamboothing.device import parse_device
 from musicgen_dreamboothing.evaluation.blind import BlindResult, blind_lines, score_blind, write_blind
 from musicgen_dreamboothing.evaluation.clips import ClipPlan
 from musicgen_dreamboothing.evaluation.collect import EvaluationData, base_of, collect_data
-from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of
+from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of, near_copies
 from musicgen_dreamboothing.evaluation.nearest import nearest_clips
 from musicgen_dreamboothing.evaluation.references import prepared_folder, tables_of
 from musicgen_dreamboothing.evaluation.report import PAGE, read_report, write_report
@@ -89,20 +89,21 @@ def _evaluate(
     data, checkpoint = collect_data(options, record, folder, tables, plan)
     write_arrays(folder / "embeddings.npz", {key: rows for key, rows in vars(data.vectors).items() if rows is not None})
     figures = figures_of(data)
-    nearest = nearest_clips(options, data, folder, tables, prepared, checkpoint)
+    nearest, originality = nearest_clips(options, data, folder, tables, prepared, checkpoint)
     evaluation = Evaluation(
         run=run.resolve().name,
         base_model=Path(record.base_model).name if Path(record.base_model).is_dir() else record.base_model,
         word=word,
         embedding=data.embedder.name,
-        verdict=verdict(figures, nearest, word),
+        verdict=verdict(figures, nearest, originality, word),
         best=str(record.summary.get("kept") or ""),
-        figures=figures,
+        figures=[*figures, near_copies(data, originality)],
         pairs=_pairs(data, folder),
         nearest=nearest,
         curves=_curves(record),
         settings=_settings(options, plan, data),
         notes=_notes(data, tables),
+        originality=originality,
     )
     page = write_report(folder, evaluation)
     log("\n" + "\n".join(f"- {sentence}" for sentence in evaluation.verdict))

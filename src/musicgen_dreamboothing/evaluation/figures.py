@@ -24,7 +24,7 @@ from musicgen_dreamboothing.evaluation.metrics.losses import cross_entropy, cros
 from musicgen_dreamboothing.evaluation.metrics.prompts import tag_divergence, text_audio_score
 from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, estimate, paired_difference
 from musicgen_dreamboothing.evaluation.metrics.variety import diversity, drift, is_collapsed
-from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure, Interval
+from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure, Interval, Originality
 
 Array = NDArray[np.float64]
 
@@ -45,6 +45,15 @@ def figures_of(data: EvaluationData) -> list[Figure]:
         *_unless_too_few(_diversity, data, "diversity"),
         _drift(data),
     ]
+
+
+def near_copies(data: EvaluationData, originality: Originality) -> Figure:
+    """The shares of clips of both kinds that are near-copies; the base is the control, and has no interval."""
+    base, tuned = originality.base, originality.tuned
+    if not (tuned.by_codes or tuned.by_sound):
+        return _missing(data, "near_copies", "It could not be checked " + "; ".join(originality.not_checked) + ".")
+    shares = (Estimate(side.flagged / side.clips) for side in (base, tuned))
+    return _figure(data, "near_copies", *shares, clips=tuned.clips)
 
 
 def collapsed_prompts(data: EvaluationData) -> list[str]:

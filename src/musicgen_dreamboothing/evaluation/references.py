@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def excerpts(
     frames = max(1, round(seconds * checkpoint.frame_rate))
     lengths = [round(length * checkpoint.frame_rate) for length in clips["seconds"]]
     long_enough = [row for row, length in enumerate(lengths) if length >= frames] or list(range(len(clips)))
-    chosen = _spread(long_enough, clips["source"], most)
+    chosen = spread_over_songs(long_enough, clips["source"], most)
     rng, rate = np.random.default_rng(seed), checkpoint.sampling_rate
     waves = []
     for row in progress_bar(chosen, unit="clip", desc="decoding songs", leave=False):
@@ -104,7 +104,7 @@ def excerpts(
     return Excerpts(waves, [clips["source"][row] for row in chosen])
 
 
-def _spread(rows: list[int], songs: list[str], most: int) -> list[int]:
+def spread_over_songs(rows: list[int], songs: list[str], most: int) -> list[int]:
     """At most so many rows: first one of each song, then the second ones, and so on."""
     counts: Counter[str] = Counter()
     turns = []
@@ -114,10 +114,13 @@ def _spread(rows: list[int], songs: list[str], most: int) -> list[int]:
     return sorted(row for _, row in sorted(turns)[:most])
 
 
-def training_clips(clips: datasets.Dataset) -> tuple[list[NDArray[Any]], list[TrainingClip]]:
-    """Codes `[K, T]` and names of all clips."""
+def training_clips(
+    clips: datasets.Dataset, recordings: Mapping[str, str]
+) -> tuple[list[NDArray[Any]], list[TrainingClip]]:
+    """Codes `[K, T]` and names of all clips; `recordings` has the recording of each song."""
     codes = [np.asarray(row["codes"]) for row in clips.with_format("numpy")]
-    return codes, [TrainingClip(*row) for row in zip(clips["source"], clips["start"], clips["file_name"], strict=True)]
+    names = zip(clips["source"], clips["start"], clips["file_name"], strict=True)
+    return codes, [TrainingClip(song, start, file, recordings[song]) for song, start, file in names]
 
 
 def decoded_clips(decode: Decode, clips: datasets.Dataset, rate: int) -> Iterator[tuple[Wave, int]]:
