@@ -52,8 +52,8 @@ def near_copies(data: EvaluationData, originality: Originality) -> Figure:
     base, tuned = originality.base, originality.tuned
     if not (tuned.by_codes or tuned.by_sound):
         return _missing(data, "near_copies", "It could not be checked " + "; ".join(originality.not_checked) + ".")
-    shares = (Estimate(side.flagged / side.clips) for side in (base, tuned))
-    return _figure(data, "near_copies", *shares, clips=tuned.clips)
+    before, after = (Estimate(side.flagged / side.clips, None) for side in (base, tuned))
+    return _figure(data, "near_copies", before, after, clips=tuned.clips)
 
 
 def collapsed_prompts(data: EvaluationData) -> list[str]:

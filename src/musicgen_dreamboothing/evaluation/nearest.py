@@ -17,9 +17,9 @@ from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.device import parse_device
 from musicgen_dreamboothing.evaluation.clips import EvaluatedClip
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
-from musicgen_dreamboothing.evaluation.metrics.code_index import CodeIndex
+from musicgen_dreamboothing.evaluation.metrics.code_index import CODES, CodeIndex
 from musicgen_dreamboothing.evaluation.metrics.copies import Match
-from musicgen_dreamboothing.evaluation.metrics.sound_index import SoundIndex
+from musicgen_dreamboothing.evaluation.metrics.sound_index import SOUND, SoundIndex
 from musicgen_dreamboothing.evaluation.references import decoded_clips, spread_over_songs, training_clips
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, CopyCounts, Likeness, Nearest, Originality
 from musicgen_dreamboothing.files import digest
@@ -106,14 +106,13 @@ def _counts(matches: Sequence[tuple[Match, Match]]) -> CopyCounts:
 
 
 def _not_checked(matches: Sequence[tuple[Match, Match]]) -> list[str]:
-    """`by sound, because there is a single song`, each once."""
-    reasons = [
-        f"by {way}, because {match.unchecked}"
-        for pair in matches
-        for way, match in zip(("codes", "sound"), pair, strict=True)
-        if match.unchecked
-    ]
-    return sorted(set(reasons))
+    """`by sound, because there is a single song`, each reason once."""
+    ways: dict[str, dict[str, None]] = {}
+    for pair in matches:
+        for way, match in zip((CODES, SOUND), pair, strict=True):
+            if match.unchecked:
+                ways.setdefault(match.unchecked, {})[way] = None
+    return [f"{' and '.join(f'by {way}' for way in names)}, because {reason}" for reason, names in ways.items()]
 
 
 def _nearest(match: Likeness, clip: EvaluatedClip, folder: Path, tables: Tables, prepared: Path) -> Nearest:

@@ -44,7 +44,7 @@ class _Alignments(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A training clip's number; where the likeness begins in query and clip, and its length and strength, in seconds."""
+    """A training clip's number; where the likeness begins in query and clip, its length and strength, in seconds."""
 
     clip: int
     at: float

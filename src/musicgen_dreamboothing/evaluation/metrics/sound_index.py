@@ -31,7 +31,7 @@ HOP = STEPS_HZ // 2  # steps between windows of a query: 0.5 s
 COARSE = STEPS_HZ // 5  # steps between windows of the training clips that select the clips to align
 CLOSEST = 16  # clips and variants that are aligned, and half as many of other recordings
 FULL = 0.5  # Fisher's z above that of other recordings, from which evidence is hardly stronger
-VERBATIM = 0.9  # mean cosine of a run from which songs have material in common
+VERBATIM = 0.97  # mean cosine of a run from which songs have material in common
 BLOCK = 16_384  # windows of training clips that are compared at once
 CACHED_CLIPS = 256  # whose windows are kept
 
@@ -109,7 +109,7 @@ class SoundIndex:
         """The strength from which a likeness of a clip of so many steps of the spectrogram is a copy."""
         if steps not in self._thresholds:
             crops = copies.crops_of([len(spectra) for spectra in self._spectra], self._recordings, steps)
-            query = Query(steps / STEPS_HZ, _count(steps) * HOP / STEPS_HZ, self._tests)
+            query = Query((steps - 1) / STEPS_HZ, _count(steps) * HOP / STEPS_HZ, self._tests)
             self._thresholds[steps] = copies.calibrate(crops, query, len(set(self._recordings)), self._compared)
         return self._thresholds[steps]
 
