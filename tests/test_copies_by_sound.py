@@ -244,7 +244,7 @@ class Punk:
     waves: list[Array]
 
 
-# Songs that share a verse note by note, in one key or in its relative: tools/tiny composes from four progressions a key.
+# Songs that share a verse note by note, in one key or its relative: tools/tiny composes from four progressions a key.
 SAME_VERSE = {3: 1, 14: 1, 11: 2, 12: 4, 18: 5, 10: 6, 23: 6, 13: 7, 19: 9, 22: 21}
 
 

@@ -8,7 +8,16 @@ from __future__ import annotations
 import math
 
 from musicgen_dreamboothing.console import plural
-from musicgen_dreamboothing.evaluation.result import HIGHER, LOWER, NEITHER, Figure, Interval, Nearest, Originality
+from musicgen_dreamboothing.evaluation.result import (
+    HIGHER,
+    LOWER,
+    NEITHER,
+    CopyCounts,
+    Figure,
+    Interval,
+    Nearest,
+    Originality,
+)
 
 BETTER, WORSE, CHANGED, UNCLEAR = "better", "worse", "changed", "unclear"
 LEARNED = 0.5  # lower end of the gap closed from which a style is learned; below that "something of" it
@@ -165,18 +174,16 @@ def _originality(nearest: list[Nearest], originality: Originality) -> str:
         return "Whether it copies your songs was not measured."
     if not tuned.flagged and not tuned.by_codes and not tuned.by_sound:
         return f"Whether it copies your songs could not be checked: {reasons}."
-    found = _copies(nearest, originality) if tuned.flagged else _no_copies(originality)
-    return "; ".join([found, *_limits(originality)]) + "."
+    result = _copies(nearest, originality) if tuned.flagged else _no_copies(originality)
+    return "; ".join([result, *_limits(originality)]) + "."
 
 
 def _no_copies(originality: Originality) -> str:
-    """Of clips that were all checked in some way, or of those that were."""
+    """Of the clips that were checked in some way."""
     tuned, base = originality.tuned, originality.base
     checked = max(tuned.by_codes, tuned.by_sound)
-    control = f"; {base.flagged} of {plural(base.clips, 'clip')} of the base model {_are(base.flagged)}"
-    return f"None of {plural(checked, 'clip')}{_kinds(originality)} is close to a song it was trained on" + (
-        control if base.flagged else ", and none of the base model's is"
-    )
+    result = f"None of {plural(checked, 'clip')}{_kinds(originality)} is close to a song it was trained on"
+    return f"{result}; {_control(base)}" if base.flagged else f"{result}, and none of the base model's is"
 
 
 def _copies(nearest: list[Nearest], originality: Originality) -> str:
@@ -187,10 +194,13 @@ def _copies(nearest: list[Nearest], originality: Originality) -> str:
     many = (
         f"{tuned.flagged} of {plural(tuned.clips, 'clip')}{_kinds(originality)} {_are(tuned.flagged)} close to {songs}"
     )
-    control = f"{base.flagged} of {base.clips} of the base model {_are(base.flagged)}"
     if base.flagged and tuned.flagged * base.clips <= CONTROL * base.flagged * tuned.clips:
-        return f"{many}; but {control}, too, which never heard them: that may be likeness of the style"
-    return f"{many}; {control}"
+        return f"{many}; but {_control(base)}, too, which never heard them: that may be likeness of the style"
+    return f"{many}; {_control(base)}"
+
+
+def _control(base: CopyCounts) -> str:
+    return f"{base.flagged} of the {plural(base.clips, 'clip')} of the base model {_are(base.flagged)}"
 
 
 def _kinds(originality: Originality) -> str:
