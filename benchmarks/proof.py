@@ -38,7 +38,7 @@ class Row:
         loss_before, loss: on held-out songs, in nats.
         gone: share of the way from the base to held-out songs, with its interval.
         drift: of styles that the base knows, 0 is no change, with its interval.
-        copies: near-copies among `clips` clips of the style.
+        copies: near-copies among `clips` clips.
     """
 
     way: str
@@ -137,8 +137,8 @@ def _read(evaluation: Any, way: str, seed: int, recipe: Any) -> Row:
         gone_interval=gone.tuned_interval,
         drift=drift.tuned,
         drift_interval=drift.tuned_interval,
-        copies=sum(one.is_copy for one in evaluation.nearest),
-        clips=len(evaluation.nearest),
+        copies=evaluation.originality.tuned.flagged,
+        clips=evaluation.originality.tuned.clips,
     )
 
 

@@ -31,6 +31,7 @@ from musicgen_dreamboothing.evaluation.collect import EvaluationData
 from musicgen_dreamboothing.evaluation.evaluate import evaluate
 from musicgen_dreamboothing.evaluation.figures import collapsed_prompts
 from musicgen_dreamboothing.evaluation.figures import figures_of as compute_figures
+from musicgen_dreamboothing.evaluation.metrics import copies
 from musicgen_dreamboothing.evaluation.metrics.embedding import SignalEmbedder
 from musicgen_dreamboothing.evaluation.plan import style_prompts, usual_prompts
 from musicgen_dreamboothing.evaluation.references import Excerpts
@@ -96,7 +97,11 @@ def test_a_run_is_compared_with_its_base(finished: Path) -> None:
         assert not np.array_equal(*waves)
     assert report["pairs"][0]["notes"].keys() == {"tempo", "key"}
     assert report["embedding"].startswith("signal statistics")
-    assert len(report["nearest"]) == 4
+    assert report["nearest"] == []  # clips of 1 s have no likeness of 2 s
+    assert report["originality"]["base"] == {"clips": 6, "by_codes": 0, "by_sound": 0, "flagged": 0}
+    assert report["originality"]["not_checked"] == [
+        "by codes and by sound, because clips of 1 s are too short to tell a copy from a riff"
+    ]
     assert {curve["title"] for curve in report["curves"]} == {"loss while training", "loss on held-out songs"}
     assert "no network" not in said
     assert (finished / "run" / "evaluation" / "report.html").stat().st_size > 10_000
@@ -152,7 +157,7 @@ def test_every_figure_has_a_value_or_a_reason(finished: Path) -> None:
         assert figure["title"]
     without_clap = {"text_score", "neutral_text_score", "tag_divergence"}
     of_long_clips = {"tempo_adherence", "tempo_level", "key_adherence", "chroma_adherence"}
-    missing = without_clap | of_long_clips | {"frechet_distance"}
+    missing = without_clap | of_long_clips | {"frechet_distance", "near_copies"}
     assert {key for key, figure in figures.items() if figure["reason"]} == missing
     assert {figures[key]["reason"] for key in of_long_clips} == {"it takes clips of 5 s", "it takes clips of 3 s"}
 
@@ -184,7 +189,8 @@ def again(finished: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) 
     lost.unlink()  # as a killed run leaves it
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.wav") if path.stem != lost.stem}
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(copies, "LEAST_SECONDS", 1.0)  # the training clips last 2 s
         assert main([str(word) for word in evaluate_words(root / "run", "--data", root / "songs")]) == 0
     return {"root": root, "row": row, "said": said.getvalue(), "before": before, "lost": lost, "codes": codes_lost}
 
@@ -196,13 +202,19 @@ def test_only_what_is_missing_is_generated_again(finished: Path, again: dict[str
     assert figures_of(again["root"] / "run")["loss"] == figures_of(finished / "run")["loss"]
 
 
-def test_a_copy_of_a_song_is_flagged_and_put_beside_it(cli: Cli, finished: Path, again: dict[str, Any]) -> None:
+def test_a_copy_of_a_song_is_flagged_and_put_beside_it(
+    cli: Cli, finished: Path, again: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "LEAST_SECONDS", 1.0)
     root, row = again["root"], again["row"]
     assert not any(one["is_copy"] for one in report_of(finished / "run")["nearest"])
     (copy,) = [one for one in report_of(root / "run")["nearest"] if one["is_copy"]]
     assert (copy["prompt"], copy["song"]) == ("punk", row["source"])
     assert copy["song_at"] == pytest.approx(row["start"], abs=0.1)
     assert (root / "run" / "evaluation" / copy["clip_file"]).is_file()
+    counts = report_of(root / "run")["originality"]
+    assert (counts["base"]["flagged"], counts["tuned"]["flagged"]) == (0, 1)
+    assert (counts["style_clips"], counts["neutral_clips"]) == (4, 2)
     assert row["source"] in again["said"]  # the verdict names the song
     song = root / "songs" / "clips" / row["file_name"]
     song.unlink()

@@ -8,6 +8,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,12 @@ from musicgen_dreamboothing.evaluation.result import (
     NEITHER,
     NEUTRAL,
     STYLE,
+    CopyCounts,
     Curve,
     Evaluation,
     Figure,
     Nearest,
+    Originality,
     Pair,
 )
 from musicgen_dreamboothing.evaluation.verdict import direction, verdict
@@ -60,8 +63,17 @@ TEMPO = figure("tempo_adherence", 0.9, base=0.9, base_interval=(0.7, 1), tuned_i
 NO_TEMPO = replace(TEMPO, base=0.0, tuned=0.0, base_interval=(0.0, 0.3), tuned_interval=(0.0, 0.3), change=(-0.2, 0.2))
 
 
-def near(is_copy: bool = False, score: float = 0.4, song: str = "Last Bus", song_at: float = 41.7) -> Nearest:
-    return Nearest(2.0, song, "", 1.0, song_at, 5.0, score, "tokens", is_copy, file="clips/1.flac", prompt="a prompt")
+def near(is_copy: bool = False, strength: float = 0.4, song: str = "Last Bus", song_at: float = 41.7) -> Nearest:
+    place = {"at": 2.0, "song": song, "clip_file": "", "clip_at": 1.0, "song_at": song_at, "seconds": 5.0}
+    clip = {"file": "clips/1.flac", "prompt": "a prompt", "kind": STYLE}
+    return Nearest(**place, score=0.9, strength=strength, by="codes", is_copy=is_copy, **clip)
+
+
+def searched(flagged: int = 0, base: int = 0, generated: int = 32, **changes: Any) -> Originality:
+    """All clips were searched by codes and by sound."""
+    both = [CopyCounts(generated, generated, generated, count) for count in (base, flagged)]
+    usual = Originality(*both, style_clips=generated, clips=28, songs=14, clips_by_sound=28, songs_by_sound=14)
+    return replace(usual, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +87,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluati
         Pair("plain punk", STYLE, 1, clips[4], clips[5]),
         Pair("a waltz", NEUTRAL, 0, clips[6], clips[7]),
     ]
-    copy = replace(near(True, 0.93, HOSTILE), clip_file=clips[2], prompt=HOSTILE)
+    copy = replace(near(True, 7.3, HOSTILE), clip_file=clips[2], prompt=HOSTILE)
     codebooks = [replace(LOSS, key=f"ce_q{number}", title=f"codebook {number}") for number in (1, 2)]
     missing = replace(WORDS, base=None, tuned=None, change=None, reason=f"No CLAP here: {HOSTILE}", source=HOSTILE)
     curves = [
@@ -88,7 +100,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluati
         base_model="facebook/musicgen-small",
         word=HOSTILE,
         embedding=HOSTILE,
-        verdict=verdict([GAP, LOSS], [copy, near()], HOSTILE),
+        verdict=verdict([GAP, LOSS], [copy, near()], searched(1), HOSTILE),
         best="",
         figures=[GAP, LOSS, *codebooks, DRIFT, missing],
         pairs=pairs,
@@ -96,6 +108,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluati
         curves=curves,
         settings={"prompts": [HOSTILE, "plain punk"], "seeds": [0, 1], "versions": {"torch": "2.13"}, "seconds": 6},
         notes=[HOSTILE],
+        originality=searched(1, not_checked=[HOSTILE]),
     )
     assert write_report(folder, found) == folder / "report.html"
     return folder, found
@@ -233,10 +246,47 @@ def test_copies_are_shown_and_the_rest_is_a_table(page: Page) -> None:
     assert f"Close to {HOSTILE}, 0:41" in words
     assert "1 clip more, the nearest first" in words
     assert "Last Bus, 0:41" in words
+    assert "7.3 s of evidence by codes" in words
+    for model, flagged in (("the base model", 0), ("the fine-tuned model", 1)):
+        assert f"{model}32 of 3232 of 32{flagged} of 32".replace(" ", "") in words.replace(" ", "")
+    assert f"It could not be checked {HOSTILE}." in words
+
+
+def test_the_strongest_evidence_comes_first(tmp_path: Path, evaluation: tuple[Path, Evaluation]) -> None:
+    """Not the highest likeness, which short ones have."""
+    nearest = [
+        replace(near(strength=1.0, song="short"), score=1.0),
+        replace(near(strength=3.0, song="long"), score=0.7),
+    ]
+    write_report(tmp_path, replace(evaluation[1], pairs=[], nearest=nearest, originality=searched()))
+    words = Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
+    assert words.index("long, 0:41") < words.index("short, 0:41")
+
+
+def test_what_was_not_checked_is_not_called_original(tmp_path: Path, evaluation: tuple[Path, Evaluation]) -> None:
+    nothing = searched(
+        tuned=CopyCounts(32, 0, 0, 0), not_checked=["by codes, because R"], clips_by_sound=9, songs_by_sound=8
+    )
+    write_report(tmp_path, replace(evaluation[1], pairs=[], nearest=[], originality=nothing))
+    words = " ".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).words.split())
+    assert "close enough" not in words
+    assert "It could not be checked by codes, because R." in words
+    assert "By sound, 9 of 28 training clips were searched, of 8 of 14 songs." in words
+
+
+def test_a_song_that_was_deleted_is_not_played(tmp_path: Path, evaluation: tuple[Path, Evaluation]) -> None:
+    folder, found = evaluation
+    shutil.copytree(folder / "clips", tmp_path / "clips")
+    copy = replace(near(True), file=found.pairs[0].tuned_file, clip_file="songs/gone.flac")
+    write_report(tmp_path, replace(found, pairs=[], nearest=[copy], originality=searched(1)))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert [player["aria-label"].split(":")[0] for player in page.all("audio")] == ["new clip"]
 
 
 def test_a_page_of_nothing(tmp_path: Path, evaluation: tuple[Path, Evaluation]) -> None:
-    empty = replace(evaluation[1], figures=[], pairs=[], nearest=[], curves=[], settings={}, notes=[])
+    empty = replace(
+        evaluation[1], figures=[], pairs=[], nearest=[], curves=[], settings={}, notes=[], originality=Originality()
+    )
     page = Page(write_report(tmp_path, empty).read_text(encoding="utf-8"))
     assert page.all("audio") == page.all("img") == page.all("svg") == []
     assert "That was not measured." in page.words
@@ -246,7 +296,7 @@ def test_a_page_of_nothing(tmp_path: Path, evaluation: tuple[Path, Evaluation]) 
 def test_many_copies_are_named_and_some_are_heard(tmp_path: Path, evaluation: tuple[Path, Evaluation]) -> None:
     folder, found = evaluation
     shutil.copytree(folder / "clips", tmp_path / "clips")
-    many = [replace(near(True, 0.9), clip_file=found.pairs[1].base_file) for _ in range(report.COPIES + 5)]
+    many = [replace(near(True, 6.0), clip_file=found.pairs[1].base_file) for _ in range(report.COPIES + 5)]
     write_report(tmp_path, replace(found, pairs=[], nearest=[*many, near()]))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert len(page.marked("copy")) == report.COPIES
@@ -255,8 +305,10 @@ def test_many_copies_are_named_and_some_are_heard(tmp_path: Path, evaluation: tu
 
 
 def test_a_page_without_copies_says_so(tmp_path: Path, evaluation: tuple[Path, Evaluation]) -> None:
-    page = Page(write_report(tmp_path, replace(evaluation[1], pairs=[], nearest=[near()])).read_text(encoding="utf-8"))
-    assert "No clip is close enough to a song" in page.words
+    page = Page(
+        write_report(tmp_path, replace(evaluation[1], pairs=[], nearest=[near()], originality=searched())).read_text()
+    )
+    assert "No clip that was checked is close enough to a song" in page.words
     assert page.marked("copy") == []
 
 
@@ -298,16 +350,16 @@ def test_a_browser_shows_the_page(tmp_path: Path, evaluation: tuple[Path, Evalua
 
 
 def first(figures: list[Figure], word: str = "punk") -> str:
-    return verdict(figures, [], word)[0]
+    return verdict(figures, [], Originality(), word)[0]
 
 
 def second(*figures: Figure) -> str:
-    return verdict(list(figures), [], "punk")[1]
+    return verdict(list(figures), [], Originality(), "punk")[1]
 
 
 def test_a_verdict_has_three_sentences() -> None:
     for figures in ([], [GAP, LOSS, WORDS, DRIFT], [replace(GAP, tuned=math.nan), replace(LOSS, tuned=None)]):
-        sentences = verdict(figures, [near(), near(True)], "punk")
+        sentences = verdict(figures, [near(), near(True)], searched(1), "punk")
         assert len(sentences) == 3
         assert all(one.endswith(".") and ".." not in one and "\n" not in one for one in sentences)
         assert all(one[0].isupper() or one[0].isdigit() for one in sentences)
@@ -469,24 +521,85 @@ def test_collapse_is_told(change: tuple[float, float] | None, said: str) -> None
         assert second(WORDS, diversity) == second(WORDS).removesuffix(".") + expected
 
 
+BY_SOUND = "by sound, because there is a single song"
+NEITHER_WAY = "by codes and by sound, because clips of 1 s are too short"
+
+
+def counts(clips: int, by_codes: int, by_sound: int, flagged: int = 0) -> CopyCounts:
+    return CopyCounts(clips, by_codes, by_sound, flagged)
+
+
 @pytest.mark.parametrize(
-    ("nearest", "said"),
+    ("nearest", "originality", "said"),
     [
-        ([], "Whether it copies your songs was not measured."),
-        ([near()] * 32, "None of 32 clips is close to a song it was trained on."),
-        ([near()] * 31 + [near(True)], "1 of 32 clips is close to Last Bus, 0:41."),
+        ([], Originality(), "Whether it copies your songs was not measured."),
         (
-            [near(True, 0.8, "B", 3), near(), near(True, 0.9, "A", 125)],
-            "2 of 3 clips are close to songs it was trained on: A, 2:05; B, 0:03.",
+            [near()],
+            searched(),
+            "None of 32 clips is close to a song it was trained on, and none of the base model's is.",
         ),
         (
-            [near(True, 0.9 - number / 10, str(number), 60) for number in range(5)],
-            "5 of 5 clips are close to songs it was trained on: 0, 1:00; 1, 1:00; 2, 1:00; and 2 more.",
+            [],
+            searched(style_clips=20, neutral_clips=12),
+            "None of 32 clips (20 of the style, 12 of other music) is close to a song it was trained on, "
+            "and none of the base model's is.",
+        ),
+        (
+            [],
+            searched(base=1),
+            "None of 32 clips is close to a song it was trained on; 1 of the 32 clips of the base model is.",
+        ),
+        (
+            [],
+            searched(not_checked=[BY_SOUND], tuned=counts(32, 32, 0)),
+            "None of 32 clips is close to a song it was trained on, and none of the base model's is; "
+            "it could not be checked by sound, because there is a single song.",
+        ),
+        (
+            [],
+            searched(not_checked=[NEITHER_WAY], tuned=counts(32, 0, 0)),
+            f"Whether it copies your songs could not be checked: {NEITHER_WAY}.",
+        ),
+        (
+            [],
+            searched(not_checked=[NEITHER_WAY], tuned=counts(32, 30, 8)),
+            "None of 30 clips is close to a song it was trained on, and none of the base model's is; "
+            f"it could not be checked {NEITHER_WAY}.",
+        ),
+        (
+            [],
+            searched(clips=2000, clips_by_sound=120),
+            "None of 32 clips is close to a song it was trained on, and none of the base model's is; "
+            "by sound only 120 of 2000 training clips were searched.",
+        ),
+        (
+            [near(), near(True)],
+            searched(1),
+            "1 of 32 clips is close to Last Bus, 0:41; 0 of the 32 clips of the base model are.",
+        ),
+        (
+            [near(True, 3.0, "B", 3), near(strength=9.0), near(True, 4.0, "A", 125)],
+            searched(2, style_clips=20, neutral_clips=12),
+            "2 of 32 clips (20 of the style, 12 of other music) are close to songs it was trained on: A, 2:05; "
+            "B, 0:03; 0 of the 32 clips of the base model are.",
+        ),
+        (
+            [near(True, 9 - number, str(number), 60) for number in range(5)],
+            searched(5, base=1),
+            "5 of 32 clips are close to songs it was trained on: 0, 1:00; 1, 1:00; 2, 1:00; and 2 more; "
+            "1 of the 32 clips of the base model is.",
+        ),
+        (
+            [near(True)],
+            searched(1, base=2, not_checked=[BY_SOUND]),
+            "1 of 32 clips is close to Last Bus, 0:41; but 2 of the 32 clips of the base model are, too, which was not "
+            "trained on them: that may be likeness of the style; it could not be checked by sound, because there is a "
+            "single song.",
         ),
     ],
 )
-def test_copies_are_counted(nearest: list[Nearest], said: str) -> None:
-    assert verdict([], nearest, "punk")[2] == said
+def test_copies_are_counted(nearest: list[Nearest], originality: Originality, said: str) -> None:
+    assert verdict([], nearest, originality, "punk")[2] == said
 
 
 @pytest.mark.parametrize(

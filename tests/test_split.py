@@ -22,6 +22,7 @@ from musicgen_dreamboothing.data.prepare import refresh
 from musicgen_dreamboothing.data.run_record import RunRecord, read_record
 from musicgen_dreamboothing.data.tokens.split import Split, split_songs
 from musicgen_dreamboothing.data.tokens.store import clip_rows
+from musicgen_dreamboothing.evaluation.metrics import copies as copies_of_songs
 from musicgen_dreamboothing.evaluation.references import tables_of
 from musicgen_dreamboothing.training import model as training_model
 
@@ -238,8 +239,11 @@ def test_what_happens_to_the_songs_later_leaves_the_split_as_it_was(
     assert clips_of(root) == expected
 
 
-def test_a_near_copy_whose_clip_is_gone_does_not_end_the_evaluation(cli: Cli, root: Path, tiny: Path) -> None:
+def test_a_near_copy_whose_clip_is_gone_does_not_end_the_evaluation(
+    cli: Cli, root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the place of a generated clip stands one that was trained on; another clip has the name of its file by now."""
+    monkeypatch.setattr(copies_of_songs, "LEAST_SECONDS", 1.0)  # the training clips last 2 s
     row = Split.from_json(record_of(root).clips or {}).train[0]
     table = stored_codes(root / "data")
     codes = np.asarray(table[table["digest"][:].index(row["digest"])]["codes"])

@@ -20,7 +20,7 @@ from musicgen_dreamboothing.evaluation.blind import BlindResult, blind_lines, sc
 from musicgen_dreamboothing.evaluation.clips import ClipPlan
 from musicgen_dreamboothing.evaluation.collect import EvaluationData, base_of, collect_data
 from musicgen_dreamboothing.evaluation.embedding_files import check_folder, embeddings_folder, save_embeddings
-from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of
+from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of, near_copies
 from musicgen_dreamboothing.evaluation.metrics.embedding import check_embedder
 from musicgen_dreamboothing.evaluation.nearest import nearest_clips
 from musicgen_dreamboothing.evaluation.plan import style_prompts, usual_prompts
@@ -106,20 +106,21 @@ def _evaluate(
         save_embeddings(embeddings, data)
         log(f"sounds and embeddings for fadtk and kadtk: {embeddings}")
     figures = figures_of(data)
-    nearest = nearest_clips(options, data, folder, tables, prepared, checkpoint)
+    nearest, originality = nearest_clips(options, data, folder, tables, prepared, checkpoint)
     evaluation = Evaluation(
         run=run.resolve().name,
         base_model=Path(record.base_model).name if Path(record.base_model).is_dir() else record.base_model,
         word=word,
         embedding=data.embedder.name,
-        verdict=verdict(figures, nearest, word),
+        verdict=verdict(figures, nearest, originality, word),
         best=str(record.summary.get("kept") or ""),
-        figures=figures,
+        figures=[*figures, near_copies(data, originality)],
         pairs=_pairs(data, folder),
         nearest=nearest,
         curves=_curves(record),
         settings=_settings(options, plan, data),
         notes=_notes(data, tables),
+        originality=originality,
     )
     page = write_report(folder, evaluation)
     log("\n" + "\n".join(f"- {sentence}" for sentence in evaluation.verdict))

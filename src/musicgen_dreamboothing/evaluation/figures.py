@@ -35,7 +35,7 @@ from musicgen_dreamboothing.evaluation.metrics.statistics import (
 )
 from musicgen_dreamboothing.evaluation.metrics.style import style_change
 from musicgen_dreamboothing.evaluation.metrics.variety import diversity, diversity_ratio, drift, is_collapsed
-from musicgen_dreamboothing.evaluation.result import CODEBOOK, NEITHER, NEUTRAL, STYLE, Figure, Interval
+from musicgen_dreamboothing.evaluation.result import CODEBOOK, NEITHER, NEUTRAL, STYLE, Figure, Interval, Originality
 
 Array = NDArray[np.float64]
 
@@ -59,6 +59,15 @@ def figures_of(data: EvaluationData) -> list[Figure]:
         _diversity(data, NEUTRAL, "neutral_diversity"),
         _drift(data),
     ]
+
+
+def near_copies(data: EvaluationData, originality: Originality) -> Figure:
+    """The shares of clips of both kinds that are near-copies; the base is the control, and has no interval."""
+    base, tuned = originality.base, originality.tuned
+    if not (tuned.by_codes or tuned.by_sound):
+        return _missing(data, "near_copies", "It could not be checked " + "; ".join(originality.not_checked) + ".")
+    before, after = (Estimate(side.flagged / side.clips, None) for side in (base, tuned))
+    return _figure(data, "near_copies", before, after, clips=tuned.clips)
 
 
 def collapsed_prompts(data: EvaluationData) -> list[str]:

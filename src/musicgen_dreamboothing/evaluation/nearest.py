@@ -1,9 +1,10 @@
-"""For each generated clip of the style the training clip that is nearest to it, by codes and by sound."""
+"""Are clips copies? Every clip of both models is searched for in the training clips, by codes and by sound."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,20 +12,25 @@ from pathlib import Path
 from musicgen_dreamboothing.arguments import EvaluateArguments
 from musicgen_dreamboothing.console import log
 from musicgen_dreamboothing.data.layout import CLIPS
+from musicgen_dreamboothing.data.tokens.store import read_codes, recordings_of
 from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.device import parse_device
+from musicgen_dreamboothing.evaluation.clips import EvaluatedClip
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
-from musicgen_dreamboothing.evaluation.metrics.code_index import nearest_by_tokens
-from musicgen_dreamboothing.evaluation.metrics.sound_index import nearest_by_embedding
-from musicgen_dreamboothing.evaluation.references import decoded_clips, training_clips
-from musicgen_dreamboothing.evaluation.result import STYLE, Nearest
+from musicgen_dreamboothing.evaluation.metrics.code_index import CODES, CodeIndex
+from musicgen_dreamboothing.evaluation.metrics.copies import Match
+from musicgen_dreamboothing.evaluation.metrics.sound_index import SOUND, SoundIndex
+from musicgen_dreamboothing.evaluation.references import decoded_clips, spread_over_songs, training_clips
+from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, CopyCounts, Likeness, Nearest, Originality
 from musicgen_dreamboothing.files import digest
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
 
 SONGS = "songs"  # folder of the training clips that were copied
-MOST_BY_SOUND = {"cpu": 64}  # training clips that are compared by sound, after the codec has decoded them
-MOST_BY_SOUND_ON_A_GPU = 400
+SEARCHES = 2  # of each clip
+# Of training clips that are compared by sound, as the codec has to decode them; but at least a clip of each song.
+MOST_SECONDS = {"cpu": 3600.0}
+MOST_SECONDS_ON_A_GPU = 72_000.0
 
 
 def nearest_clips(
@@ -34,38 +40,99 @@ def nearest_clips(
     tables: Tables,
     prepared: Path,
     checkpoint: Checkpoint,
-) -> list[Nearest]:
-    """The nearest training clip by codes, or by sound where only sound reveals a copy.
+) -> tuple[list[Nearest], Originality]:
+    """The nearest training clip of each clip of the fine-tuned model, and how many clips of either are near-copies.
 
     A training clip that was copied is put into `folder`, so that the report can play it.
     """
-    codes, names = training_clips(tables.train)
-    clips = [data.tuned[row] for row in data.rows(STYLE)]
-    frame_rate = codes[0].shape[1] / tables.train["seconds"][0]
-    by_codes = nearest_by_tokens([clip.codes for clip in clips], codes, names, frame_rate)
-    device = parse_device(options.device)
-    most = min(MOST_BY_SOUND.get(device.type, MOST_BY_SOUND_ON_A_GPU), len(tables.train))
-    decode = partial(decode_clip, load_codec(checkpoint, device), checkpoint=checkpoint)
-    training = decoded_clips(decode, tables.train.select(range(most)), checkpoint.sampling_rate)
-    by_sound = nearest_by_embedding([(clip.wave, clip.rate) for clip in clips], training, names[:most], data.embedder)
-    digests = dict(zip(tables.train["file_name"], tables.train["digest"], strict=True))
-    nearest = []
-    for clip, token_match, sound_match in zip(clips, by_codes, by_sound, strict=True):
-        match = sound_match if sound_match.is_copy and not token_match.is_copy else token_match
-        name = match.clip_file
-        copy = _copied(prepared / CLIPS / name, name, digests[name], folder) if match.is_copy else ""
-        shown = asdict(match) | {"clip_file": copy}
-        nearest.append(Nearest(**shown, file=os.path.relpath(clip.file, folder), prompt=clip.prompt))
-    return nearest
+    codes, names = training_clips(tables.train, _recordings(tables, prepared))
+    tests = SEARCHES * len(data.tuned)
+    code_index = CodeIndex(codes, names, codes[0].shape[1] / tables.train["seconds"][0], tests)
+    rows = _searched_by_sound(tables, parse_device(options.device).type)
+    decode = partial(decode_clip, load_codec(checkpoint, parse_device(options.device)), checkpoint=checkpoint)
+    training = decoded_clips(decode, tables.train.select(rows), checkpoint.sampling_rate)
+    sound_index = SoundIndex(training, [names[row] for row in rows], tests)
+    base, tuned = (_search(code_index, sound_index, clips) for clips in (data.base, data.tuned))
+    nearest = [
+        _nearest(match, clip, folder, tables, prepared)
+        for clip, matches in zip(data.tuned, tuned, strict=True)
+        if (match := strongest(*matches)) is not None
+    ]
+    songs = tables.train["source"]
+    return nearest, Originality(
+        base=_counts(base),
+        tuned=_counts(tuned),
+        style_clips=len(data.rows(STYLE)),
+        neutral_clips=len(data.rows(NEUTRAL)),
+        clips=len(names),
+        songs=len(set(songs)),
+        clips_by_sound=len(rows),
+        songs_by_sound=len({songs[row] for row in rows}),
+        not_checked=_not_checked(tuned),
+    )
+
+
+def _recordings(tables: Tables, prepared: Path) -> dict[str, str]:
+    """The recording of each song: the same one for an album and a single."""
+    table, row_of = read_codes(prepared, tables.split.codes)
+    rows = [row for row in tables.split.train if row["digest"] in row_of]
+    return recordings_of(prepared, rows, table, row_of)
+
+
+def _searched_by_sound(tables: Tables, device: str) -> list[int]:
+    """Rows of the training clips that are compared by sound: all, or as many as the codec may decode on this device."""
+    seconds, songs = list(tables.train["seconds"]), list(tables.train["source"])
+    allowed = MOST_SECONDS.get(device, MOST_SECONDS_ON_A_GPU)
+    most = len(seconds) if sum(seconds) <= allowed else int(allowed * len(seconds) / sum(seconds))
+    return spread_over_songs(list(range(len(seconds))), songs, max(most, len(set(songs))))
+
+
+def _search(codes: CodeIndex, sounds: SoundIndex, clips: Sequence[EvaluatedClip]) -> list[tuple[Match, Match]]:
+    by_codes = codes.search([clip.codes for clip in clips])
+    return list(zip(by_codes, sounds.search([(clip.wave, clip.rate) for clip in clips]), strict=True))
+
+
+def strongest(by_codes: Match, by_sound: Match) -> Likeness | None:
+    """The likeness that a report shows: a copy rather than none, and one by codes rather than by sound."""
+    likenesses = [match.likeness for match in (by_codes, by_sound) if match.likeness is not None]
+    copies = [one for one in likenesses if one.is_copy]
+    return copies[0] if copies else max(likenesses, key=lambda one: one.strength, default=None)
+
+
+def _counts(matches: Sequence[tuple[Match, Match]]) -> CopyCounts:
+    flagged = [one is not None and one.is_copy for one in (strongest(*pair) for pair in matches)]
+    by_codes, by_sound = (sum(not pair[number].unchecked for pair in matches) for number in (0, 1))
+    return CopyCounts(len(matches), by_codes, by_sound, sum(flagged))
+
+
+def _not_checked(matches: Sequence[tuple[Match, Match]]) -> list[str]:
+    """`by sound, because there is a single song`, each reason once."""
+    ways: dict[str, dict[str, None]] = {}
+    for pair in matches:
+        for way, match in zip((CODES, SOUND), pair, strict=True):
+            if match.unchecked:
+                ways.setdefault(match.unchecked, {})[way] = None
+    return [f"{' and '.join(f'by {way}' for way in names)}, because {reason}" for reason, names in ways.items()]
+
+
+def _nearest(match: Likeness, clip: EvaluatedClip, folder: Path, tables: Tables, prepared: Path) -> Nearest:
+    """For the report, with the training clip beside it where that was copied."""
+    name = match.clip_file
+    copy = ""
+    if match.is_copy:
+        row = list(tables.train["file_name"]).index(name)
+        copy = _copied(prepared / CLIPS / name, name, tables.train["digest"][row], folder)
+    shown = asdict(match) | {"clip_file": copy}
+    return Nearest(**shown, file=os.path.relpath(clip.file, folder), prompt=clip.prompt, kind=clip.kind)
 
 
 def _copied(source: Path, name: str, expected: str, folder: Path) -> str:
     """Copies a training clip beside the report; empty if it is not what it was in the training (`expected` digest)."""
-    if not source.is_file() or digest(source) != expected:
-        log(f"note: the report can't play {name}: the clip is gone or has changed since the training")
-        return ""
-    copy = f"{SONGS}/{name.replace('/', '_')}"
     try:
+        if not source.is_file() or digest(source) != expected:
+            log(f"note: the report can't play {name}: the clip is gone or has changed since the training")
+            return ""
+        copy = f"{SONGS}/{name.replace('/', '_')}"
         (folder / SONGS).mkdir(exist_ok=True)
         shutil.copyfile(source, folder / copy)
     except OSError as error:

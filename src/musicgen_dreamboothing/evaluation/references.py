@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,9 @@ def excerpts(
     frames = max(1, round(seconds * checkpoint.frame_rate))
     lengths = [round(length * checkpoint.frame_rate) for length in clips["seconds"]]
     long_enough = [row for row, length in enumerate(lengths) if length >= frames] or list(range(len(clips)))
-    fitting = [(number, row) for row in long_enough for number in range(max(1, lengths[row] // frames))]
-    chosen = _spread(fitting, clips["source"], most)
+    pieces = sorted((number, row) for row in long_enough for number in range(max(1, lengths[row] // frames)))
+    turns = spread_over_songs(list(range(len(pieces))), [clips["source"][row] for _, row in pieces], most)
+    chosen = sorted((row, number) for number, row in (pieces[turn] for turn in turns))
     counts, rng = Counter(row for row, _ in chosen), np.random.default_rng(seed)
     starts: dict[int, int] = {}
     waves = []
@@ -108,23 +109,23 @@ def excerpts(
     return Excerpts(waves, [clips["source"][row] for row, _ in chosen])
 
 
-def _spread(pieces: list[tuple[int, int]], songs: list[str], most: int) -> list[tuple[int, int]]:
-    """Clips and numbers of at most so many pieces: first one of each song, then the second ones, and so on.
-
-    Of a song, first one of each clip. `pieces` are numbers within their clip, and clips.
-    """
+def spread_over_songs(rows: list[int], songs: list[str], most: int) -> list[int]:
+    """At most so many rows: first one of each song, then the second ones, and so on."""
     counts: Counter[str] = Counter()
     turns = []
-    for number, row in sorted(pieces):
-        turns.append((counts[songs[row]], row, number))
+    for row in rows:
+        turns.append((counts[songs[row]], row))
         counts[songs[row]] += 1
-    return sorted((row, number) for _, row, number in sorted(turns)[:most])
+    return sorted(row for _, row in sorted(turns)[:most])
 
 
-def training_clips(clips: datasets.Dataset) -> tuple[list[NDArray[Any]], list[TrainingClip]]:
-    """Codes `[K, T]` and names of all clips."""
+def training_clips(
+    clips: datasets.Dataset, recordings: Mapping[str, str]
+) -> tuple[list[NDArray[Any]], list[TrainingClip]]:
+    """Codes `[K, T]` and names of all clips; `recordings` has the recording of each song."""
     codes = [np.asarray(row["codes"]) for row in clips.with_format("numpy")]
-    return codes, [TrainingClip(*row) for row in zip(clips["source"], clips["start"], clips["file_name"], strict=True)]
+    names = zip(clips["source"], clips["start"], clips["file_name"], strict=True)
+    return codes, [TrainingClip(song, start, file, recordings[song]) for song, start, file in names]
 
 
 def decoded_clips(decode: Decode, clips: datasets.Dataset, rate: int) -> Iterator[tuple[Wave, int]]:

@@ -18,14 +18,16 @@ from musicgen_dreamboothing.evaluation.result import (
     CODEBOOK,
     NEUTRAL,
     STYLE,
+    CopyCounts,
     Curve,
     Evaluation,
     Figure,
     Interval,
     Nearest,
+    Originality,
     Pair,
 )
-from musicgen_dreamboothing.evaluation.verdict import BETTER, WORSE, clock, direction
+from musicgen_dreamboothing.evaluation.verdict import BETTER, WORSE, by_strength, clock, direction
 from musicgen_dreamboothing.files import write_json, write_text
 from musicgen_dreamboothing.pages import COARSE, data_uri, loudest_power, mp3, render, spectrogram
 
@@ -47,7 +49,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
     The files that the evaluation names are relative to `folder`. Raises UserError where one of them is missing. What
     isn't finite becomes null in the JSON. A figure whose unit is `%` is a share, 0 to 1; the page shows it in percent.
     """
-    pairs, nearest = _fitting(folder, evaluation.pairs), _by_score(evaluation.nearest)
+    pairs, nearest = _fitting(folder, evaluation.pairs), by_strength(evaluation.nearest)
     copies = [one for one in nearest if one.is_copy]
     text = render(
         "evaluation.html.jinja",
@@ -82,6 +84,7 @@ def read_report(folder: Path) -> Evaluation:
                 "pairs": [_pair(row) for row in report["pairs"]],
                 "nearest": [Nearest(**row) for row in report["nearest"]],
                 "curves": [_curve(row) for row in report["curves"]],
+                "originality": _originality(report["originality"]),
             }
         )
     except FileNotFoundError as error:
@@ -97,6 +100,10 @@ def _pair(row: dict[str, Any]) -> Pair:
 def _figure(row: dict[str, Any]) -> Figure:
     spans = {key: tuple(row[key]) for key in ("base_interval", "tuned_interval", "change") if row[key] is not None}
     return Figure(**row | spans)
+
+
+def _originality(row: dict[str, Any]) -> Originality:
+    return Originality(**row | {side: CopyCounts(**row[side]) for side in ("base", "tuned")})
 
 
 def _curve(row: dict[str, Any]) -> Curve:
@@ -168,14 +175,10 @@ def _shown(sounds: dict[str, tuple[Wave, int]]) -> list[_Side]:
     ]
 
 
-def _by_score(nearest: list[Nearest]) -> list[Nearest]:
-    return sorted(nearest, key=lambda one: -one.score)
-
-
 def _copy(folder: Path, one: Nearest) -> tuple[Nearest, list[_Side]]:
     """A near-copy and the song it is near to, both from where the likeness begins."""
     sounds = {"new clip": _excerpt(folder / one.file, one.at, one.seconds)}
-    if one.clip_file:
+    if one.clip_file and (folder / one.clip_file).is_file():
         sounds["your song"] = _excerpt(folder / one.clip_file, one.clip_at, one.seconds)
     return one, _shown(sounds)
 

@@ -81,9 +81,10 @@ class Likeness:
         song: name of the song.
         clip_file: the training clip.
         seconds: how long it lasts.
-        score: 0 to 1: the share of codes that agree in that time, or the mean cosine.
-        by: `tokens` or `embedding`.
-        is_copy: whether it is a near-copy: more alike than songs of the style are to each other.
+        score: 0 to 1: the share of codes that agree in that time, or the mean cosine of its spectra.
+        strength: the evidence that it is a copy, in seconds of a verbatim one; what several recordings share counts 0.
+        by: `codes` or `sound`.
+        is_copy: whether it is a near-copy: stronger than songs of the style are like each other.
     """
 
     at: float
@@ -93,6 +94,7 @@ class Likeness:
     song_at: float
     seconds: float
     score: float
+    strength: float
     by: str
     is_copy: bool
 
@@ -102,11 +104,46 @@ class Nearest(Likeness):
     """The likeness of a clip in a report; files are relative to it, `clip_file` is empty unless it is a near-copy.
 
     Attributes:
-        file, prompt: of the generated clip.
+        file, prompt, kind: of the generated clip.
     """
 
     file: str
     prompt: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class CopyCounts:
+    """How many clips of one model were searched for copies, by codes and by sound, and how many are near-copies."""
+
+    clips: int = 0
+    by_codes: int = 0
+    by_sound: int = 0
+    flagged: int = 0
+
+
+@dataclass(frozen=True)
+class Originality:
+    """What was compared to tell whether clips are copies of songs, and what came out.
+
+    Attributes:
+        base: the control: the base was not trained on the songs, so what is flagged here is likeness of the style.
+        tuned: the fine-tuned model.
+        style_clips, neutral_clips: how many of `tuned.clips` have prompts of each kind.
+        clips, songs: that it was trained on; all are searched by codes.
+        clips_by_sound, songs_by_sound: that are searched by sound.
+        not_checked: what could not be checked and why, e.g. "by sound, because there is a single song".
+    """
+
+    base: CopyCounts = CopyCounts()
+    tuned: CopyCounts = CopyCounts()
+    style_clips: int = 0
+    neutral_clips: int = 0
+    clips: int = 0
+    songs: int = 0
+    clips_by_sound: int = 0
+    songs_by_sound: int = 0
+    not_checked: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -130,9 +167,10 @@ class Evaluation:
         verdict: three sentences.
         best: which checkpoint is in the run and why, one sentence, or empty.
         figures, pairs, curves: see there.
-        nearest: one entry for each generated style clip.
+        nearest: for each clip of the fine-tuned model the strongest likeness of two seconds or more, if there is one.
         settings: prompts, seeds, seconds, sampling, versions: what is needed to repeat it.
         notes: limitations, e.g. that few clips make intervals wide.
+        originality: how many clips were searched for copies, and how many are.
     """
 
     run: str
@@ -147,3 +185,4 @@ class Evaluation:
     curves: list[Curve]
     settings: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    originality: Originality = field(default_factory=Originality)

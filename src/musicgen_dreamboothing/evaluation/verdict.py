@@ -8,7 +8,16 @@ from __future__ import annotations
 import math
 
 from musicgen_dreamboothing.console import plural
-from musicgen_dreamboothing.evaluation.result import HIGHER, LOWER, NEITHER, Figure, Interval, Nearest
+from musicgen_dreamboothing.evaluation.result import (
+    HIGHER,
+    LOWER,
+    NEITHER,
+    CopyCounts,
+    Figure,
+    Interval,
+    Nearest,
+    Originality,
+)
 
 BETTER, WORSE, CHANGED, UNCLEAR = "better", "worse", "changed", "unclear"
 BY_CHANCE, GAINED = "by chance", "gained"  # neither model follows; only the fine-tuned one does
@@ -18,6 +27,7 @@ SAME_DRIFT = 0.5  # of the drift to a single sound a prompt, at most, that count
 COLLAPSED = 0.5  # of the diversity before, at most
 FAR_LESS = 0.99  # from here on no percentage is given: the base knew nothing of it
 PLACES = 3  # of near-copies that are named
+CONTROL = 2  # times the near-copies of the base, at most, that are no more than likeness of the style
 ADHERENCE = {
     "text_score": "their words",
     "neutral_text_score": "the words of neutral prompts",
@@ -26,14 +36,14 @@ ADHERENCE = {
 }
 
 
-def verdict(figures: list[Figure], nearest: list[Nearest], word: str) -> list[str]:
+def verdict(figures: list[Figure], nearest: list[Nearest], originality: Originality, word: str) -> list[str]:
     """Did it learn `word`, does it still follow prompts, is it original: one sentence each.
 
     It reads style_distance, style_gap_closed, loss, the figures of `ADHERENCE`, drift, diversity and neutral_diversity;
     any may be missing or without values.
     """
     known = {figure.key: figure for figure in figures if figure.tuned is not None and math.isfinite(figure.tuned)}
-    return [_style(known, word), _prompts(known), _originality(nearest)]
+    return [_style(known, word), _prompts(known), _originality(nearest, originality)]
 
 
 def direction(figure: Figure) -> str:
@@ -207,18 +217,65 @@ def _diversity(diversity: Figure, clips: str) -> str:
     return f"{clips} are more alike than before"
 
 
-def _originality(nearest: list[Nearest]) -> str:
-    copies = sorted((one for one in nearest if one.is_copy), key=lambda one: -one.score)
-    if not nearest:
+def _originality(nearest: list[Nearest], originality: Originality) -> str:
+    """How many clips are near-copies, how many of the base's are, and what was not checked."""
+    tuned = originality.tuned
+    reasons = "; ".join(originality.not_checked)
+    if not tuned.clips:
         return "Whether it copies your songs was not measured."
-    if not copies:
-        return f"None of {plural(len(nearest), 'clip')} is close to a song it was trained on."
-    many = f"{len(copies)} of {plural(len(nearest), 'clip')} {'is' if len(copies) == 1 else 'are'} close to"
-    places = [f"{one.song}, {clock(one.song_at)}" for one in copies]
-    if len(copies) == 1:
-        return f"{many} {places[0]}."
-    more = f"; and {len(copies) - PLACES} more" if len(copies) > PLACES else ""
-    return f"{many} songs it was trained on: {'; '.join(places[:PLACES])}{more}."
+    if not tuned.flagged and not tuned.by_codes and not tuned.by_sound:
+        return f"Whether it copies your songs could not be checked: {reasons}."
+    result = _copies(nearest, originality) if tuned.flagged else _no_copies(originality)
+    return "; ".join([result, *_limits(originality)]) + "."
+
+
+def _no_copies(originality: Originality) -> str:
+    """Of the clips that were checked in some way."""
+    tuned, base = originality.tuned, originality.base
+    checked = max(tuned.by_codes, tuned.by_sound)
+    result = f"None of {plural(checked, 'clip')}{_kinds(originality)} is close to a song it was trained on"
+    return f"{result}; {_control(base)}" if base.flagged else f"{result}, and none of the base model's is"
+
+
+def _copies(nearest: list[Nearest], originality: Originality) -> str:
+    tuned, base = originality.tuned, originality.base
+    places = [f"{one.song}, {clock(one.song_at)}" for one in by_strength(nearest) if one.is_copy]
+    more = f"; and {len(places) - PLACES} more" if len(places) > PLACES else ""
+    songs = places[0] if len(places) == 1 else f"songs it was trained on: {'; '.join(places[:PLACES])}{more}"
+    many = (
+        f"{tuned.flagged} of {plural(tuned.clips, 'clip')}{_kinds(originality)} {_are(tuned.flagged)} close to {songs}"
+    )
+    if base.flagged and tuned.flagged * base.clips <= CONTROL * base.flagged * tuned.clips:
+        return f"{many}; but {_control(base)}, too, which was not trained on them: that may be likeness of the style"
+    return f"{many}; {_control(base)}"
+
+
+def _control(base: CopyCounts) -> str:
+    return f"{base.flagged} of the {plural(base.clips, 'clip')} of the base model {_are(base.flagged)}"
+
+
+def _kinds(originality: Originality) -> str:
+    """Said where there are clips of both kinds."""
+    if not originality.style_clips or not originality.neutral_clips:
+        return ""
+    return f" ({originality.style_clips} of the style, {originality.neutral_clips} of other music)"
+
+
+def _limits(originality: Originality) -> list[str]:
+    """What the sentence does not cover."""
+    limits = [f"it could not be checked {reason}" for reason in originality.not_checked]
+    if originality.clips_by_sound < originality.clips and originality.tuned.by_sound:
+        limits.append(f"by sound only {originality.clips_by_sound} of {originality.clips} training clips were searched")
+    return limits
+
+
+def by_strength(nearest: list[Nearest]) -> list[Nearest]:
+    """The strongest evidence of a copy first."""
+    return sorted(nearest, key=lambda one: -one.strength)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _list(names: list[str]) -> str:

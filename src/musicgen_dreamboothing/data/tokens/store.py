@@ -240,7 +240,8 @@ def recordings_of(
     first = same_recordings([joined_fingerprint(parts[name]) for name in names])
     recordings = {name: names[number] for name, number in zip(names, first, strict=True)}
     if PartialState().is_main_process:
-        write_json(path, {name: other for name, other in recordings.items() if name != other})
+        with suppress(OSError):  # a folder that can only be read has no cache
+            write_json(path, {name: other for name, other in recordings.items() if name != other})
     return recordings
 
 

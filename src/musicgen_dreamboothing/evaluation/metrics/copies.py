@@ -1,13 +1,15 @@
-"""What the search for copies by codes and by sound share: names of clips, the best stretch, the threshold of a copy.
+"""What the searches for copies by codes and by sound share: names of clips, evidence, and the threshold of a copy.
 
-Songs of one style resemble each other, and loops may even be equal. So the threshold is measured on the training songs:
-some of their clips are compared with all *other* songs, and only a likeness that few of them reach is a copy.
+Songs of one style resemble each other, and loops may even be equal. So a place counts as evidence only as far as one
+recording explains it better than all others, and the strength that makes a copy is measured on the training songs:
+crops as long as the query are compared with all *other* recordings.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,21 +22,44 @@ from musicgen_dreamboothing.evaluation.result import Likeness
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-FALSE_ALARMS = 0.01  # share of clips of other songs that may be flagged
+FALSE_ALARMS = 0.05  # share of reports that may flag a clip which is no copy
+USUAL_TESTS = 72  # clips of a report, each by codes and by sound
 BEYOND = 1.25  # times the highest strength of other songs, at most
-LEAST_SECONDS = 2.0  # of a copy; less is a riff
-CALIBRATION_CLIPS = 64  # that are compared with other songs
-WINDOW_SECONDS = 3.0  # in which shared n-grams are counted, and that are embedded
+LEAST_SECONDS = 2.0  # of a copy, and of its strength; less is a riff
+MOST_OF_A_COPY = 0.75  # share of the strength of a whole copy that a threshold may be
+CALIBRATION_CROPS, LEAST_CROPS = 64, 6  # of the training clips that are compared with other recordings
 OUTSIDE = -1e6  # ends every run
+SINGLE_SONG = "there is a single song, and nothing tells how alike songs of this style are"
 
 
 @dataclass(frozen=True)
 class TrainingClip:
-    """The name of a clip's song, its start in the song in seconds, and its file."""
+    """The name of a clip's song, its start in the song in seconds, its file, and the recording that the song is.
+
+    Songs that are the same recording have one `recording`; if it is empty, the song is a recording of its own.
+    """
 
     song: str
     start: float
     file: str
+    recording: str = ""
+
+
+class Threshold(NamedTuple):
+    """The strength of a copy in seconds; or, where none can be set, infinity and the reason."""
+
+    strength: float
+    reason: str = ""
+
+
+class Match(NamedTuple):
+    """What a search returns for a clip: the strongest likeness of two seconds or more, if there is one.
+
+    `unchecked` is the reason why it can't be told whether that is a copy; empty if it can.
+    """
+
+    likeness: Likeness | None
+    unchecked: str
 
 
 class Run(NamedTuple):
@@ -46,9 +71,35 @@ class Run(NamedTuple):
     end: int
 
 
-def strongest_run(speaks: Array) -> Run:
+class Crop(NamedTuple):
+    """`length` units of a training clip, from `begin` on."""
+
+    clip: int
+    begin: int
+    length: int
+
+
+class Query(NamedTuple):
+    """A clip's length and the strength of a whole copy, in seconds; and the number of tests in a report.
+
+    Tests are clips times searches: they share `FALSE_ALARMS`.
+    """
+
+    seconds: float
+    most: float
+    tests: int
+
+
+class Compared(NamedTuple):
+    """The strength of a crop's likeness to other recordings, in seconds, and whether it is verbatim there."""
+
+    strength: float
+    is_verbatim: bool
+
+
+def strongest_run(evidence: Array) -> Run:
     """The stretch of a row of `[C, T]` with the highest sum; of equal ones the first, and never an empty one."""
-    sums = speaks.cumsum(axis=1)
+    sums = evidence.cumsum(axis=1)
     before = np.concatenate([np.zeros((len(sums), 1)), sums[:, :-1]], axis=1)
     gained = sums - np.minimum.accumulate(before, axis=1)
     row, last = np.unravel_index(gained.argmax(), gained.shape)
@@ -56,12 +107,58 @@ def strongest_run(speaks: Array) -> Run:
     return Run(float(gained[row, last]), int(row), begin, int(last) + 1)
 
 
-def copy_threshold(strengths: Array) -> float:
-    """The strength that only `FALSE_ALARMS` of clips of other songs reach, by the strengths `[N]` of some of them.
+def best_of_others(scores: Array, recordings: Integers) -> Array:
+    """For each alignment and moment the best score of all other recordings, `[C, T]`; 0 at least.
 
-    The highest of many scores has a Gumbel distribution, here fitted to median and quartiles, which a few duplicate
-    songs don't change. At least `LEAST_SECONDS`, and at most `BEYOND` times the highest strength: a fit to few songs
-    could exceed the length of a clip.
+    What several recordings share, such as a loop or a sample, is explained as well by the others.
+
+    Args:
+        scores: of alignments, `[C, T]`.
+        recordings: of each, `[C]`.
+    """
+    order = np.argsort(recordings, kind="stable")
+    names, firsts = np.unique(recordings[order], return_index=True)
+    best = np.maximum.reduceat(scores[order], firsts, axis=0)  # [R, T]
+    if len(names) == 1:
+        return np.zeros(scores.shape)
+    winner = names[best.argmax(axis=0)]
+    second, first = np.partition(best, len(names) - 2, axis=0)[-2:]
+    return np.maximum(np.where(recordings[:, None] == winner, second, first), 0)
+
+
+def calibrate(crops: Sequence[Crop], query: Query, recordings: int, compare: Callable[[Crop], Compared]) -> Threshold:
+    """The threshold of clips like `query`.
+
+    Crops that have a verbatim copy in one other recording are left out: two songs that share a loop tell nothing about
+    what clips have in common that share none.
+
+    Args:
+        crops: of the training clips, from `crops_of`.
+        query: what is searched for.
+        recordings: number of recordings.
+        compare: a crop with the other recordings.
+    """
+    if recordings < 2:
+        return Threshold(math.inf, SINGLE_SONG)
+    if MOST_OF_A_COPY * query.most < LEAST_SECONDS:
+        return Threshold(math.inf, f"clips of {query.seconds:.3g} s are too short to tell a copy from a riff")
+    compared = [compare(crop) for crop in crops]
+    strengths = [one.strength for one in compared if one.strength < LEAST_SECONDS or not one.is_verbatim]
+    if len(strengths) < max(LEAST_CROPS, len(crops) / 2):
+        few = "few" if len(crops) < LEAST_CROPS else "alike"
+        return Threshold(math.inf, f"the songs are too {few} to tell what is usual among them")
+    limit = copy_threshold(np.array(strengths), query.tests)
+    if limit > MOST_OF_A_COPY * query.most:
+        return Threshold(math.inf, f"the songs are too alike to recognise a copy in clips of {query.seconds:.3g} s")
+    return Threshold(limit)
+
+
+def copy_threshold(strengths: Array, tests: int = USUAL_TESTS) -> float:
+    """The strength that is reached in `FALSE_ALARMS` of reports of so many tests, by crops of other songs `[N]`.
+
+    The highest of many scores has a Gumbel distribution, here fitted to median and quartiles, which a few loops that
+    two songs share don't change. At least `LEAST_SECONDS`, and at most `BEYOND` times the highest strength: the tail
+    ends there, as strengths are bounded by the length of a clip.
     """
     low, middle, high = np.quantile(strengths, [0.25, 0.5, 0.75])
 
@@ -69,8 +166,28 @@ def copy_threshold(strengths: Array) -> float:
         return -math.log(-math.log(share))
 
     scale = (high - low) / (standard(0.75) - standard(0.25))
-    fitted = middle + scale * (standard(1 - FALSE_ALARMS) - standard(0.5))
+    fitted = middle + scale * (standard(1 - FALSE_ALARMS / tests) - standard(0.5))
     return max(LEAST_SECONDS, float(min(fitted, BEYOND * strengths.max())))
+
+
+def crops_of(lengths: Sequence[int], recordings: Integers, length: int) -> list[Crop]:
+    """At most `CALIBRATION_CROPS` crops of training clips that don't overlap, spread over the recordings.
+
+    Args:
+        lengths: of the clips, in any unit.
+        recordings: of each clip, `[N]`.
+        length: of a crop; where all clips are shorter, the longest are taken.
+    """
+    length = min(length, max(lengths, default=0))
+    taken: Counter[int] = Counter()
+    turns = []
+    for clip, whole in enumerate(lengths):
+        count = whole // length
+        margin = (whole - count * length) // 2
+        for number in range(count):
+            turns.append((taken[int(recordings[clip])], Crop(clip, margin + number * length, length)))
+            taken[int(recordings[clip])] += 1
+    return sorted(crop for _, crop in sorted(turns)[:CALIBRATION_CROPS])
 
 
 def likeness(clip: TrainingClip, *, clip_at: float, **rest: Any) -> Likeness:
@@ -86,19 +203,12 @@ def check_clips(training: Sequence[Any], clips: Sequence[TrainingClip]) -> None:
         raise ValueError(f"{len(training)} training clips, but names for {len(clips)}")
 
 
-def song_numbers(clips: Sequence[TrainingClip]) -> Integers:
-    """The number of each clip's song, `[N]`."""
+def recording_numbers(clips: Sequence[TrainingClip]) -> Integers:
+    """The number of each clip's recording, `[N]`."""
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(clip.song, len(numbers)) for clip in clips])
+    return np.array([numbers.setdefault(clip.recording or clip.song, len(numbers)) for clip in clips])
 
 
-def evenly_spread(count: int, most: int) -> list[int]:
-    """At most so many of the numbers below `count`, evenly spread."""
-    numbers: list[int] = np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
-    return numbers
-
-
-def heaviest(keys: Integers, weights: Array, most: int) -> tuple[Integers, Array]:
-    """At most so many of the heaviest; of equal ones the first."""
-    order = np.argsort(-weights, kind="stable")[:most]
-    return keys[order], weights[order]
+def heaviest(keys: Integers, weights: Array, most: int) -> Integers:
+    """The keys of at most so many of the heaviest; of equal ones the first."""
+    return keys[np.argsort(-weights, kind="stable")[:most]]

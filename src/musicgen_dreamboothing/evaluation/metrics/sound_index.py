@@ -2,136 +2,220 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import progress_bar
-from musicgen_dreamboothing.evaluation.metrics import copies
-from musicgen_dreamboothing.evaluation.metrics.copies import Array, Integers, Run, TrainingClip
-from musicgen_dreamboothing.evaluation.metrics.embedding import Embedder
-from musicgen_dreamboothing.evaluation.result import Likeness
+from musicgen_dreamboothing.evaluation.metrics import copies, semitones
+from musicgen_dreamboothing.evaluation.metrics.copies import (
+    Array,
+    Compared,
+    Crop,
+    Integers,
+    Match,
+    Query,
+    Run,
+    Threshold,
+    TrainingClip,
+)
+from musicgen_dreamboothing.evaluation.metrics.semitones import STEPS_HZ, VARIANTS, WINDOW, Floats, Variant
 
-EMBEDDING = "embedding"
+SOUND = "sound"
 
-HOP_SECONDS = 0.5  # between windows of a query
-CLOSEST_CLIPS = 32  # whose windows are aligned
+HOP = STEPS_HZ // 2  # steps between windows of a query: 0.5 s
+COARSE = STEPS_HZ // 5  # steps between windows of the training clips that select the clips to align
+CLOSEST = 16  # clips and variants that are aligned, and half as many of other recordings
+FULL = 0.5  # Fisher's z above that of other recordings, from which evidence is hardly stronger
+VERBATIM = 0.97  # mean cosine of a run from which songs have material in common
+BLOCK = 16_384  # windows of training clips that are compared at once
+CACHED_CLIPS = 256  # whose windows are kept
 
 
-def nearest_by_embedding(
+class _Candidate(NamedTuple):
+    """A training clip, and the variant of the query that is compared with it."""
+
+    clip: int
+    variant: int
+
+
+class _Aligned(NamedTuple):
+    """The strongest run, in seconds; its candidate; the windows of that clip, and the cosines with them."""
+
+    run: Run
+    candidate: _Candidate
+    steps: Integers
+    cosines: Floats
+
+
+def nearest_by_sound(
     generated: Iterable[tuple[Wave, int]],
     training: Iterable[tuple[Wave, int]],
     clips: Sequence[TrainingClip],
-    embedder: Embedder,
-) -> list[Likeness]:
-    """The likeness of each generated clip, in order, by sound; see `WindowIndex`. Waves are read one by one."""
-    index = WindowIndex(training, clips, embedder)
-    return [
-        index.nearest(*sound) for sound in progress_bar(generated, unit="clip", desc="comparing sounds", leave=False)
-    ]
+    tests: int,
+) -> list[Match]:
+    """The match of each generated clip, in order, by sound; see `SoundIndex`. Waves are read one by one."""
+    return SoundIndex(training, clips, tests).search(generated)
 
 
-class WindowIndex:
-    """An index of training clips by embeddings of their windows.
+class SoundIndex:
+    """An index of training clips by windows of 3 s of their spectrograms; see `semitones`.
 
-    Windows of 3 s (as in Barnett et al. 2024, "Exploring musical roots", https://arxiv.org/abs/2401.14542) of the query
-    are compared with all windows of the training clips, and those of the closest clips are aligned. A pair votes for a
-    copy if it is more alike, by Fisher's z of the cosine, than three of four windows of a song are to the nearest one
-    of all other songs, and against it if it is less. The stretch of aligned windows with the highest sum of votes wins;
-    its strength is that sum times the seconds between windows.
+    The query is compared in `VARIANTS`: transposed up to two semitones, and 5 % slower or faster. Its windows are
+    compared with those of all training clips, and the closest clips are aligned. The evidence of a pair of windows is
+    how much closer they are, by Fisher's z of the cosine, than the query's window is to any other recording: the ratio
+    test of Lowe (2004), "Distinctive image features from scale-invariant keypoints", section 7.1. What several
+    recordings share is no evidence. The strength of a stretch is the sum of its evidence in seconds.
 
     Args:
-        waves: of each training clip, `[C, S]`, with its rate in Hz; read one by one. Best as decoded by the codec, like
-            generated clips: its colour would count as a difference.
+        waves: of each training clip, `[C, S]`, with its rate in Hz; read one by one, only spectrograms are kept.
         clips: the name of each.
-        embedder: of the windows.
-
-    Attributes:
-        threshold: strength from which a likeness is a copy; infinite where a single song can't tell what is usual.
+        tests: number of clips times searches in a report; see `copies.calibrate`.
 
     Raises:
         UserError: there is no training clip.
     """
 
     def __init__(
-        self,
-        waves: Iterable[tuple[Wave, int]],
-        clips: Sequence[TrainingClip],
-        embedder: Embedder,
+        self, waves: Iterable[tuple[Wave, int]], clips: Sequence[TrainingClip], tests: int = copies.USUAL_TESTS
     ) -> None:
-        self._clips, self._embedder = clips, embedder
-        self._phases = max(1, round(HOP_SECONDS / embedder.step_seconds))  # training windows within a hop
         bar: Iterable[tuple[Wave, int]]
-        bar = progress_bar(waves, total=len(clips), unit="clip", desc="embedding training clips", leave=False)
-        rows = [self._windows(*sound, HOP_SECONDS / self._phases) for sound in bar]
-        copies.check_clips(rows, clips)
-        self._songs = copies.song_numbers(clips)
-        self._ends = np.cumsum([len(clip) for clip in rows])
-        self._starts = np.concatenate([[0], self._ends[:-1]])
-        self._rows = np.concatenate(rows)  # [N, P]
-        self._usual, self._spread, self.threshold = 0.0, 1.0, math.inf
-        if len(set(self._songs)) > 1:
-            self._calibrate()
+        bar = progress_bar(waves, total=len(clips), unit="clip", desc="reading training clips", leave=False)
+        self._spectra = [semitones.spectrogram(*sound).astype(np.float16) for sound in bar]
+        copies.check_clips(self._spectra, clips)
+        self._clips, self._tests = clips, tests
+        self._recordings = copies.recording_numbers(clips)
+        self._thresholds: dict[int, Threshold] = {}
+        coarse = [semitones.windows(self._shapes(number), self._starts(number, COARSE)) for number in range(len(clips))]
+        self._ends = np.cumsum([len(rows) for rows in coarse])
+        self._firsts = np.concatenate([[0], self._ends[:-1]])
+        self._coarse = np.concatenate(coarse)  # [N, P]
+        self._windows_of = lru_cache(CACHED_CLIPS)(self._all_windows)
 
-    def _windows(self, wave: Wave, rate: int, hop_seconds: float) -> NDArray[np.float32]:
-        rows, _ = self._embedder.embed_windows(wave, rate, copies.WINDOW_SECONDS, hop_seconds)
-        return rows.astype(np.float32)
+    def _shapes(self, number: int) -> Floats:
+        return semitones.shapes(self._spectra[number].astype(np.float32))
 
-    def _calibrate(self) -> None:
-        queries = copies.evenly_spread(len(self._clips), copies.CALIBRATION_CLIPS)
-        lookups = [(self._clip(query)[:: self._phases], self._songs != self._songs[query]) for query in queries]
-        best = np.concatenate([self._per_clip(query)[:, others].max(axis=1) for query, others in lookups])
-        low, self._usual = np.quantile(best, [0.25, 0.75])
-        self._spread = max(self._usual - low, 1e-3)
-        strengths = [self._run(*lookup)[0].strength for lookup in lookups]
-        self.threshold = copies.copy_threshold(np.array(strengths))
+    def _starts(self, number: int, hop: int) -> Integers:
+        return np.arange(0, max(1, len(self._spectra[number]) - WINDOW + 1), hop)
 
-    def _clip(self, number: int) -> NDArray[np.float32]:
-        return self._rows[self._starts[number] : self._ends[number]]
+    def _all_windows(self, number: int) -> Floats:
+        return semitones.windows(self._shapes(number), self._starts(number, 1))
 
-    def nearest(self, wave: Wave, rate: int) -> Likeness:
+    def threshold(self, steps: int) -> Threshold:
+        """The strength from which a likeness of a clip of so many steps of the spectrogram is a copy."""
+        if steps not in self._thresholds:
+            crops = copies.crops_of([len(spectra) for spectra in self._spectra], self._recordings, steps)
+            query = Query((steps - 1) / STEPS_HZ, _count(steps) * HOP / STEPS_HZ, self._tests)
+            self._thresholds[steps] = copies.calibrate(crops, query, len(set(self._recordings)), self._compared)
+        return self._thresholds[steps]
+
+    def _compared(self, crop: Crop) -> Compared:
+        spectra = self._spectra[crop.clip][crop.begin : crop.begin + crop.length].astype(np.float32)
+        aligned = self._run(_query(spectra), self._recordings != self._recordings[crop.clip])
+        return Compared(aligned.run.strength, float(aligned.cosines.mean()) >= VERBATIM)
+
+    def search(self, generated: Iterable[tuple[Wave, int]]) -> list[Match]:
+        """The match of each clip, in order; waves are read one by one."""
+        bar = progress_bar(generated, unit="clip", desc="comparing sounds", leave=False)
+        return [self.nearest(*sound) for sound in bar]
+
+    def nearest(self, wave: Wave, rate: int) -> Match:
         """Where a wave `[C, S]` is most like a training clip."""
-        query = self._windows(wave, rate, HOP_SECONDS)
-        run, clip, windows = self._run(query, np.ones(len(self._clips), bool))
-        at, clip_at = run.begin * HOP_SECONDS, float(windows[0]) * HOP_SECONDS / self._phases
-        cosines = (query[run.begin : run.end] * self._clip(clip)[windows]).sum(axis=1)
-        return copies.likeness(
+        spectra = semitones.spectrogram(wave, rate)
+        threshold = self.threshold(len(spectra))
+        aligned = self._run(_query(spectra), np.ones(len(self._clips), bool))
+        run, clip = aligned.run, aligned.candidate.clip
+        speed = VARIANTS[aligned.candidate.variant].speed
+        covered = (run.end - run.begin - 1) * HOP / STEPS_HZ + semitones.WINDOW_SECONDS / speed
+        seconds = min(covered, wave.shape[1] / rate)
+        if seconds < copies.LEAST_SECONDS or run.strength <= 0:
+            return Match(None, threshold.reason)
+        likeness = copies.likeness(
             self._clips[clip],
-            at=at,
-            clip_at=clip_at,
-            seconds=(run.end - run.begin - 1) * HOP_SECONDS + copies.WINDOW_SECONDS,
-            score=float(np.clip(cosines.mean(), 0, 1)),
-            by=EMBEDDING,
-            is_copy=run.strength >= self.threshold,
+            at=run.begin * HOP / STEPS_HZ,
+            clip_at=float(aligned.steps[0]) / STEPS_HZ,
+            seconds=seconds,
+            score=float(np.clip(aligned.cosines.mean(), 0, 1)),
+            strength=run.strength,
+            by=SOUND,
+            is_copy=run.strength >= threshold.strength,
         )
+        return Match(likeness, threshold.reason)
 
-    def _per_clip(self, query: NDArray[np.float32]) -> Array:
-        """How close each window is to the closest one of each clip, `[W, clips]`."""
-        return _fisher_z(np.maximum.reduceat(query @ self._rows.T, self._starts, axis=1))
+    def _run(self, query: Floats, allowed: NDArray[np.bool_]) -> _Aligned:
+        """The strongest run of all candidates; `query` are windows of each variant, `[V, W, P]`."""
+        candidates = self._candidates(query, allowed)
+        cosines = [query[candidate.variant] @ self._windows_of(candidate.clip).T for candidate in candidates]
+        closest = np.stack([_fisher_z(rows.max(axis=1)) for rows in cosines])  # [C, W]
+        others = copies.best_of_others(closest, self._recordings[[candidate.clip for candidate in candidates]])
+        runs = [_align(*row) for row in zip(candidates, cosines, others, strict=True)]
+        return max(runs, key=lambda aligned: aligned.run.strength)
 
-    def _run(self, query: NDArray[np.float32], allowed: NDArray[np.bool_]) -> tuple[Run, int, Integers]:
-        """The strongest run, the clip it is in, and the numbers of that clip's windows."""
-        closeness = self._per_clip(query)[:, allowed].max(axis=0)
-        numbers, _ = copies.heaviest(np.flatnonzero(allowed), closeness, CLOSEST_CLIPS)
-        runs = [(self._run_in(query, number), number) for number in numbers.tolist()]
-        (run, windows), number = max(runs, key=lambda found: found[0][0].strength)
-        return run, number, windows
+    def _candidates(self, query: Floats, allowed: NDArray[np.bool_]) -> list[_Candidate]:
+        """The closest clips and variants, and the closest ones of other recordings than the very closest."""
+        per_clip = self._per_clip(query[:, ::2])  # [V, W, clips], a window each second
+        most = np.sort(per_clip, axis=1)[:, per_clip.shape[1] // 2 :].mean(axis=1)  # of the closer half of windows
+        most[:, ~allowed] = -np.inf
+        variants = most.argmax(axis=0)
+        scores, clips = most.max(axis=0), np.flatnonzero(allowed)
+        is_other = self._recordings[clips] != self._recordings[scores.argmax()]
+        chosen = [copies.heaviest(clips, scores[clips], CLOSEST)]
+        chosen.append(copies.heaviest(clips[is_other], scores[clips[is_other]], CLOSEST // 2))
+        return [_Candidate(clip, int(variants[clip])) for clip in np.unique(np.concatenate(chosen)).tolist()]
 
-    def _run_in(self, query: NDArray[np.float32], number: int) -> tuple[Run, Integers]:
-        """The strongest run in one clip and its windows: all offsets, in steps of the training windows."""
-        rows = self._clip(number)
-        steps = np.arange(len(query)) * self._phases
-        offsets = np.arange(-steps[-1], len(rows))
-        windows = offsets[:, None] + steps  # [offsets, W]
-        inside = (windows >= 0) & (windows < len(rows))
-        closeness = _fisher_z(query @ rows.T)[np.arange(len(query)), np.where(inside, windows, 0)]
-        votes = np.tanh((closeness - self._usual) / self._spread) * HOP_SECONDS
-        run = copies.strongest_run(np.where(inside, votes, copies.OUTSIDE))
-        return run, windows[run.row, run.begin : run.end]
+    def _per_clip(self, query: Floats) -> Floats:
+        """How close each window of each variant is to the closest one of each clip, `[V, W, clips]`."""
+        rows = query.reshape(-1, query.shape[-1])
+        blocks = []
+        first = 0
+        while first < len(self._clips):
+            last = max(first + 1, int(np.searchsorted(self._ends, self._firsts[first] + BLOCK, side="right")))
+            begin, end = self._firsts[first], self._ends[last - 1]
+            blocks.append(
+                np.maximum.reduceat(rows @ self._coarse[begin:end].T, self._firsts[first:last] - begin, axis=1)
+            )
+            first = last
+        return np.concatenate(blocks, axis=1).reshape(*query.shape[:2], -1)
 
 
-def _fisher_z(cosines: NDArray[np.float32]) -> Array:
+def _query(spectra: Floats) -> Floats:
+    """Windows of each variant of a spectrogram, `[V, W, P]`, that begin at the same moments."""
+    count = _count(len(spectra))
+    return np.stack([semitones.windows(semitones.shapes(spectra, one), _moments(count, one)) for one in VARIANTS])
+
+
+def _count(steps: int) -> int:
+    """The number of windows that lie in all variants of so many steps; one at least."""
+    slowest = min(semitones.SPEEDS)
+    return 1 + max(0, int(((steps - 1) * slowest - WINDOW) // (HOP * slowest)))
+
+
+def _moments(count: int, variant: Variant) -> Integers:
+    return np.round(np.arange(count) * HOP * variant.speed).astype(np.int64)
+
+
+def _align(candidate: _Candidate, cosines: Floats, others: Array) -> _Aligned:
+    """The strongest run at any offset.
+
+    Args:
+        candidate: a clip and a variant.
+        cosines: of the query's windows with all of the clip, `[W, N]`.
+        others: Fisher's z of the closest window of other recordings, `[W]`.
+    """
+    moments = _moments(len(cosines), VARIANTS[candidate.variant])
+    offsets = np.arange(-moments[-1], cosines.shape[1])
+    steps = offsets[:, None] + moments  # [offsets, W]
+    inside = (steps >= 0) & (steps < cosines.shape[1])
+    rows = np.arange(len(cosines))
+    evidence = np.tanh((_fisher_z(cosines)[rows, np.where(inside, steps, 0)] - others) / FULL) * HOP / STEPS_HZ
+    run = copies.strongest_run(np.where(inside, evidence, copies.OUTSIDE))
+    chosen = steps[run.row, run.begin : run.end]
+    return _Aligned(run, candidate, chosen, cosines[rows[run.begin : run.end], chosen])
+
+
+def _fisher_z(cosines: Floats) -> Array:
     return np.arctanh(np.clip(cosines, -0.9999, 0.9999), dtype=np.float64)
