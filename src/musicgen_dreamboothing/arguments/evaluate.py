@@ -31,7 +31,7 @@ class EvaluateArguments:
         [], "Prompts of other music, to measure what the training changed there.", may_be_empty=True, unless=COUNTING
     )
     variations: int = option(
-        3, "Clips of each prompt, on the base and on the run.", at_least=1, at_most=1000, unless=COUNTING
+        2, "Clips of each prompt, on the base and on the run.", at_least=1, at_most=1000, unless=COUNTING
     )
     seconds: float = option(10.0, "Length of each clip.", above=0, at_most=LONGEST_SECONDS, unless=COUNTING)
     song_excerpts: int = option(

@@ -40,6 +40,9 @@ class Recipe:
         "punk at 167 bpm in c major with lead guitar and loud drums",
         "punk at 211 bpm in a minor",
         "punk at 178 bpm in d major with overdriven guitar and loud drums",
+        "a punk song at 188 bpm with picked bass and lead guitar",
+        "a 167 bpm punk track in g major, overdriven guitar, loud drums",
+        "punk in e minor",
     )
     neutral_prompts: tuple[str, ...] = (
         "a 125 bpm house track in c major, electric piano, synth bass, drum machine, marimba",
@@ -48,10 +51,13 @@ class Recipe:
         "folk music in e minor",
         "techno at 132 bpm in d minor with synth bass and drum machine",
         "a slow folk song in c major",
+        "reggae at 80 bpm in d minor with organ, electric bass and drums",
+        "a 120 bpm house track in a minor",
+        "ballad in c major with piano and strings",
     )
     classes: tuple[str, ...] = ("ballad", "reggae", "folk", "house", "techno")
     class_clips: int = 20
-    variations: int = 3
+    variations: int = 2
     seconds: float = 8.0
     updates: int = 240
     batch_size: int = 2  # songs; as many clips of the classes besides
@@ -85,6 +91,7 @@ def train_options(recipe: Recipe, prepared: Path, run: Path, options: DemoArgume
         with_prior_preservation=bool(recipe.classes),
         class_prompts=list(recipe.classes),
         num_class_clips=recipe.class_clips,
+        word_dropout=0.3,  # so that the word works alone, too: every caption has more
         max_steps=recipe.updates,
         learning_rate=recipe.learning_rate,
         lora_r=recipe.lora_r,

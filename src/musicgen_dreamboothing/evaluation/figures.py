@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -34,7 +35,13 @@ from musicgen_dreamboothing.evaluation.metrics.statistics import (
     mean_of_groups,
 )
 from musicgen_dreamboothing.evaluation.metrics.style import style_change
-from musicgen_dreamboothing.evaluation.metrics.variety import diversity, diversity_ratio, drift, is_collapsed
+from musicgen_dreamboothing.evaluation.metrics.variety import (
+    diversity,
+    diversity_ratio,
+    drift,
+    is_collapsed,
+    variety_within,
+)
 from musicgen_dreamboothing.evaluation.result import CODEBOOK, NEITHER, NEUTRAL, STYLE, Figure, Interval, Originality
 
 Array = NDArray[np.float64]
@@ -71,15 +78,18 @@ def near_copies(data: EvaluationData, originality: Originality) -> Figure:
 
 
 def collapsed_prompts(data: EvaluationData) -> list[str]:
-    """Prompts, of the style and neutral ones, whose takes are nearly the same."""
-    collapsed = []
-    for kind in (STYLE, NEUTRAL):
-        groups = [rows for rows in data.by_prompt(kind) if len(rows) > 1]
-        if not groups:
-            continue
-        usual = float(np.mean([diversity(data.vectors.base[rows]) for rows in groups]))
-        collapsed += [data.base[rows[0]].prompt for rows in groups if is_collapsed(data.vectors.tuned[rows], usual)]
-    return collapsed
+    """Prompts, of the style and neutral ones, whose takes are nearly the same.
+
+    Those of the style also by what excerpts of a song have in common: a style may well vary less than the base's noise.
+    """
+    base, tuned = data.vectors.base, data.vectors.tuned
+    limits = {STYLE: variety_within(data.vectors.all_songs, data.song_names), NEUTRAL: math.inf}
+    return [
+        data.base[rows[0]].prompt
+        for kind, limit in limits.items()
+        for rows in data.by_prompt(kind)
+        if len(rows) > 1 and is_collapsed(tuned[rows], min(limit, diversity(base[rows])))
+    ]
 
 
 @cache

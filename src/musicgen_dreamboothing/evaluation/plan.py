@@ -9,7 +9,7 @@ import yaml
 from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.evaluation.result import STYLE
 
-STYLE_PROMPTS = 6  # as many tell how prompts vary
+STYLE_PROMPTS = 8  # as many tell how prompts vary
 OWN_CAPTIONS = 3  # among them, at most
 
 
@@ -23,7 +23,7 @@ def usual_prompts() -> dict[str, list[str]]:
 def style_prompts(word: str, tables: Tables) -> list[str]:
     """Captions of held-out songs (of the songs that are trained on, where none are), and usual prompts with the word.
 
-    Six in all, each once; fewer only where there is no word and there are fewer captions.
+    Eight in all, each once; fewer only where there is no word and there are fewer captions.
 
     Args:
         word: the key phrase; without one there are captions only.

@@ -8,6 +8,7 @@ prompts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +19,35 @@ from musicgen_dreamboothing.evaluation.metrics.statistics import Estimate, Jackk
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
-COLLAPSED = 0.1  # of the base's variety
+COLLAPSED = 0.3  # of the base's variety
 EQUAL = 1e-5  # of other distances: what rounding leaves between equal sounds
 TO_ONE_SOUND = math.sqrt(2) - 1  # energy distance of a normal distribution from its own mean, by E|y - y'|
 
 
 def diversity(embeddings: Array) -> float:
-    """How different clips `[N, D]` are: the mean of |x - y|²/2 over pairs, of rows of length 1 that of 1 - cosine.
+    """How different clips `[N, D]` are: the mean of |x - y| over pairs.
 
     Raises:
         TooFewError: a single clip.
     """
     check_several(embeddings)
-    return float(pdist(embeddings, "sqeuclidean").mean()) / 2
+    return float(pdist(embeddings).mean())
 
 
 def is_collapsed(clips: Array, usual: float) -> bool:
-    """Whether clips `[V, D]` of one prompt are nearly the same: a tenth as different as usual, or less.
+    """Whether clips `[V, D]` of one prompt are nearly the same: at most `COLLAPSED` times as different as usual.
 
     Args:
-        usual: the mean `diversity` of the base's clips of a prompt. Where it is 0, there was nothing to lose.
+        usual: the `diversity` of the base's clips of this prompt. Where it is 0, there was nothing to lose.
     """
     return diversity(clips) <= COLLAPSED * usual if usual > 0 else False
+
+
+def variety_within(songs: Array, names: Sequence[str]) -> float:
+    """The mean `diversity` of excerpts of one song, from all excerpts `[M, D]`; infinite where no song has two."""
+    groups = [songs[[number for number, other in enumerate(names) if other == name]] for name in dict.fromkeys(names)]
+    varieties = [diversity(rows) for rows in groups if len(rows) > 1]
+    return float(np.mean(varieties)) if varieties else math.inf
 
 
 def diversity_ratio(before: Array, after: Array, *, across: bool = False) -> Estimate:
@@ -59,7 +67,7 @@ def diversity_ratio(before: Array, after: Array, *, across: bool = False) -> Est
 
     def ratio(prompts: Rows) -> float:
         first, second = (float(sums[np.ix_(prompts, prompts)].sum()) for sums in pairs)
-        return second / first if first > EQUAL**2 * np.square(before).mean() else math.nan
+        return second / first if first > EQUAL * np.abs(before).mean() else math.nan
 
     result = Jackknife.of(ratio, len(before)).estimate([1])
     if math.isnan(result.value):
@@ -68,11 +76,11 @@ def diversity_ratio(before: Array, after: Array, *, across: bool = False) -> Est
 
 
 def _pair_sums(clips: Array, across: bool) -> Array:
-    """Sums of squared distances of `[P, V, D]` by pairs of prompts, `[P, P]`; only its diagonal unless `across`."""
+    """Sums of distances of `[P, V, D]` by pairs of prompts, `[P, P]`; only its diagonal unless `across`."""
     prompts, takes, _ = clips.shape
     flat = clips.reshape(prompts * takes, -1)
-    squares = cdist(flat, flat, "sqeuclidean").reshape(prompts, takes, prompts, takes).sum(axis=(1, 3))
-    return np.asarray(squares if across else np.diag(np.diag(squares)))
+    sums = cdist(flat, flat).reshape(prompts, takes, prompts, takes).sum(axis=(1, 3))
+    return np.asarray(sums if across else np.diag(np.diag(sums)))
 
 
 def drift(before: Array, after: Array) -> Estimate:
