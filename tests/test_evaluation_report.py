@@ -560,9 +560,9 @@ def counts(clips: int, by_codes: int, by_sound: int, flagged: int = 0) -> CopyCo
         (
             [near(True)],
             searched(1, base=2, not_checked=[BY_SOUND]),
-            "1 of 32 clips is close to Last Bus, 0:41; but 2 of the 32 clips of the base model are, too, which never "
-            "heard them: that may be likeness of the style; it could not be checked by sound, because there is a single "
-            "song.",
+            "1 of 32 clips is close to Last Bus, 0:41; but 2 of the 32 clips of the base model are, too, "
+            "which never heard them: that may be likeness of the style; "
+            "it could not be checked by sound, because there is a single song.",
         ),
     ],
 )
