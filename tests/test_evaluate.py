@@ -191,6 +191,7 @@ def again(finished: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) 
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(copies, "LEAST_SECONDS", 1.0)  # the training clips last 2 s
+        patch.setattr(copies, "FEW_SECONDS", 0.0)
         assert main([str(word) for word in evaluate_words(root / "run", "--data", root / "songs")]) == 0
     return {"root": root, "row": row, "said": said.getvalue(), "before": before, "lost": lost, "codes": codes_lost}
 
@@ -206,6 +207,7 @@ def test_a_copy_of_a_song_is_flagged_and_put_beside_it(
     cli: Cli, finished: Path, again: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copies, "LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(copies, "FEW_SECONDS", 0.0)
     root, row = again["root"], again["row"]
     assert not any(one["is_copy"] for one in report_of(finished / "run")["nearest"])
     (copy,) = [one for one in report_of(root / "run")["nearest"] if one["is_copy"]]

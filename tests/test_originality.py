@@ -8,12 +8,12 @@ import pytest
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.evaluation.metrics.code_index import CODES, CodeIndex
 from musicgen_dreamboothing.evaluation.metrics.copies import (
-    LEAST_SECONDS,
     SINGLE_SONG,
     TrainingClip,
     best_of_others,
     copy_threshold,
     crops_of,
+    least_strength,
 )
 from musicgen_dreamboothing.evaluation.result import Likeness
 
@@ -128,7 +128,7 @@ def songs_with_a_loop(recordings: int = 8, copies: int = 1) -> tuple[list[np.nda
 def test_a_copy_is_flagged_where_songs_share_a_loop_longer_than_it(copies: int) -> None:
     codes, clips, loop = songs_with_a_loop(copies=copies)
     index = CodeIndex(codes, clips, FRAMES)
-    assert index.threshold(10 * FRAMES).strength == LEAST_SECONDS
+    assert index.threshold(10 * FRAMES).strength == least_strength(8)
     for number in (0, 3, 7):
         song, start = codes[number * copies], round(FRAMES * (0.5 + 2 * number % 17))
         begin = start + loop.shape[1] if start < 9 * FRAMES else start - 10 * FRAMES
@@ -173,7 +173,7 @@ def test_silence_is_like_any_silence() -> None:
     for clip in codes[::2]:
         clip[:, 100:400] = 7
     index = CodeIndex(codes, clips, FRAMES)
-    assert index.threshold(500).strength == LEAST_SECONDS
+    assert index.threshold(500).strength == least_strength(8)
     assert index.nearest(in_other_music(np.full((4, 300), 7), 1.0)) == (None, "")
 
 
@@ -196,11 +196,11 @@ def test_scores_are_compared_with_those_of_other_recordings() -> None:
 # What can be told
 
 
-def test_with_a_single_song_three_seconds_are_a_copy() -> None:
+def test_with_a_single_song_five_seconds_are_a_copy() -> None:
     codes, clips = training(songs=1)
     index = CodeIndex(codes, clips, FRAMES)
     assert is_copy(index, flipped(codes[1], 0.3))
-    assert not is_copy(index, in_other_music(codes[1][:, : round(2.5 * FRAMES)], 3.0))
+    assert not is_copy(index, in_other_music(codes[1][:, : round(4.5 * FRAMES)], 3.0))
     assert not is_copy(index, played(CLIP_SECONDS, 100))
     assert index.nearest(codes[0][:, : 2 * FRAMES]).unchecked == SINGLE_SONG
 
@@ -223,11 +223,11 @@ def test_songs_that_are_too_alike_are_no_measure() -> None:
 
 
 def test_the_threshold_is_that_of_crops_as_long_as_the_query() -> None:
-    crops = crops_of([100, 30, 70], np.array([0, 1, 0]), 30)
+    crops = crops_of([90, 30, 65, 29], np.array([0, 1, 0, 1]), 30)
     assert [(crop.clip, crop.begin, crop.length) for crop in crops] == [
-        *((0, 5 + 30 * number, 30) for number in range(3)),
+        *((0, begin, 30) for begin in (0, 15, 30, 45, 60)),
         (1, 0, 30),
-        *((2, 5 + 30 * number, 30) for number in range(2)),
+        *((2, begin, 30) for begin in (0, 17, 35)),
     ]
     many = crops_of([1000] * 50, np.arange(50) // 2, 10)
     assert len(many) == 64
@@ -241,7 +241,7 @@ def test_a_threshold_allows_one_report_in_twenty_a_false_alarm() -> None:
     reports = rng.gumbel(3.0, 0.5, (400, 64 + 72))
     limits = np.array([copy_threshold(strengths, 72) for strengths in reports[:, :64]])
     assert (reports[:, 64:].max(axis=1) >= limits).mean() < 0.5  # capped at a multiple of the highest
-    assert copy_threshold(np.full(10, 0.1)) == LEAST_SECONDS
+    assert copy_threshold(np.full(10, 0.1)) == pytest.approx(0.1)
     assert copy_threshold(np.linspace(2, 4, 64), 7200) == pytest.approx(5)
 
 
@@ -305,7 +305,7 @@ def flagged_of(style: int, songs: int, queries: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     ("reports", "songs"),
-    [(2, 10), pytest.param(60, 6, marks=pytest.mark.slow), pytest.param(60, 14, marks=pytest.mark.slow)],
+    [(2, 10), pytest.param(60, 3, marks=pytest.mark.slow), pytest.param(60, 14, marks=pytest.mark.slow)],
 )
 def test_new_songs_of_the_style_raise_an_alarm_in_one_report_of_twenty(reports: int, songs: int) -> None:
     """36 clips of 8 s; at most 1 report in 20 may have a false alarm, and copies are still flagged."""

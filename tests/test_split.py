@@ -244,6 +244,7 @@ def test_a_near_copy_whose_clip_is_gone_does_not_end_the_evaluation(
 ) -> None:
     """In the place of a generated clip stands one that was trained on; another clip has the name of its file by now."""
     monkeypatch.setattr(copies_of_songs, "LEAST_SECONDS", 1.0)  # the training clips last 2 s
+    monkeypatch.setattr(copies_of_songs, "FEW_SECONDS", 0.0)
     row = Split.from_json(record_of(root).clips or {}).train[0]
     table = stored_codes(root / "data")
     codes = np.asarray(table[table["digest"][:].index(row["digest"])]["codes"])

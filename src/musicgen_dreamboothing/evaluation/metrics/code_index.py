@@ -29,7 +29,6 @@ WINDOW_SECONDS = 3.0  # in which shared n-grams are counted
 BLUR_SECONDS = 1.0  # over which the ratios of codes are summed
 NEAR = 0.7  # share of a near-copy's codes that agree; more in the first codebooks, less in the last
 UNKNOWN_CHANCE = 0.3  # the same of other songs where that can't be measured: much, as with one drum machine
-SINGLE_SONG_SECONDS = 3.0  # strength of a copy where there is a single song
 VERBATIM = 0.9  # share of codes that agree, from which songs have material in common
 FULL = 0.5  # of the highest log-likelihood ratio, from which evidence is not stronger
 NEIGHBOURS = 8  # alignments of each window that are compared frame by frame, and as many of other recordings
@@ -139,7 +138,7 @@ class CodeIndex:
     def threshold(self, frames: int) -> Threshold:
         """The strength from which a likeness of a clip of so many frames is a copy.
 
-        With a single song it is a fixed one: 3 s that no other song of one drum machine would have.
+        With a single song it is the least one: more than any other song of one drum machine would have.
         """
         if frames not in self._thresholds:
             self._thresholds[frames] = self._calibrated(frames)
@@ -147,8 +146,9 @@ class CodeIndex:
 
     def _calibrated(self, frames: int) -> Threshold:
         seconds, recordings = frames / self._rate, len(set(self._recordings))
-        if recordings == 1 and copies.MOST_OF_A_COPY * seconds >= SINGLE_SONG_SECONDS:
-            return Threshold(SINGLE_SONG_SECONDS)
+        least = copies.least_strength(recordings)
+        if recordings == 1 and copies.MOST_OF_A_COPY * seconds >= least:
+            return Threshold(least)
         crops = copies.crops_of(self._lengths, self._recordings, frames)
         return copies.calibrate(crops, Query(seconds, seconds, self._tests), recordings, self._compared)
 

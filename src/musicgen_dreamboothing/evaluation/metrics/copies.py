@@ -25,7 +25,8 @@ Integers = NDArray[np.int64]
 FALSE_ALARMS = 0.05  # share of reports that may flag a clip which is no copy
 USUAL_TESTS = 72  # clips of a report, each by codes and by sound
 BEYOND = 1.25  # times the highest strength of other songs, at most
-LEAST_SECONDS = 2.0  # of a copy, and of its strength; less is a riff
+LEAST_SECONDS = 2.0  # of a copy; less is a riff
+FEW_SECONDS = 3.0  # of strength more, divided by the number of recordings: few don't have all that a style shares
 MOST_OF_A_COPY = 0.75  # share of the strength of a whole copy that a threshold may be
 CALIBRATION_CROPS, LEAST_CROPS = 64, 6  # of the training clips that are compared with other recordings
 OUTSIDE = -1e6  # ends every run
@@ -126,6 +127,11 @@ def best_of_others(scores: Array, recordings: Integers) -> Array:
     return np.maximum(np.where(recordings[:, None] == winner, second, first), 0)
 
 
+def least_strength(recordings: int) -> float:
+    """The least strength of a copy, in seconds, among so many recordings."""
+    return LEAST_SECONDS + FEW_SECONDS / recordings
+
+
 def calibrate(crops: Sequence[Crop], query: Query, recordings: int, compare: Callable[[Crop], Compared]) -> Threshold:
     """The threshold of clips like `query`.
 
@@ -140,14 +146,15 @@ def calibrate(crops: Sequence[Crop], query: Query, recordings: int, compare: Cal
     """
     if recordings < 2:
         return Threshold(math.inf, SINGLE_SONG)
-    if MOST_OF_A_COPY * query.most < LEAST_SECONDS:
+    least = least_strength(recordings)
+    if MOST_OF_A_COPY * query.most < least:
         return Threshold(math.inf, f"clips of {query.seconds:.3g} s are too short to tell a copy from a riff")
     compared = [compare(crop) for crop in crops]
     strengths = [one.strength for one in compared if one.strength < LEAST_SECONDS or not one.is_verbatim]
     if len(strengths) < max(LEAST_CROPS, len(crops) / 2):
         few = "few" if len(crops) < LEAST_CROPS else "alike"
         return Threshold(math.inf, f"the songs are too {few} to tell what is usual among them")
-    limit = copy_threshold(np.array(strengths), query.tests)
+    limit = max(least, copy_threshold(np.array(strengths), query.tests))
     if limit > MOST_OF_A_COPY * query.most:
         return Threshold(math.inf, f"the songs are too alike to recognise a copy in clips of {query.seconds:.3g} s")
     return Threshold(limit)
@@ -157,8 +164,8 @@ def copy_threshold(strengths: Array, tests: int = USUAL_TESTS) -> float:
     """The strength that is reached in `FALSE_ALARMS` of reports of so many tests, by crops of other songs `[N]`.
 
     The highest of many scores has a Gumbel distribution, here fitted to median and quartiles, which a few loops that
-    two songs share don't change. At least `LEAST_SECONDS`, and at most `BEYOND` times the highest strength: the tail
-    ends there, as strengths are bounded by the length of a clip.
+    two songs share don't change. At most `BEYOND` times the highest strength: the tail ends there, as strengths are
+    bounded by the length of a clip.
     """
     low, middle, high = np.quantile(strengths, [0.25, 0.5, 0.75])
 
@@ -167,11 +174,11 @@ def copy_threshold(strengths: Array, tests: int = USUAL_TESTS) -> float:
 
     scale = (high - low) / (standard(0.75) - standard(0.25))
     fitted = middle + scale * (standard(1 - FALSE_ALARMS / tests) - standard(0.5))
-    return max(LEAST_SECONDS, float(min(fitted, BEYOND * strengths.max())))
+    return float(min(fitted, BEYOND * strengths.max()))
 
 
 def crops_of(lengths: Sequence[int], recordings: Integers, length: int) -> list[Crop]:
-    """At most `CALIBRATION_CROPS` crops of training clips that don't overlap, spread over the recordings.
+    """At most `CALIBRATION_CROPS` crops of training clips that overlap by half at most, spread over the recordings.
 
     Args:
         lengths: of the clips, in any unit.
@@ -181,11 +188,12 @@ def crops_of(lengths: Sequence[int], recordings: Integers, length: int) -> list[
     length = min(length, max(lengths, default=0))
     taken: Counter[int] = Counter()
     turns = []
-    for clip, whole in enumerate(lengths):
-        count = whole // length
-        margin = (whole - count * length) // 2
-        for number in range(count):
-            turns.append((taken[int(recordings[clip])], Crop(clip, margin + number * length, length)))
+    for clip, available in enumerate(lengths):
+        if available < length:
+            continue
+        count = 1 + 2 * (available - length) // max(length, 1)
+        for begin in np.linspace(0, available - length, count).astype(int).tolist():
+            turns.append((taken[int(recordings[clip])], Crop(clip, begin, length)))
             taken[int(recordings[clip])] += 1
     return sorted(crop for _, crop in sorted(turns)[:CALIBRATION_CROPS])
 

@@ -108,7 +108,7 @@ class SoundIndex:
     def threshold(self, steps: int) -> Threshold:
         """The strength from which a likeness of a clip of so many steps of the spectrogram is a copy."""
         if steps not in self._thresholds:
-            crops = copies.crops_of([len(spectra) for spectra in self._spectra], self._recordings, steps)
+            crops = copies.crops_of([len(spectra) for spectra in self._spectra], self._recordings, max(1, steps - 1))
             query = Query((steps - 1) / STEPS_HZ, _count(steps) * HOP / STEPS_HZ, self._tests)
             self._thresholds[steps] = copies.calibrate(crops, query, len(set(self._recordings)), self._compared)
         return self._thresholds[steps]
