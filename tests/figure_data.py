@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from musicgen_dreamboothing.evaluation.collect import EvaluationData
+from musicgen_dreamboothing.evaluation.collect import EvaluationData, Vectors
 
 
 def clips_of(vectors: np.ndarray, takes: int, kind: str) -> list[Any]:
@@ -37,6 +37,5 @@ def data_of(
         tag_probabilities=lambda vectors: None,
     )
     data = EvaluationData(clips_of(base, takes, kind), clips_of(tuned, takes, kind), excerpts, None, None, embedder, 0)  # type: ignore[arg-type]
-    vectors = SimpleNamespace(base=base, tuned=tuned, songs=songs, held_out=None)
-    data.__dict__.update(vectors=vectors, adherence=([], []))
+    data.__dict__.update(vectors=Vectors(base, tuned, songs, None), adherence=([], []))
     return data

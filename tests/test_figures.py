@@ -8,7 +8,7 @@ from figure_data import data_of
 
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
 from musicgen_dreamboothing.evaluation.figures import ONE_TAKE, _diversity, _drift, collapsed_prompts
-from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure
+from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure, Originality
 from musicgen_dreamboothing.evaluation.verdict import direction, verdict
 
 TAKES = 4
@@ -19,7 +19,8 @@ def neutral_data(tuned: np.ndarray | None = None, prompts: int = 4, kind: str = 
     rng = np.random.default_rng(0)
     centres = np.repeat(3 * rng.standard_normal((prompts, 6)), TAKES, axis=0)
     base, again = (centres + rng.standard_normal((prompts * TAKES, 6)) for _ in range(2))
-    return data_of(base, again if tuned is None else tuned, np.ones((2, 6)), TAKES, kind)
+    songs = np.ones((2, 6)) if kind == NEUTRAL else rng.standard_normal((2, 6))
+    return data_of(base, again if tuned is None else tuned, songs, TAKES, kind)
 
 
 def figures(data: EvaluationData, kind: str = NEUTRAL) -> dict[str, Figure]:
@@ -28,7 +29,7 @@ def figures(data: EvaluationData, kind: str = NEUTRAL) -> dict[str, Figure]:
 
 
 def second(found: dict[str, Figure]) -> str:
-    return verdict(list(found.values()), [], "punk")[1]
+    return verdict(list(found.values()), [], Originality(), "punk")[1]
 
 
 def test_another_seed_is_no_change() -> None:
@@ -74,12 +75,12 @@ def test_few_prompts_tell_a_value_without_an_interval(prompts: int) -> None:
     found = figures(neutral_data(prompts=prompts))
     assert found["drift"].tuned is not None
     assert found["drift"].tuned_interval is None
-    assert "rough" in found["drift"].meaning
+    assert found["drift"].is_rough
     assert "whether other music changed is unclear" in second(found)
 
 
 def test_many_prompts_are_not_called_rough() -> None:
-    assert "rough" not in figures(neutral_data(prompts=6))["drift"].meaning
+    assert not figures(neutral_data(prompts=6))["drift"].is_rough
 
 
 def test_one_take_can_not_be_told_from_chance() -> None:

@@ -16,7 +16,7 @@ from musicgen_dreamboothing.evaluation.collect import EvaluationData, Vectors
 from musicgen_dreamboothing.evaluation.figures import figures_of
 from musicgen_dreamboothing.evaluation.metrics.adherence import CHANCE, Adherence, TempoAdherence, tempo_multiple
 from musicgen_dreamboothing.evaluation.references import Excerpts
-from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure
+from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure, Originality
 from musicgen_dreamboothing.evaluation.verdict import verdict
 
 RATE = 16_000
@@ -99,7 +99,7 @@ def test_clips_that_are_too_short_have_no_tempo_and_a_reason(four_seconds: dict[
         assert four_seconds[key].tuned is four_seconds[key].base is None
         assert four_seconds[key].reason == "it takes clips of 5 s"
     assert four_seconds["key_adherence"].reason == "no prompt asks for one"
-    assert "the tempo" not in verdict(list(four_seconds.values()), [], "punk")[1]
+    assert "the tempo" not in verdict(list(four_seconds.values()), [], Originality(), "punk")[1]
 
 
 def test_nobody_follows_the_tempo() -> None:
@@ -109,7 +109,7 @@ def test_nobody_follows_the_tempo() -> None:
     assert tempo.base_interval[1] > 0.2
     assert tempo.change[0] < 0 < tempo.change[1]
     assert "by chance it is 7 %" in tempo.meaning
-    sentence = verdict([tempo], [], "punk")[1]
+    sentence = verdict([tempo], [], Originality(), "punk")[1]
     assert "the base model does not follow it either" in sentence
     assert "still" not in sentence
 
