@@ -34,7 +34,8 @@ for name in ("01*", "02*", "03*", "validation/21*"):
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
 recipe = Recipe(
-    songs=songs, seconds=2.0, updates=4, variations=2, prompts=("punk in g major", "punk"), neutral_prompts=("folk",), classes=("folk",), class_clips=2
+    songs=songs, seconds=2.0, updates=4, variations=2, prompts=("punk in g major", "punk"), neutral_prompts=("folk",),
+    classes=("folk",), class_clips=2,
 )
 options = DemoArguments(output_dir=str(Path("here").resolve()))
 with printed():

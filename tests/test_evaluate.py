@@ -281,6 +281,7 @@ def test_answers_of_the_blind_page_are_counted(cli: Cli, finished: Path, tmp_pat
     assert cli("evaluate", finished / "run", "--answers", answers).code == 1
 
 
+@pytest.mark.slow
 def test_without_held_out_songs_figures_have_reasons(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     """And captions are prompts as they are: only the usual prompts have a place for the `instance_prompt`."""
     songs = tmp_path / "songs"
@@ -345,6 +346,7 @@ def test_any_number_of_songs_is_evaluated(finished: Path, tmp_path: Path, traine
     assert len(evaluated.evaluation.verdict) == 3
 
 
+@pytest.mark.slow
 def test_an_only_clip_leaves_figures_without_values(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "songs").mkdir()
     audio.write(tmp_path / "songs" / "0.wav", tone_song(2.0, 3), 16_000)
@@ -510,7 +512,8 @@ def test_prompts_of_the_style(word: str, held_out: list[str], prompts: list[str]
     assert style_prompts(word, tables) == prompts
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
 def test_the_style_is_measured_from_one_song_on(cli: Cli, tmp_path: Path, tiny: Path, count: int) -> None:
     """Of so few songs none is held out: the distance to those that are trained on is the only evaluation."""
     (tmp_path / "songs").mkdir()

@@ -185,12 +185,12 @@ def coverage() -> ModuleType:
 @pytest.mark.parametrize(
     ("songs", "prompts", "takes", "effect"),
     [
-        (1, 6, 4, "far, learned"),
+        pytest.param(1, 6, 4, "far, learned", marks=pytest.mark.slow),
         (2, 3, 1, "far, no change"),
         (3, 5, 4, "near, learned"),
-        (5, 4, 1, "far, learned"),
+        pytest.param(5, 4, 1, "far, learned", marks=pytest.mark.slow),
         (9, 6, 4, "near, learned"),
-        (20, 5, 4, "no distance"),
+        pytest.param(20, 5, 4, "no distance", marks=pytest.mark.slow),
     ],
 )
 def test_intervals_hold_the_truth_as_often_as_they_say(songs: int, prompts: int, takes: int, effect: str) -> None:
