@@ -36,6 +36,6 @@ def data_of(
         embed_text=lambda texts: None,
         tag_probabilities=lambda vectors: None,
     )
-    data = EvaluationData(clips_of(base, takes, kind), clips_of(tuned, takes, kind), excerpts, None, None, embedder, 0)  # type: ignore[arg-type]
+    data = EvaluationData(clips_of(base, takes, kind), clips_of(tuned, takes, kind), excerpts, None, None, embedder)  # type: ignore[arg-type]
     data.__dict__.update(vectors=Vectors(base, tuned, songs, None), adherence=([], []))
     return data

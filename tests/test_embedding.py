@@ -23,7 +23,6 @@ from musicgen_dreamboothing.evaluation.clips import EvaluatedClip
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
 from musicgen_dreamboothing.evaluation.figures import collapsed_prompts, figures_of
 from musicgen_dreamboothing.evaluation.metrics.embedding import (
-    LOUDNESS,
     SIGNAL,
     ClapEmbedder,
     Embedder,
@@ -61,7 +60,7 @@ def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedders(clap: Path) -> Embedders:
     found = {
         "clap": ClapEmbedder(Tagger(str(clap), {}, device="cpu"), str(clap), GENRES),
-        "signal": SignalEmbedder(REFERENCE),
+        "signal": SignalEmbedder(),
     }
     return found.__getitem__
 
@@ -84,35 +83,6 @@ def test_stereo_is_heard_as_its_mix(embedders: Embedders, kind: str) -> None:
     mixed = wave.mean(axis=0, keepdims=True)
     embedder = embedders(kind)
     np.testing.assert_allclose(embedder.embed([(wave, RATE)]), embedder.embed([(mixed, RATE)]), atol=1e-5)
-    for stereo, mono in zip(
-        embedder.embed_windows(wave, RATE, 2.0, 0.5), embedder.embed_windows(mixed, RATE, 2.0, 0.5), strict=True
-    ):
-        np.testing.assert_allclose(stereo, mono, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("seconds", "count"), [(0.7, 1), (2.0, 1), (2.4, 1), (2.5, 2), (5.0, 7)])
-def test_windows_lie_inside_the_sound(embedders: Embedders, kind: str, seconds: float, count: int) -> None:
-    rows, starts = embedders(kind).embed_windows(tone_song(seconds, 3), RATE, 2.0, 0.5)
-    assert len(rows) == count
-    np.testing.assert_allclose(starts, 0.5 * np.arange(count))
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_window_is_found_again_in_the_sound_it_is_from(embedders: Embedders, kind: str) -> None:
-    wave, embedder = tone_song(6.0, 3), embedders(kind)
-    rows, starts = embedder.embed_windows(wave, RATE, 2.0, 0.5)
-    window = embedder.embed_windows(wave[:, round(1.5 * RATE) : round(3.5 * RATE)], RATE, 2.0, 0.5)[0][0]
-    assert starts[(rows @ window).argmax()] == 1.5
-
-
-def test_clap_windows_are_the_embeddings_of_the_pieces(clap: Path, embedders: Embedders) -> None:
-    wave = tone_song(3.0, 4, rate=48_000)
-    rows, _ = embedders("clap").embed_windows(wave, 48_000, 2.0, 1.0)
-    level = levelled(wave, 48_000, LOUDNESS)  # of the whole, not of each piece
-    pieces = [(level[:, :96_000], 48_000), (level[:, 48_000:], 48_000)]
-    np.testing.assert_allclose(rows, Tagger(str(clap), {}, device="cpu").embed(pieces), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,8 +90,6 @@ def test_clap_windows_are_the_embeddings_of_the_pieces(clap: Path, embedders: Em
 def test_the_level_makes_no_difference(embedders: Embedders, kind: str, gain: float) -> None:
     embedder, wave = embedders(kind), tone_song(4.0, 8)
     np.testing.assert_allclose(embedder.embed([(gain * wave, RATE)]), embedder.embed([(wave, RATE)]), atol=1e-4)
-    windows = [embedder.embed_windows(one, RATE, 2.0, 0.5)[0] for one in (gain * wave, wave)]
-    np.testing.assert_allclose(*windows, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,7 +100,6 @@ def test_silence_and_short_sounds_have_embeddings(embedders: Embedders, kind: st
     rows = embedder.embed([(short, RATE), (0.1 * short, RATE), (np.zeros_like(short), RATE)])
     assert np.isfinite(rows).all()
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-3)
-    assert np.isfinite(embedder.embed_windows(np.zeros_like(short), RATE, 2.0, 0.5)[0]).all()
 
 
 def test_clap_hears_texts_and_genres(embedders: Embedders) -> None:
@@ -166,30 +133,12 @@ def test_like_sounds_are_near_each_other(embedders: Embedders) -> None:
     assert np.linalg.norm(first - again) < 0.1 * np.linalg.norm(first - other)
 
 
-def test_no_sound_has_a_part_in_what_others_are_compared_by() -> None:
-    """Figures of two runs have one unit, and training songs nothing that held-out songs have not."""
-    rows = [SignalEmbedder(reference).embed(REFERENCE) for reference in ([chord((110, 165), 0)], REFERENCE)]
-    np.testing.assert_array_equal(*rows)
-
-
 def test_sounds_unlike_the_reference_lie_far_from_it(embedders: Embedders) -> None:
     embedder = embedders("signal")
     song, noise = tone_song(5.0, 20), 0.5 * np.random.default_rng(0).standard_normal((1, 5 * RATE)).astype(np.float32)
     rows = embedder.embed([(song, RATE), (noise, RATE)])
     of_song, of_noise = np.linalg.norm(rows[:, None] - embedder.embed(REFERENCE), axis=-1)
     assert of_song.max() < of_noise.min()
-
-
-def test_windows_of_one_moment_are_nearer_than_those_of_another_song(embedders: Embedders) -> None:
-    """As far apart as windows can be that miss each other, and with noise 30 dB below."""
-    embedder, step = embedders("signal"), embedders("signal").step_seconds
-    song = tone_song(5.0, 30)
-    noise = song.std() * 10 ** (-30 / 20) * np.random.default_rng(0).standard_normal(song.shape)
-    late = (song + noise).astype(np.float32)[:, round(step / 2 * RATE) :]
-    songs = [song, late, *(tone_song(5.0, seed) for seed in range(31, 36))]
-    own, again, *others = (embedder.embed_windows(wave, RATE, 3.0, 0.5)[0] for wave in songs)
-    nearest = max(float((own @ other.T).max()) for other in others)
-    assert min(own[number] @ again[number] for number in range(len(again))) > nearest + 0.1
 
 
 def test_the_rate_makes_little_difference(embedders: Embedders) -> None:
@@ -200,36 +149,14 @@ def test_the_rate_makes_little_difference(embedders: Embedders) -> None:
     assert distances[0] < 0.1 * distances[1:].min()
 
 
-def test_same_reference_same_vectors(embedders: Embedders) -> None:
-    again, wave = SignalEmbedder(REFERENCE), tone_song(5.0, 9)
-    np.testing.assert_array_equal(again.embed([(wave, RATE)]), embedders("signal").embed([(wave, RATE)]))
-    rows = [embedder.embed_windows(wave, RATE, 3.0, 0.5)[0] for embedder in (again, embedders("signal"))]
-    np.testing.assert_array_equal(*rows)
-
-
-@pytest.mark.parametrize(
-    "reference",
-    [
-        [(tone_song(9.0, 0), RATE)],
-        [(tone_song(1.0, seed), RATE) for seed in range(2)],
-        [(tone_song(0.5, seed), RATE) for seed in range(150)],
-    ],
-)
-def test_few_or_many_clips_make_a_space_of_windows(reference: list[tuple[np.ndarray, int]]) -> None:
-    embedder = SignalEmbedder(reference)
-    first, second = (embedder.embed_windows(*sound, 0.5, 0.5)[0] for sound in REFERENCE[:2])
-    assert np.isfinite(first).all()
-    assert np.linalg.norm(first[0] - second[0]) > 0
-
-
 @pytest.mark.parametrize("model", [None, "none"])
 def test_the_stand_in_can_be_asked_for(model: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert load_embedder(model, REFERENCE).name == SIGNAL
+    assert load_embedder(model).name == SIGNAL
     assert capsys.readouterr().out == ""
 
 
 def test_without_a_clap_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    embedder = load_embedder(str(tmp_path / "nowhere"), REFERENCE)
+    embedder = load_embedder(str(tmp_path / "nowhere"))
     assert embedder.name == SIGNAL
     (line,) = capsys.readouterr().out.splitlines()
     assert "signal statistics instead of CLAP" in line
@@ -237,7 +164,7 @@ def test_without_a_clap_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_clap_is_loaded_and_named(clap: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    embedder = load_embedder(str(clap), [])
+    embedder = load_embedder(str(clap))
     assert (embedder.name, embedder.note) == (f"CLAP {clap}", "")
     assert embedder.embed(REFERENCE[:1]).shape == (1, 16)
     assert capsys.readouterr().out == ""
@@ -263,7 +190,7 @@ def test_each_clip_is_embedded_once(clap: Path) -> None:
     embedder = Counting(Tagger(str(clap), {}, device="cpu"), str(clap), GENRES)
     songs = [(tone_song(1.0, seed), RATE) for seed in range(6)]
     excerpts = [Excerpts(waves, [f"{number}.wav" for number in range(3)]) for waves in (songs[:3], songs[3:])]
-    data = EvaluationData(clips(10), clips(20), *excerpts, None, embedder, 0)
+    data = EvaluationData(clips(10), clips(20), *excerpts, None, embedder)
     figures_of(data)
     collapsed_prompts(data)
     assert embedder.count == len(data.base) + len(data.tuned) + len(songs)
@@ -284,7 +211,7 @@ class Distances:
     spread: float
 
     def of(self, waves: list[np.ndarray], songs: list[str] | None = None) -> float:
-        rows = SignalEmbedder([]).embed([(wave, SONG_RATE) for wave in waves])
+        rows = SignalEmbedder().embed([(wave, SONG_RATE) for wave in waves])
         return style_distance(rows, self.reference, clip_groups=songs, song_names=self.songs)
 
 
@@ -300,7 +227,7 @@ def excerpts_of(folder: Path) -> tuple[list[np.ndarray], list[str]]:
 @pytest.fixture(scope="module")
 def distances() -> Distances:
     waves, names = excerpts_of(ASSETS / "songs")
-    rows, songs = SignalEmbedder([]).embed([(wave, SONG_RATE) for wave in waves]), np.array(names)
+    rows, songs = SignalEmbedder().embed([(wave, SONG_RATE) for wave in waves]), np.array(names)
     left_out = [
         style_distance(rows[songs == name], rows[songs != name], song_names=songs[songs != name].tolist())
         for name in sorted(set(names))
@@ -386,7 +313,7 @@ def test_another_style_is_farther_away_than_any_song(distances: Distances) -> No
 def test_another_instrument_is_farther_away_than_any_song() -> None:
     """The same kind of tunes, at one tempo and with one drum."""
     plucked, again, organ = (
-        SignalEmbedder([]).embed([(tune(seed, **instrument), SONG_RATE) for seed in seeds])
+        SignalEmbedder().embed([(tune(seed, **instrument), SONG_RATE) for seed in seeds])
         for instrument, seeds in ((PLUCKED, range(10)), (PLUCKED, range(10, 14)), (ORGAN, range(10, 14)))
     )
     spread = max(style_distance(np.roll(plucked, row, 0)[:2], np.roll(plucked, row, 0)[2:]) for row in range(10))
@@ -400,7 +327,7 @@ def test_hiss_that_is_not_heard_counts_nothing_in_dark_music() -> None:
     """
     dark = [levelled(low_passed(music(4.0, SONG_RATE, seed), SONG_RATE, 1_500), SONG_RATE, -14.0) for seed in range(9)]
     songs, clean, hissing = (
-        SignalEmbedder([]).embed([(wave, SONG_RATE) for wave in waves])
+        SignalEmbedder().embed([(wave, SONG_RATE) for wave in waves])
         for waves in (dark[:6], dark[6:], [with_hiss(wave, -60) for wave in dark[6:]])
     )
     assert style_distance(hissing, songs) == pytest.approx(style_distance(clean, songs), abs=0.1)

@@ -100,7 +100,7 @@ def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
 
 
 def load(model: Path | str, **more: bool) -> Embedder:
-    return load_embedder(str(model), [], is_chosen=True, device=CPU, **more)
+    return load_embedder(str(model), is_chosen=True, device=CPU, **more)
 
 
 def test_sounds_have_one_vector_each_whatever_is_beside_them(folder: Path) -> None:
@@ -140,9 +140,6 @@ def test_it_is_an_embedder_without_words(folder: Path) -> None:
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
     assert embedder.embed_text(["punk"]) is None
     assert embedder.tag_probabilities(rows) is None
-    windows, starts = embedder.embed_windows(wave, RATE, 3.0, 0.5)
-    assert windows.shape == (3, rows.shape[1])
-    assert list(starts) == [0.0, 0.5, 1.0]
 
 
 def test_a_clap_that_is_chosen_has_words(tmp_path: Path) -> None:

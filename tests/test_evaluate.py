@@ -373,7 +373,7 @@ def test_copies_of_one_song_are_too_few_songs(count: int) -> None:
         ]
         for seed in (10, 20)
     )
-    data = EvaluationData(base, tuned, excerpts, None, None, SignalEmbedder(excerpts.waves), 0)
+    data = EvaluationData(base, tuned, excerpts, None, None, SignalEmbedder())
     figures = {figure.key: figure for figure in compute_figures(data)}
     for key in ("style_distance", "style_gap_closed"):
         assert figures[key].tuned is None

@@ -69,7 +69,7 @@ def data_of(waves: tuple[Wave, Wave], prompts: dict[str, str] = PROMPTS, key_phr
         for wave in waves
     ]
     songs = Excerpts([(waves[0], RATE)] * 20, [f"{number // 4}.wav" for number in range(20)])
-    return Data(sides[0], sides[1], songs, None, None, StandIn(), 0, key_phrase)  # type: ignore[arg-type]
+    return Data(sides[0], sides[1], songs, None, None, StandIn(), key_phrase)  # type: ignore[arg-type]
 
 
 def with_tempi(base: Sequence[float | None], tuned: Sequence[float | None]) -> dict[str, Figure]:

@@ -37,7 +37,7 @@ class EvaluateArguments:
     song_excerpts: int = option(
         64, "Pieces of songs that are compared with.", at_least=1, at_most=100_000, unless=COUNTING
     )
-    seed: int = option(0, "Of the clips and of all intervals.", at_least=0, at_most=LARGEST_SEED, unless=COUNTING)
+    seed: int = option(0, "Of the clips and of the song excerpts.", at_least=0, at_most=LARGEST_SEED, unless=COUNTING)
     embedder: str | None = option(
         None,
         "Model that compares sounds: a CLAP or another audio encoder (HuBERT, AST, MERT), or none for statistics "

@@ -60,7 +60,6 @@ class EvaluationData:
         songs, held_out: excerpts of the songs, of the same length, through the codec.
         losses: on held-out songs; None where none were held out.
         embedder: of all sounds.
-        seed: of all intervals.
         key_phrase: that style prompts may begin with; empty without one.
     """
 
@@ -70,7 +69,6 @@ class EvaluationData:
     held_out: Excerpts | None
     losses: Losses | None
     embedder: Embedder
-    seed: int
     key_phrase: str = ""
 
     @property
@@ -130,7 +128,6 @@ def collect_data(
     release_memory()
     embedder = load_embedder(
         options.embedder or options.clap_model_name_or_path,
-        songs.waves,
         is_chosen=options.embedder is not None,
         cache_dir=options.cache_dir,
         token=options.token,
@@ -139,9 +136,7 @@ def collect_data(
     )
     before, after = (load_clips(folder / side, plan, checkpoint.sampling_rate) for side in (BASE, TUNED))
     held_out_songs = held_out if has_held_out else None
-    data = EvaluationData(
-        before, after, songs, held_out_songs, losses, embedder, options.seed, key_phrase=record.key_phrase
-    )
+    data = EvaluationData(before, after, songs, held_out_songs, losses, embedder, key_phrase=record.key_phrase)
     return data, checkpoint
 
 

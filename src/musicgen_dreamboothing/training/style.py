@@ -80,7 +80,6 @@ def _distance_to_songs(options: TrainArguments, songs: Excerpts) -> Callable[[Se
     release_memory()  # the codec's
     embedder = load_embedder(
         options.embedder or options.clap_model_name_or_path,
-        songs.waves,
         is_chosen=options.embedder is not None,
         cache_dir=options.cache_dir,
         token=options.token,

@@ -53,14 +53,6 @@ class _Found(NamedTuple):
     strength: float
 
 
-def nearest_by_codes(
-    generated: Sequence[Codes], training: Sequence[Codes], clips: Sequence[TrainingClip], frame_rate: float
-) -> list[Match]:
-    """The match of each generated clip, in order, by codes `[K, T]` without delay; see `CodeIndex`."""
-    index = CodeIndex(training, clips, frame_rate, 2 * len(generated))
-    return index.search(generated)
-
-
 class CodeIndex:
     """An index of training clips by pairs of successive codes, each codebook for itself.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,13 +34,6 @@ CLAP_TYPE = "clap"  # transformers' name in configurations
 LOUDNESS = -20.0  # LUFS of all sounds: high enough for the floor of -60 dB, and few peaks pass full scale
 
 RATE = 16_000  # Hz; mel bands end at half of it
-MOST_CLIPS = 100  # of the reference, or a few less: every n-th
-SMOOTHING_STEPS = 40  # of the spectrogram, 0.4 s: wide compared with the steps between windows
-STEPS_HZ = 20  # how often the smoothed spectrogram is read
-PATCH_BANDS, PATCH_HZ = 16, 10
-PATCH_DIMENSIONS = 64
-LEAST_DB, LEAST_DEVIATION = 1.0, 0.5  # of a band, and of a component: what varies less counts less
-MOST_PATCHES = 1000  # that the directions of windows are learned from
 
 
 class Embedder(ABC):
@@ -51,23 +44,14 @@ class Embedder(ABC):
     Attributes:
         name: in reports.
         note: what a report should say about it; may be empty.
-        step_seconds: the least useful distance of windows.
     """
 
     name: str
     note = ""
-    step_seconds = 0.5  # of networks: a pass for each window
 
     def embed(self, waves: Sounds) -> Array:
         """One vector for each sound, `[N, P]`."""
         return self._embed([_levelled(*sound) for sound in waves])
-
-    def embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
-        """Windows of one sound: vectors of length 1 `[W, P]`, and their starts in seconds `[W]`.
-
-        A sound that is shorter than a window is one window. P differs from that of `embed`.
-        """
-        return self._embed_windows(*_levelled(wave, rate), seconds, hop_seconds)
 
     def embed_text(self, texts: Sequence[str]) -> Array | None:
         """Texts in the space of `embed`, `[N, P]`; None if it has no text encoder."""
@@ -81,10 +65,6 @@ class Embedder(ABC):
     def _embed(self, waves: Sounds) -> Array:
         """`embed` of waves `[1, S]` of one loudness."""
 
-    @abstractmethod
-    def _embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
-        """`embed_windows` of a wave `[1, S]` of this loudness."""
-
 
 class NetworkEmbedder(Embedder):
     """A network for sounds alone, at its own rate; all vectors have length 1."""
@@ -95,13 +75,6 @@ class NetworkEmbedder(Embedder):
 
     def _embed(self, waves: Sounds) -> Array:
         return self._network.embed(waves).astype(np.float64)
-
-    def _embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
-        network_rate = self._network.rate
-        mono = audio.resample(wave, rate, network_rate)
-        starts = _starts(mono.shape[1] / network_rate, seconds, hop_seconds)
-        cuts = [(round(start * network_rate), round((start + seconds) * network_rate)) for start in starts]
-        return self._embed([(mono[:, begin:end], network_rate) for begin, end in cuts]), starts
 
 
 class ClapEmbedder(NetworkEmbedder):
@@ -146,46 +119,16 @@ class ClapEmbedder(NetworkEmbedder):
 
 
 class SignalEmbedder(Embedder):
-    """Statistics of the signal, without a network: `signal.embed`, in a fixed space.
-
-    Windows need more detail, as songs of one style have the same statistics: 16 mel bands ten times a second,
-    standardised by reference clips (the training songs), projected on their 64 principal components, and scaled to
-    variance 1. Bands and components that hardly vary are not enlarged.
-
-    Args:
-        reference: waves with their rates, for the space of windows.
-    """
+    """Statistics of the signal, without a network: `signal.embed`, in a fixed space."""
 
     name = SIGNAL
     note = (
         "Sounds were compared without a network, by statistics of the signal: timbre, its movement and rhythm. These "
         "figures can't be compared with those of papers, or of reports with another embedding."
     )
-    step_seconds = 0.05
-
-    def __init__(self, reference: Sounds) -> None:
-        self._reference = reference[:: 1 + len(reference) // MOST_CLIPS]
-        self._patch_space = cache(self._fit_patches)
 
     def _embed(self, waves: Sounds) -> Array:
         return np.stack([signal.embed(_at_rate(*sound), RATE) for sound in waves])
-
-    def _embed_windows(self, wave: Wave, rate: int, seconds: float, hop_seconds: float) -> tuple[Array, Array]:
-        size, hop = round(seconds * STEPS_HZ), max(1, round(hop_seconds * STEPS_HZ))
-        patches = _patches(_spectrogram(wave, rate), size, hop)
-        space, deviations = self._patch_space(size)
-        return _unit(space.project(patches) / deviations), np.arange(len(patches)) * hop / STEPS_HZ
-
-    @cached_property
-    def _spectrograms(self) -> list[Array]:
-        return [_spectrogram(*_levelled(*sound)) for sound in self._reference]
-
-    def _fit_patches(self, size: int) -> tuple[signal.Space, Array]:
-        """The space of windows of so many steps, and the deviation of each of its directions."""
-        hop = max(1, sum(map(len, self._spectrograms)) // MOST_PATCHES)
-        rows = np.concatenate([_patches(spectrogram, size, hop) for spectrogram in self._spectrograms])
-        space = signal.Space.fit(rows, PATCH_DIMENSIONS, least=LEAST_DB)
-        return space, np.maximum(space.project(rows).std(axis=0), LEAST_DEVIATION)
 
 
 def is_cached(model: str, cache_dir: str | None = None) -> bool:
@@ -201,7 +144,6 @@ def is_cached(model: str, cache_dir: str | None = None) -> bool:
 
 def load_embedder(
     model: str | None,
-    reference: Sounds,
     *,
     is_chosen: bool = False,
     cache_dir: str | None = None,
@@ -213,7 +155,6 @@ def load_embedder(
 
     Args:
         model: a folder or Hub id; None or "none" for `SignalEmbedder`.
-        reference: the sounds whose windows `SignalEmbedder` is fitted on.
         is_chosen: whether `--embedder` names the model. It may then be any audio encoder and has to load; otherwise it
             is a CLAP, and with a message `SignalEmbedder` stands in where it can't be loaded.
         cache_dir, token, trust_remote_code: for the Hub; the last is for encoders.
@@ -223,7 +164,7 @@ def load_embedder(
         UserError: a chosen model can't be loaded.
     """
     if model is None or model == NONE:
-        return SignalEmbedder(reference)
+        return SignalEmbedder()
     source = Source(model, None, cache_dir, token, trust_remote_code)
     if is_chosen:
         return _load_chosen(source, device)
@@ -231,7 +172,7 @@ def load_embedder(
         return _load_clap(source, device)
     except UserError as error:
         log(f"sounds are compared by signal statistics instead of CLAP: {error}")
-        return SignalEmbedder(reference)
+        return SignalEmbedder()
 
 
 def check_embedder(
@@ -268,32 +209,9 @@ def _levelled(wave: Wave, rate: int) -> tuple[Wave, int]:
     return levelled(audio.to_channels(wave, 1), rate, LOUDNESS), rate
 
 
-def _starts(length: float, seconds: float, hop_seconds: float) -> Array:
-    """Starts in seconds of windows that lie inside a sound; there is at least one."""
-    return np.arange(1 + max(0, int((length - seconds) / hop_seconds + 1e-6)), dtype=np.float64) * hop_seconds
-
-
 def _at_rate(wave: Wave, rate: int) -> NDArray[np.float32]:
     """`[1, S]` -> `[S]` at `RATE`: the bands of one sound differ a little between rates."""
     return audio.resample(wave, rate, RATE)[0]
-
-
-def _spectrogram(wave: Wave, rate: int) -> Array:
-    """Mel bands in dB, smoothed over time, `[T, PATCH_BANDS]` at 20 Hz."""
-    bands = signal.mel_db(_at_rate(wave, rate), RATE)
-    bands = bands.reshape(len(bands), PATCH_BANDS, -1).mean(axis=2)
-    half = SMOOTHING_STEPS // 2
-    padded = np.pad(bands, ((half, half), (0, 0)), mode="edge")
-    weights = np.hanning(2 * half + 3)[1:-1] / (half + 1)
-    moments = np.arange(0, len(bands), signal.ENVELOPE_HZ // STEPS_HZ)
-    return np.stack([weights @ padded[moment : moment + len(weights)] for moment in moments])
-
-
-def _patches(spectrogram: Array, size: int, hop: int) -> Array:
-    """Windows of `size` steps as rows `[W, D]`; short spectrograms are padded with their last step."""
-    padded = np.pad(spectrogram, ((0, max(0, size - len(spectrogram))), (0, 0)), mode="edge")
-    view = np.lib.stride_tricks.sliding_window_view(padded, size, axis=0)[::hop, :, :: STEPS_HZ // PATCH_HZ]
-    return view.reshape(len(view), -1)
 
 
 def _unit(rows: Array) -> Array:

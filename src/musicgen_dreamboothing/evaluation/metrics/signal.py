@@ -116,7 +116,7 @@ class Space:
 
     Attributes:
         centre: mean of the reference embeddings `[D]`.
-        scale: their standard deviations `[D]`, or `least`.
+        scale: their standard deviations `[D]`.
         components: orthonormal directions `[P, D]`, the widest first.
     """
 
@@ -125,12 +125,9 @@ class Space:
     components: Array
 
     @classmethod
-    def fit(cls, reference: Array, dimensions: int = 12, least: float = 1e-6) -> Space:
-        """The space of reference embeddings `[N, D]`; of `dimensions`, or as many as N clips span.
-
-        `least` is the smallest scale: what varies less in the reference, such as bands without sound, counts less.
-        """
-        centre, scale = reference.mean(axis=0), np.maximum(reference.std(axis=0), least)
+    def fit(cls, reference: Array, dimensions: int = 12) -> Space:
+        """The space of reference embeddings `[N, D]`; of `dimensions`, or as many as N clips span."""
+        centre, scale = reference.mean(axis=0), np.maximum(reference.std(axis=0), 1e-6)
         _, _, components = np.linalg.svd((reference - centre) / scale, full_matrices=False)
         return cls(centre, scale, components[: min(dimensions, len(reference) - 1)])
 

@@ -52,16 +52,6 @@ class _Aligned(NamedTuple):
     cosines: Floats
 
 
-def nearest_by_sound(
-    generated: Iterable[tuple[Wave, int]],
-    training: Iterable[tuple[Wave, int]],
-    clips: Sequence[TrainingClip],
-    tests: int,
-) -> list[Match]:
-    """The match of each generated clip, in order, by sound; see `SoundIndex`. Waves are read one by one."""
-    return SoundIndex(training, clips, tests).search(generated)
-
-
 class SoundIndex:
     """An index of training clips by windows of 3 s of their spectrograms; see `semitones`.
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from musicgen_dreamboothing.evaluation.metrics.statistics import (
-    FEWEST_GROUPS,
     Estimate,
     Jackknife,
     TooFewError,
@@ -33,7 +32,6 @@ class StyleChange:
         change: tuned - base, of the same prompts and seeds.
         closed: the share of the distance that is gone, 1 - tuned / base; None where the base is not surely apart.
         prompts: number of prompts (or of clips, where there is one prompt).
-        songs: number of songs whose differences the intervals include; 0 where they hold for these songs only.
     """
 
     base: Estimate
@@ -41,7 +39,6 @@ class StyleChange:
     change: Estimate
     closed: Estimate | None
     prompts: int
-    songs: int
 
 
 def style_distance(
@@ -120,7 +117,6 @@ def style_change(
         change=known.estimate([-1, 1]),
         closed=closed,
         prompts=len(models[0].within),
-        songs=len(set(song_names)) if song_names and len(set(song_names)) >= FEWEST_GROUPS else 0,
     )
 
 
