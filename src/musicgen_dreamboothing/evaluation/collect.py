@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import datasets
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +17,15 @@ from musicgen_dreamboothing.device import parse_device, release_memory
 from musicgen_dreamboothing.evaluation.clips import ClipPlan, EvaluatedClip, generate_clips, load_clips
 from musicgen_dreamboothing.evaluation.metrics.adherence import Adherence, adherence
 from musicgen_dreamboothing.evaluation.metrics.embedding import Embedder, load_embedder
-from musicgen_dreamboothing.evaluation.references import Excerpts, clip_losses, excerpts
+from musicgen_dreamboothing.evaluation.references import (
+    Excerpts,
+    Spans,
+    Spectrogram,
+    clip_losses,
+    decode_songs,
+    excerpt_spans,
+    searched_rows,
+)
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.hub import weights_fingerprint
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
@@ -61,6 +70,7 @@ class EvaluationData:
         losses: on held-out songs; None where none were held out.
         embedder: of all sounds.
         key_phrase: that style prompts may begin with; empty without one.
+        spectra: of the training clips that are searched for copies by sound, by their row.
     """
 
     base: list[EvaluatedClip]
@@ -70,6 +80,7 @@ class EvaluationData:
     losses: Losses | None
     embedder: Embedder
     key_phrase: str = ""
+    spectra: dict[int, Spectrogram] = field(default_factory=dict)
 
     @property
     def song_names(self) -> list[str]:
@@ -106,15 +117,16 @@ class EvaluationData:
 
 def collect_data(
     options: EvaluateArguments, record: RunRecord, folder: Path, tables: Tables, plan: ClipPlan
-) -> tuple[EvaluationData, Checkpoint]:
-    """Generates and loads all that is compared; also returns the base checkpoint. One model is loaded at a time."""
+) -> EvaluationData:
+    """Generates and loads all that is compared. One model is loaded at a time."""
     base = _generator(options, *base_of(options, record), None)
     checkpoint, has_held_out = base.checkpoint, len(tables.held_out) > 0
     generate_clips(base, folder / BASE, plan, checkpoint.identity, options.batch_size)
     losses_before = clip_losses(base, tables.held_out, BASE) if has_held_out else None
-    songs, held_out = (
-        excerpts(base.decode, checkpoint, clips, seconds=plan.seconds, most=options.song_excerpts, seed=options.seed)
-        for clips in (tables.train, tables.held_out)
+    searched = searched_rows(tables.train, base.device.type)
+    (songs, spectra), (held_out, _) = (
+        decode_songs(base.decode, checkpoint, clips, _spans(options, checkpoint, clips, plan), rows)
+        for clips, rows in ((tables.train, searched), (tables.held_out, []))
     )
     del base
     release_memory()
@@ -135,9 +147,20 @@ def collect_data(
         device=parse_device(options.device),
     )
     before, after = (load_clips(folder / side, plan, checkpoint.sampling_rate) for side in (BASE, TUNED))
-    held_out_songs = held_out if has_held_out else None
-    data = EvaluationData(before, after, songs, held_out_songs, losses, embedder, key_phrase=record.key_phrase)
-    return data, checkpoint
+    return EvaluationData(
+        base=before,
+        tuned=after,
+        songs=songs,
+        held_out=held_out if has_held_out else None,
+        losses=losses,
+        embedder=embedder,
+        key_phrase=record.key_phrase,
+        spectra=dict(zip(searched, spectra, strict=True)),
+    )
+
+
+def _spans(options: EvaluateArguments, checkpoint: Checkpoint, clips: datasets.Dataset, plan: ClipPlan) -> Spans:
+    return excerpt_spans(checkpoint, clips, seconds=plan.seconds, most=options.song_excerpts, seed=options.seed)
 
 
 def base_of(options: EvaluateArguments, record: RunRecord) -> tuple[str, str | None]:
