@@ -64,17 +64,14 @@ class ChannelsLast:
         return functional.conv2d(image, kernel, conv.bias, stride, dilation=dilation)[0, :, 0].t()
 
     def _upsampled(self, conv: nn.ConvTranspose1d, hidden: torch.Tensor) -> torch.Tensor:
-        """`[S, C]` -> `[(S - 1) * stride + width, D]`: a matrix product, and the sum of where its blocks overlap."""
-        stride, width = conv.stride[0], conv.kernel_size[0]
-        blocks = (hidden @ self._kernels[conv]).view(len(hidden), -1, conv.out_channels)  # [S, width, D]
-        total = (len(hidden) - 1) * stride + width
-        output = blocks.new_zeros(-(-total // stride) * stride, conv.out_channels)
-        for begin in range(0, width, stride):
-            block = blocks[:, begin : begin + stride]
-            place = output[begin : begin + len(hidden) * stride].view(len(hidden), stride, -1)
-            place[:, : block.shape[1]] += block
-        output = output[:total]
-        return output if conv.bias is None else output.add_(conv.bias)
+        """`[S, C]` -> `[(S - 1) * stride + width, D]`: matrix products, added up where their results overlap."""
+        blocks, stride = self._kernels[conv], conv.stride[0]
+        bias = hidden.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        output = bias.repeat(len(hidden) + len(blocks) - 1, stride)
+        for number, block in enumerate(blocks):
+            output[number : number + len(hidden)].addmm_(hidden, block)
+        total = (len(hidden) - 1) * stride + conv.kernel_size[0]
+        return output.view(-1, conv.out_channels)[:total]
 
 
 def _kernel(conv: nn.Conv1d) -> torch.Tensor:
@@ -99,8 +96,10 @@ def _padded(layer: EncodecConv1d, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _transposed_kernel(conv: nn.ConvTranspose1d) -> torch.Tensor:
-    """`[C, width * D]`."""
-    return conv.weight.transpose(1, 2).flatten(1).contiguous()
+    """`[width / stride, C, stride * D]`, the last block filled up with zeros."""
+    stride = conv.stride[0]
+    weight = functional.pad(conv.weight, (0, -conv.kernel_size[0] % stride))  # [C, D, width]
+    return weight.unflatten(2, (-1, stride)).permute(2, 0, 3, 1).flatten(2).contiguous()
 
 
 def _trimmed(layer: EncodecConvTranspose1d, hidden: torch.Tensor) -> torch.Tensor:
