@@ -41,6 +41,7 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM]
 # Two epochs of three updates, in which everything random is at work; evaluated and saved by epoch.
 OPTIONS: list[object] = [
     *("--lora_dropout", 0.2, "--caption_dropout", 0.5, "--learning_rate", 2e-3, "--crop_seconds", 1),
+    *("--continuation_fraction", 0.5),
     *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--recompute", "none"),
     *("--load_best_model_at_end", "true", "--dataloader_num_workers", 0),
 ]

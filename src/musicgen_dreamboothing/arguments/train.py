@@ -162,6 +162,13 @@ class RunArguments:
     caption_dropout: float = option(
         0.2, "Share of crops trained without their caption (Meta: 0.3, melody 0.2).", at_least=0, at_most=1
     )
+    continuation_fraction: float = option(
+        0.0,
+        "Share of crops whose loss begins only after a prompt of random length (2 s to two thirds of the crop), to "
+        "train the continuation of given music.",
+        at_least=0,
+        at_most=1,
+    )
     dtype: str = option("auto", "Precision of the base.", choices=DTYPES)
     quantization: str = option("none", "Store the frozen base in fewer bits (bitsandbytes).", choices=QUANTIZATIONS)
     recompute: str = option(

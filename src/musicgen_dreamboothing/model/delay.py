@@ -53,3 +53,13 @@ def training_steps(codes: torch.Tensor, delay: tuple[int, ...], start: int) -> t
     targets = labels.masked_fill(labels == IGNORED, start)
     inputs = torch.cat([torch.full_like(targets[..., :1], start), targets[..., :-1]], dim=-1)
     return inputs, labels
+
+
+def ignore_prompt(labels: torch.Tensor, delay: tuple[int, ...], frames: int) -> torch.Tensor:
+    """Labels `[K, T]` without those of the first `frames` frames, whose codes are known when a prompt is continued.
+
+    The label of frame t stands at step `t + delay[k]` in codebook k.
+    """
+    steps = torch.arange(labels.shape[-1], device=labels.device)
+    ends = frames + torch.tensor(delay, device=labels.device)
+    return labels.masked_fill(steps < ends[:, None], IGNORED)

@@ -45,7 +45,7 @@ class CodebookTrainer(StoppableTrainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._sampler = EpochSampler(len(self.train_dataset), seed)
         self._train_sums: torch.Tensor | None = None  # [2, G, K]: nll and count since the last line of the log
-        self._frames: Any = 0  # of audio that all processes were trained on since their start, padding left out
+        self._frames: Any = 0  # of audio that this process was trained on since its start, padding left out
         self._parts = 1  # a micro-batch is computed in so many, since memory ran out
         self._recomputes_all = self.args.recompute == "full"
         self._earlier_batches: list[dict[str, torch.Tensor]] = []  # micro-batches of this update before the one at hand
@@ -72,10 +72,8 @@ class CodebookTrainer(StoppableTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         if batches and self.accelerator.gradient_state.end_of_dataloader:
             self._ignore_repeats(batches[-1])
-        steps = self._get_num_items_in_batch(batches, device)
-        if steps is not None:
-            self._frames = self._frames + steps[:, 0].sum().long()  # the first codebook has a label in every frame
-        return batches, steps
+        self._frames = sum((_frames(batch["labels"]) for batch in batches), self._frames)
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def _ignore_repeats(self, batch: dict[str, torch.Tensor]) -> None:
         """Leaves out the clips from an epoch's start with which accelerate fills its last batch for all processes."""
@@ -239,8 +237,9 @@ class CodebookTrainer(StoppableTrainer):
         super().log(logs, start_time)
 
     def audio_seconds(self, checkpoint: Checkpoint) -> float:
-        """Seconds of audio that all processes were trained on since their start."""
-        return float(self._frames) / checkpoint.frame_rate
+        """Seconds of audio that all processes were trained on since their start; all of them have to ask."""
+        frames = torch.as_tensor(self._frames, device=self.accelerator.device)
+        return float(self.accelerator.reduce(frames, reduction="sum")) / checkpoint.frame_rate
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Keeps with it how micro-batches were split: a resumed run would run out of memory again."""
@@ -285,6 +284,12 @@ def _groups(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.ones(1, len(batch["labels"]), device=batch["labels"].device)
     is_prior = torch.as_tensor(batch[IS_PRIOR])
     return torch.stack([~is_prior, is_prior]).float().to(batch["labels"].device)
+
+
+def _frames(labels: torch.Tensor) -> torch.Tensor:
+    """Frames of audio in labels `[B, K, S]`, prompts included: codebook 1 has its last label in a clip's last frame."""
+    steps = torch.arange(1, labels.shape[-1] + 1, device=labels.device)
+    return ((labels[:, 0] != IGNORED) * steps).amax(-1).sum()
 
 
 def codebook_metrics(nll: torch.Tensor, count: torch.Tensor) -> dict[str, float]:
