@@ -784,8 +784,8 @@ def test_nothing_is_held_out_where_none_is_wanted(cli: Cli, data: Path, base: Pa
     assert "held-out" not in ran.out
 
 
-@pytest.mark.parametrize("metric", ["ce_q5", "eval_ppl_q9", "ce_q0"])
-def test_the_metric_of_a_codebook_that_is_not_there_is_refused(
+@pytest.mark.parametrize("metric", ["ce_q5", "eval_ppl_q9", "ce_q0", "eval_ce_left"])
+def test_the_metric_of_a_codebook_or_side_that_is_not_there_is_refused(
     cli: Cli, data: Path, base: Path, tmp_path: Path, metric: str
 ) -> None:
     """Else the first evaluation would end in a KeyError, after all the preparation."""
