@@ -592,13 +592,13 @@ def test_processes_wait_for_hours(tmp_path: Path) -> None:
 # --- other commands
 
 
-@pytest.mark.parametrize("verb", ["prepare", "doctor", "generate", "evaluate", "demo"])
+@pytest.mark.parametrize("verb", ["prepare", "doctor", "generate", "evaluate", "warm-start", "demo"])
 def test_sigterm_is_a_clean_stop_of_every_command(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     monkeypatch.setattr(
         importlib.import_module(f"musicgen_dreamboothing.{FUNCTIONS[verb]}"),
-        verb,
+        verb.replace("-", "_"),
         lambda options: os.kill(os.getpid(), signal.SIGTERM),
     )
     words = {"demo": []}.get(verb, [tmp_path])

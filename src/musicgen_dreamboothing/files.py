@@ -32,6 +32,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that replaces `folder` at the end; after an error it is removed."""
+    folder = folder.resolve()
     temporary, earlier = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     temporary.mkdir(parents=True)
     try:

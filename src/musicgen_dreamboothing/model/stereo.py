@@ -3,7 +3,7 @@
 Stereo checkpoints interleave the codebooks of both sides, so head and embedding k of the stereo model are copies of
 k // 2 of the mono model (audiocraft's docs/MUSICGEN.md, `continue_from`). All else stays. The model sums the embeddings
 of all codebooks: with twice as many of half the size it has the same input where both sides are equal, and thus gives
-the logits of the mono model.
+the logits of the mono model. Halving is exact in every precision but for subnormal numbers.
 """
 
 from __future__ import annotations
