@@ -41,6 +41,7 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM]
 # Two epochs of three updates, in which everything random is at work; evaluated and saved by epoch.
 OPTIONS: list[object] = [
     *("--lora_dropout", 0.2, "--caption_dropout", 0.5, "--learning_rate", 2e-3, "--crop_seconds", 1),
+    *("--continuation_fraction", 0.5),
     *("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--recompute", "none"),
     *("--load_best_model_at_end", "true", "--dataloader_num_workers", 0),
 ]
@@ -591,13 +592,13 @@ def test_processes_wait_for_hours(tmp_path: Path) -> None:
 # --- other commands
 
 
-@pytest.mark.parametrize("verb", ["prepare", "doctor", "generate", "evaluate", "demo"])
+@pytest.mark.parametrize("verb", ["prepare", "doctor", "generate", "evaluate", "warm-start", "demo"])
 def test_sigterm_is_a_clean_stop_of_every_command(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     monkeypatch.setattr(
         importlib.import_module(f"musicgen_dreamboothing.{FUNCTIONS[verb]}"),
-        verb,
+        verb.replace("-", "_"),
         lambda options: os.kill(os.getpid(), signal.SIGTERM),
     )
     words = {"demo": []}.get(verb, [tmp_path])

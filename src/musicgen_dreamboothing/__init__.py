@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from musicgen_dreamboothing.console import UserError, quiet_loggers
 
 if TYPE_CHECKING:
-    from musicgen_dreamboothing.api import doctor, evaluate, generate, prepare, train
+    from musicgen_dreamboothing.api import doctor, evaluate, generate, prepare, train, warm_start
     from musicgen_dreamboothing.generation.generator import Generator
 
 __version__ = "0.1.0"
-__all__ = ["Generator", "UserError", "doctor", "evaluate", "generate", "prepare", "train"]
+__all__ = ["Generator", "UserError", "doctor", "evaluate", "generate", "prepare", "train", "warm_start"]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,7 @@ from musicgen_dreamboothing.evaluation.references import (
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.hub import weights_fingerprint
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.delay import sides_of
 
 Array = NDArray[np.float64]
 
@@ -37,12 +38,16 @@ BASE, TUNED = "base", "tuned"  # folders of clips
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums of base and fine-tuned model and the number of steps, all `[N, K]`, and the song of each held-out clip."""
+    """Sums of base and fine-tuned model and the number of steps, all `[N, K]`, and the song of each held-out clip.
+
+    The codebooks of `sides` are interleaved; mono has none.
+    """
 
     base: Array
     tuned: Array
     count: Array
     songs: list[str]
+    sides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,8 @@ def collect_data(
     losses = None
     if losses_before is not None:
         nll, count = clip_losses(tuned, tables.held_out, "fine-tuned model")
-        losses = Losses(losses_before[0], nll, count, list(tables.held_out["source"]))
+        sides = sides_of(checkpoint.audio_channels)
+        losses = Losses(losses_before[0], nll, count, list(tables.held_out["source"]), sides)
     del tuned
     release_memory()
     embedder = load_embedder(

@@ -17,7 +17,7 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.evaluation.result import (
-    CODEBOOK,
+    LOSS_PARTS,
     NEUTRAL,
     STYLE,
     CopyCounts,
@@ -40,7 +40,6 @@ COPIES = 12  # near-copies that get players; a pair takes some 300 KB
 EXCERPT_SECONDS = (5.0, 15.0)  # of a near-copy, at least and at most
 BAR_WIDTH, BAR_HEIGHT = 160, 36  # of a figure's drawing, in its own units
 CURVE_WIDTH, CURVE_HEIGHT = 420, 150
-CODEBOOKS = ("ce_q", "ppl_q")  # figures of single codebooks, which have a table of their own
 TICKS, DOTS = 3, 30  # of a curve; more points are a line only
 TONES = {BETTER: "better", WORSE: "worse"}
 GROUPS = {STYLE: "What it was taught", NEUTRAL: "What it could do before"}
@@ -60,8 +59,8 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         one=evaluation,
         groups=[(title, _prompts(pairs, sides, kind)) for kind, title in GROUPS.items()],
         left_out=len(evaluation.pairs) - len(pairs),
-        figures=[_row(figure) for figure in evaluation.figures if CODEBOOK not in figure.key],
-        codebooks=[_row(figure) for figure in evaluation.figures if CODEBOOK in figure.key],
+        figures=[_row(figure) for figure in evaluation.figures if not figure.key.startswith(LOSS_PARTS)],
+        codebooks=[_row(figure) for figure in evaluation.figures if figure.key.startswith(LOSS_PARTS)],
         bar=(BAR_WIDTH, BAR_HEIGHT),
         curves=[drawn for curve in evaluation.curves if (drawn := _drawn(curve))],
         curve=(CURVE_WIDTH, CURVE_HEIGHT),
