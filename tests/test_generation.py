@@ -20,8 +20,11 @@ from musicgen_dreamboothing.arguments import GenerateArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.layout import GENERATED
 from musicgen_dreamboothing.generation import generate as generating
-from musicgen_dreamboothing.generation.decoding import CodeStream, Sampling, clip_seed, sample
-from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, GeneratedClip, Generator
+from musicgen_dreamboothing.generation.decoding import CodeStream, clip_seed, sample
+from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
+from musicgen_dreamboothing.generation.requests import GeneratedClip
+from musicgen_dreamboothing.generation.windows import TRAINED_SECONDS
 from musicgen_dreamboothing.model import text
 
 PROMPTS = ("punk", "a slow waltz for two guitars", "80s synth pop")

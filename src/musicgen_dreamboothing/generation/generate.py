@@ -14,8 +14,10 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import GenerateArguments, check_values, note_unused
 from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
 from musicgen_dreamboothing.data.layout import GENERATED
-from musicgen_dreamboothing.generation.decoding import Sampling
-from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, GeneratedClip, Generator
+from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
+from musicgen_dreamboothing.generation.requests import GeneratedClip
+from musicgen_dreamboothing.generation.windows import TRAINED_SECONDS
 
 MAX_SLUG = 40
 
