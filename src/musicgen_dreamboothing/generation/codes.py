@@ -10,6 +10,7 @@ import torch
 
 from musicgen_dreamboothing.console import UserError, log, progress_bar
 from musicgen_dreamboothing.device import free_memory, is_out_of_memory, release_memory, synchronize
+from musicgen_dreamboothing.generation.canary import check_melody, check_prompt_codes
 from musicgen_dreamboothing.generation.decoding import (
     CHECK_EVERY,
     CodeStream,
@@ -19,6 +20,7 @@ from musicgen_dreamboothing.generation.decoding import (
 )
 from musicgen_dreamboothing.generation.guidance import Sampling, TextRows
 from musicgen_dreamboothing.generation.layers import Stack
+from musicgen_dreamboothing.generation.melodies import MELODY_CHECKPOINTS, melody_window
 from musicgen_dreamboothing.generation.requests import Clip, GenerationRequest, Section, as_request
 from musicgen_dreamboothing.generation.windows import TRAINED_SECONDS, Window, continued, steps_of, window_plan
 from musicgen_dreamboothing.model import text
@@ -53,6 +55,7 @@ class CodeGenerator:
         self.device, self.dtype = model.device, model.decoder.dtype
         self._tokenizer = load_tokenizer(checkpoint)
         self._uses_graphs = uses_graphs
+        self._checked: set[str] = set()  # conditions that are known to change the logits
 
     def codes(
         self,
@@ -66,20 +69,21 @@ class CodeGenerator:
     ) -> Iterator[tuple[AnyClip, torch.Tensor]]:
         """Yields each clip with its codes `[K, T]` on the CPU, batch by batch, without the codec.
 
-        Clips of one batch have the same windows, so those with other lengths come later than they were asked for.
+        Clips of one batch have the same windows, with a melody or without, so their order may be another.
 
         Args:
             clips: prompt and variation of each, or requests.
             seconds, seed, sampling, batch_size, progress: as of `generate`.
         """
         requests = [as_request(clip) for clip in clips]
-        self._prepare(requests, sampling)
-        plans: dict[tuple[Window, ...], list[int]] = {}
+        self._prepare(requests)
+        groups: dict[tuple[tuple[Window, ...], tuple[bool, ...]], list[int]] = {}
         for number, request in enumerate(requests):
-            plans.setdefault(self._plan(request, seconds), []).append(number)
-        steps = sum(steps_of(plan, self.checkpoint.delay) * len(numbers) for plan, numbers in plans.items())
+            with_melody = tuple(part.melody is not None for part in request.parts(seconds))
+            groups.setdefault((self._plan(request, seconds), with_melody), []).append(number)
+        steps = sum(steps_of(plan, self.checkpoint.delay) * len(numbers) for (plan, _), numbers in groups.items())
         with progress_bar(total=steps, unit="frame", desc="generating", disable=not progress) as bar:
-            for plan, numbers in plans.items():
+            for (plan, _), numbers in groups.items():
                 batch = [requests[number] for number in numbers]
                 drawn = self._draw(batch, plan, seed, sampling, batch_size, bar)
                 yield from zip((clips[number] for number in numbers), drawn, strict=True)
@@ -126,7 +130,7 @@ class CodeGenerator:
     def _fitting_batch(self, frames: int, sampling: Sampling) -> int:
         """As many clips as fit into free memory with their keys and values."""
         config = self._model.config.decoder
-        rows = sampling.branches(with_melody=self.checkpoint.is_melody)
+        rows = sampling.branches(with_melody=self.checkpoint.is_melody)  # at most
         capacity = frames + max(self.checkpoint.delay)
         if self.checkpoint.is_melody:
             capacity += self._model.config.chroma_length + max(len(states) for states in self._states.values())
@@ -175,6 +179,9 @@ class CodeGenerator:
         if window.first > window.start:
             assert codes is not None
             conditions["prompt_codes"] = codes[..., window.start : window.first]
+        if any(section.melody is not None for section in sections):
+            since = window.start - window.section_start
+            conditions["melody"] = torch.stack([self._melody(section, since) for section in sections])
         if any(request.negative_prompt is not None for request in batch):
             conditions["negative"] = self._negative(batch, sections)
         return self._code_stream(states, mask, window.frames, seeds, sampling, **conditions)
@@ -207,14 +214,42 @@ class CodeGenerator:
         assert codes is not None
         return list(codes.cpu())
 
-    def _prepare(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> None:
-        """Checks requests and encodes their texts."""
+    def _prepare(self, requests: Sequence[GenerationRequest]) -> None:
+        """Checks requests, encodes their texts, and checks that the model reacts to their melodies and prompts."""
+        melodies = [section for request in requests for section in request.parts(0) if section.melody is not None]
+        if melodies and not self.checkpoint.is_melody:
+            raise UserError(
+                f"{self.checkpoint.name} takes no melody: it is a text model; "
+                f"models with one are {', '.join(MELODY_CHECKPOINTS)} and what is trained on them"
+            )
         for request in requests:
             if request.negative_prompt in {part.prompt for part in request.parts(0)}:
                 raise UserError(
                     f"the negative prompt {request.negative_prompt!r} is the prompt itself; describe something else"
                 )
         self._encode([words for request in requests for words in request.texts()])
+        self._check_melody(melodies)
+        self._check_prompt_codes(requests)
+
+    def _check_melody(self, sections: Sequence[Section]) -> None:
+        for section in sections:
+            melody = self._melody(section, 0)
+            if "melody" not in self._checked and bool(melody.any()):
+                states, _ = text.pad_states([self._states[section.prompt]])
+                check_melody(self._stack, self.checkpoint, states, melody[None])
+                self._checked.add("melody")
+
+    def _melody(self, section: Section, first: int) -> torch.Tensor:
+        """The prefix of a window that begins `first` frames behind the start of a section, as chroma classes `[C]`."""
+        return melody_window(section.melody, first, self.checkpoint.frame_rate, self._model.config.chroma_length)
+
+    def _check_prompt_codes(self, requests: Sequence[GenerationRequest]) -> None:
+        for request in requests:
+            codes = request.prompt_codes
+            if "prompt" not in self._checked and codes is not None and codes.shape[-1] > 1:
+                states, _ = text.pad_states([self._states[request.parts(0)[0].prompt]])
+                check_prompt_codes(self._stack, self.checkpoint, states, codes)
+                self._checked.add("prompt")
 
     def _encode(self, prompts: Sequence[str]) -> None:
         """Adds missing text states; T5 is loaded for that alone."""

@@ -21,7 +21,7 @@ from musicgen_dreamboothing.generation.engine import Decoder
 from musicgen_dreamboothing.generation.guidance import (
     Sampling,
     TextRows,
-    check_conditions,
+    check_prompts,
     guided,
     guided_conditioning,
 )
@@ -64,7 +64,7 @@ class CodeStream:
         done: number of steps that were made, those of the prompt's frames included.
 
     Raises:
-        UserError: in any step: the model computes NaN or infinity, or ignores its prompt or its melody.
+        UserError: in any step: the model computes NaN or infinity, or ignores its prompt.
     """
 
     static_cache = False  # whether all steps have the same shapes
@@ -153,7 +153,7 @@ class CodeStream:
         self._is_finite.logical_and_(logits.isfinite().all())
         if check:
             self.check()
-            check_conditions(logits, self._branches)
+            check_prompts(logits, self._branches)
         return guided(logits, self._branches, self._sampling)
 
 

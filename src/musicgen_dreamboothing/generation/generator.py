@@ -14,6 +14,7 @@ from transformers import EncodecModel
 from musicgen_dreamboothing.console import UserError, quiet_libraries
 from musicgen_dreamboothing.device import parse_device, parse_dtype
 from musicgen_dreamboothing.generation.codes import CodeGenerator, prompt_codes_of
+from musicgen_dreamboothing.generation.continuation import AudioPrompt, read_audio_prompt
 from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.generation.requests import GeneratedClip, GenerationRequest, variations_of
 from musicgen_dreamboothing.generation.windows import TRAINED_SECONDS, continued
@@ -153,7 +154,7 @@ class Generator(CodeGenerator):
             piece: seconds of each piece.
         """
         (request,), step = variations_of([prompt], 1), max(1, round(piece * self.checkpoint.frame_rate))
-        self._prepare([request], sampling)
+        self._prepare([request])
         plan = self._plan(request, seconds)
         decoder = codec.StreamDecoder(self._loaded_codec(), self.checkpoint)
         codes = prompt_codes_of([request])
@@ -169,6 +170,13 @@ class Generator(CodeGenerator):
                     decoded, ready = complete, complete + step
                     yield decoder.push(new, last=decoded == plan[-1].end).numpy()
             codes = continued(codes, stream.codes(0, window.frames), window)
+
+    def audio_prompt(self, path: str | Path, seconds: float = 6.0) -> AudioPrompt:
+        """The last seconds of a sound file, for `GenerationRequest(..., prompt_codes=prompt.codes)`.
+
+        The clip begins with these codes; `AudioPrompt.restored` gives it the level of the file again.
+        """
+        return read_audio_prompt(Path(path), seconds, self._loaded_codec(), self.checkpoint)
 
     def decode(self, codes: torch.Tensor) -> np.ndarray:
         """Codes `[K, T]` of one clip to its wave `[C, S]`."""

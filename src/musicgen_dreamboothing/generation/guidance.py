@@ -89,11 +89,12 @@ def guided_conditioning(
     if melody is not None:
         melodies = torch.cat([*[melody] * len(captioned), torch.zeros_like(melody)][:branches]).to(model.device)
     if model.device.type != "cpu":
-        return _condition(model, rows, melodies)
+        return model.condition(rows.states, rows.mask, rows.keep, melodies)
     parts = [
-        _condition(
-            model,
-            TextRows(rows.states[[row], :length], rows.mask[[row], :length], rows.keep[[row]]),
+        model.condition(
+            rows.states[[row], :length],
+            rows.mask[[row], :length],
+            rows.keep[[row]],
             None if melodies is None else melodies[[row]],
         )
         for row, length in enumerate(rows.mask.sum(-1).tolist())
@@ -103,12 +104,6 @@ def guided_conditioning(
         pad_sequence([part.mask[0] for part in parts], batch_first=True),
         torch.cat([part.lengths for part in parts]),
     )
-
-
-def _condition(model: TextLM | MelodyLM, rows: TextRows, melody: torch.Tensor | None) -> Conditioning:
-    if melody is None:
-        return model.condition(rows.states, rows.mask, rows.keep)
-    return model.condition(rows.states, rows.mask, rows.keep, melody)
 
 
 def _joined(parts: list[TextRows]) -> TextRows:
@@ -132,12 +127,7 @@ def guided(logits: torch.Tensor, branches: int, sampling: Sampling) -> torch.Ten
     return torch.lerp(null, captioned, sampling.guidance_scale)
 
 
-def check_conditions(logits: torch.Tensor, branches: int) -> None:
-    """Raises a `UserError` where branches of the first step are the same: the model ignores what tells them apart."""
-    if branches == 1:
-        return
-    first, second, *rest = logits.chunk(branches)
-    if torch.equal(first, second):
+def check_prompts(logits: torch.Tensor, branches: int) -> None:
+    """Raises a `UserError` where the first two branches of the first step are the same."""
+    if branches > 1 and torch.equal(*logits.chunk(branches)[:2]):
         raise UserError("the prompt changes nothing in this model: captioned and null logits are the same")
-    if rest and torch.equal(second, rest[0]):
-        raise UserError("the melody changes nothing in this model: logits with and without it are the same")
