@@ -104,12 +104,12 @@ def _loops(generator: Generator, entries: Sequence[Entry], options: GenerateArgu
         sampling=_sampling(options),
         batch_size=options.batch_size,
     )
-    found: dict[tuple[int, int], list[Loop]] = {}
+    loops: dict[tuple[int, int], list[Loop]] = {}
     for request, codes in drawn:
         place = places[id(request)]
-        found.setdefault(place, []).append(best_loop(codes, generator.decode(codes), length))
-        if len(found[place]) == takes:
-            best = min(found.pop(place), key=lambda loop: loop.join)
+        loops.setdefault(place, []).append(best_loop(codes, generator.decode(codes), length))
+        if len(loops[place]) == takes:
+            best = min(loops.pop(place), key=lambda loop: loop.join)
             wave = loop_wave(generator, best)
             facts = {"bpm": length.bpm, "loop": (0, wave.shape[1] - 1), "join": round(best.join, 3)}
             yield *place, writer.write(*place, [wave], facts)
