@@ -22,8 +22,9 @@ from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForCond
 from transformers.initialization import no_init_weights
 from transformers.utils import ModelOutput
 
+from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.adapter import without_adapter
-from musicgen_dreamboothing.model.checkpoint import MELODY, Checkpoint
+from musicgen_dreamboothing.model.checkpoint import EXAMPLES, MELODY, Checkpoint
 from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.prefix import decode_shared, share_prefix
 from musicgen_dreamboothing.model.recompute import LightRecompute
@@ -47,11 +48,13 @@ class Conditioning:
         states: text family `[B, L, D]`; melody family `[B, C + L, D]`, chroma before text.
         mask: 1 for text states that are attended to `[B, L]`.
         lengths: number of text states of each clip without padding `[B]`.
+        shared: number of positions at the start that are the same for all clips of the batch.
     """
 
     states: torch.Tensor
     mask: torch.Tensor
     lengths: torch.Tensor
+    shared: int = 0
 
 
 class PlaceholderEncoder(PreTrainedModel):
@@ -93,6 +96,7 @@ class _CodebookLM:
         text_states: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         base_states: torch.Tensor | None = None,
+        melody: torch.Tensor | None = None,
     ) -> CodebookLoss:
         """The loss of delayed codes under teacher forcing.
 
@@ -105,9 +109,10 @@ class _CodebookLM:
             input_ids: tokens of the captions `[B, L]`, encoded here.
             base_states: `states` of the last P clips with the adapter switched off `[P, S, D]`. The loss of these clips
                 is KL(base || model) of the next code's distribution instead of the cross-entropy.
+            melody: pitch class of each chroma frame `[B, C]`; None for batches in which no clip has a melody.
         """
         with self.light.kept_small() if self.light is not None and torch.is_grad_enabled() else nullcontext():
-            hidden = self.states(codes, text_mask, keep_caption, text_states, input_ids)
+            hidden = self.states(codes, text_mask, keep_caption, text_states, input_ids, melody)
             count = (labels != IGNORED).sum(-1)
             if base_states is None:
                 return CodebookLoss(_summed_cross_entropy(hidden, self.decoder.lm_heads, labels), count)
@@ -125,13 +130,20 @@ class _CodebookLM:
         keep_caption: torch.Tensor,
         text_states: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
+        melody: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The input of the heads at each step, `[B, S, D]`; arguments as of `forward`."""
         if text_states is None:
             text_states = self.text_encoder(input_ids=input_ids, attention_mask=text_mask).last_hidden_state
-        return self.hidden_states(codes, self.condition(text_states, text_mask, keep_caption))
+        return self.hidden_states(codes, self.condition(text_states, text_mask, keep_caption, melody))
 
-    def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
+    def condition(
+        self,
+        text_states: torch.Tensor,
+        text_mask: torch.Tensor,
+        keep_caption: torch.Tensor,
+        melody: torch.Tensor | None = None,
+    ) -> Conditioning:
         raise TypeError("a family's class defines this")
 
     def hidden_states(self, codes: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
@@ -150,8 +162,20 @@ class _CodebookLM:
 class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
     """The text family: captions are attended to by cross-attention."""
 
-    def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
-        """The null condition is an all-zero mask, as in transformers' guided `generate`."""
+    def condition(
+        self,
+        text_states: torch.Tensor,
+        text_mask: torch.Tensor,
+        keep_caption: torch.Tensor,
+        melody: torch.Tensor | None = None,
+    ) -> Conditioning:
+        """The null condition is an all-zero mask, as in transformers' guided `generate`.
+
+        Raises:
+            UserError: there is a melody.
+        """
+        if melody is not None:
+            raise UserError(f"{self.name_or_path} takes no melody: it is not a melody checkpoint; try {EXAMPLES[-1]}")
         mask = text_mask * keep_caption[:, None].to(text_mask.dtype)
         states = self._project(text_states)
         states = states * mask[..., None].to(states.dtype)
@@ -172,27 +196,56 @@ class TextLM(_CodebookLM, MusicgenForConditionalGeneration):
 
 
 class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
-    """The melody family: chroma, here of the null melody, and text come before the codes."""
+    """The melody family: chroma and text come before the codes."""
 
     def __init__(self, *config: Any, **parts: Any) -> None:
         super().__init__(*config, **parts)
         share_prefix(self.decoder.model.decoder)
 
-    def condition(self, text_states: torch.Tensor, text_mask: torch.Tensor, keep_caption: torch.Tensor) -> Conditioning:
-        """The null condition zeroes the text states and keeps their places, as in transformers' guided `generate`."""
+    def condition(
+        self,
+        text_states: torch.Tensor,
+        text_mask: torch.Tensor,
+        keep_caption: torch.Tensor,
+        melody: torch.Tensor | None = None,
+    ) -> Conditioning:
+        """The null condition zeroes the text states and keeps their places, as in transformers' guided `generate`.
+
+        Args:
+            text_states: `[B, L, D_text]`.
+            text_mask: 1 for the tokens of a caption `[B, L]`.
+            keep_caption: False where the caption is dropped `[B]`.
+            melody: pitch class of each chroma frame `[B, C]`, C that of the configuration; class 0 in every frame of a
+                clip is the null melody. None: no clip has one.
+
+        Raises:
+            ValueError: the melody has another number of frames or clips.
+        """
         states = self._project(text_states)
         keep = text_mask * keep_caption[:, None].to(text_mask.dtype)
         states = states * keep[..., None].to(states.dtype)
-        chroma = self._null_chroma().expand(states.shape[0], -1, -1)
-        return Conditioning(torch.cat([chroma, states], dim=1), keep, text_mask.sum(-1))
+        chroma = (
+            self._null_chroma().expand(len(states), -1, -1) if melody is None else self._chroma(melody, len(states))
+        )
+        shared = self.config.chroma_length if melody is None else 0
+        return Conditioning(torch.cat([chroma, states], dim=1), keep, text_mask.sum(-1), shared)
+
+    def _chroma(self, melody: torch.Tensor, clips: int) -> torch.Tensor:
+        """The prefix of melodies `[B, C]` -> `[B, C, D]`."""
+        if melody.shape != (clips, self.config.chroma_length):
+            expected = (clips, self.config.chroma_length)
+            raise ValueError(f"a melody of shape {tuple(melody.shape)} for {expected}: see chroma.fitted")
+        return functional.embedding(melody, self._class_states(self.config.num_chroma))
 
     def _null_chroma(self) -> torch.Tensor:
         """The prefix of a clip without a melody, `[1, C, D]`: chroma class 0 in every frame."""
-        chroma = torch.zeros(1, 1, self.config.num_chroma, device=self.device, dtype=self.decoder.dtype)
-        chroma[..., 0] = 1
-        if self.config.num_chroma != self.config.decoder.hidden_size:
-            chroma = self.audio_enc_to_dec_proj(chroma)
-        return chroma.expand(-1, self.config.chroma_length, -1)
+        return self._class_states(1)[None].expand(-1, self.config.chroma_length, -1)
+
+    def _class_states(self, classes: int) -> torch.Tensor:
+        """The states of a frame of each of the first pitch classes `[classes, D]`."""
+        one_hot = torch.eye(classes, self.config.num_chroma, device=self.device, dtype=self.decoder.dtype)
+        same_width = self.config.num_chroma == self.config.decoder.hidden_size
+        return one_hot if same_width else self.audio_enc_to_dec_proj(one_hot)
 
     def hidden_states(self, codes: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Codes `[B, K, S]` -> `[B, S, D]`, without the prefix."""
@@ -206,7 +259,7 @@ class MelodyLM(_CodebookLM, MusicgenMelodyForConditionalGeneration):
         padding = conditioning.states.shape[1] - starts
         sequence = _gather_rows(sequence, (place + padding * (place >= starts)).clamp(max=sequence.shape[1] - 1))
         places = starts + place[:, : codes.shape[-1]]
-        if len(sequence) > 1:
+        if len(sequence) > 1 and conditioning.shared:
             return _gather_rows(decode_shared(decoder, sequence, chroma), places - chroma)
         return _gather_rows(decoder(inputs_embeds=sequence, use_cache=False).last_hidden_state, places)
 
