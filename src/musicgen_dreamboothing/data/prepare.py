@@ -34,6 +34,7 @@ from musicgen_dreamboothing.data.songs.scan import scan
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.songs.textfiles import read_json_lines
+from musicgen_dreamboothing.data.tokens.melodies import melody_source
 from musicgen_dreamboothing.data.tokens.store import Tokenized, tokenize_clips
 from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.hub import Source
@@ -222,6 +223,7 @@ def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, t
         class_prompt=options.class_prompt,
         word_dropout=options.word_dropout,
         text_states=text_states,
+        melody=melody_source(options.melody, options.melody_stems, checkpoint),
     )
 
 
