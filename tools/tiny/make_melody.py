@@ -52,7 +52,7 @@ TIMBRES = (
     Timbre("marimba", (1.0, 0.1, 0.1, 0.3), 4.0),
     Timbre("clarinet", (1.0, 0.05, 0.6, 0.05, 0.3), 0.5),
 )
-NOTE_FRAMES = {75: 20, 94: 16, 125: 12}  # beats per minute -> a note in codec frames
+NOTE_FRAMES = {94: 16, 125: 12, 188: 8}  # beats per minute -> a note in codec frames
 
 
 def tune(rng: np.random.Generator, timbre: Timbre, frames: int) -> np.ndarray:

@@ -38,6 +38,13 @@ class DataArguments:
     text_column_name: str | None = option(
         None, "Column that holds captions; by default 'text', if there is one.", for_songs=True
     )
+    conditional_audio_column_name: str | None = option(
+        None,
+        "Column of a dataset with other recordings that have the melodies of the songs (--melody paired); by default "
+        "melody_file_name or melody.",
+        for_songs=True,
+        needs=("--melody paired", "--melody auto"),
+    )
     instance_prompt: str | None = option(None, "Key-word that stands first in every caption, e.g. punk.")
     class_prompt: str | None = option(
         None, "Noun behind the key-word in every caption, e.g. rock: what it is a kind of."

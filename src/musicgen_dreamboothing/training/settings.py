@@ -169,7 +169,7 @@ def resolve_settings(options: TrainArguments, checkpoint: Checkpoint, initial: S
         text_states=options.freeze_text_encoder,
         key_phrase=key_phrase(options.instance_prompt, options.class_prompt),
         word_dropout=options.word_dropout,
-        melody=melody_source(options.melody, options.melody_stems, checkpoint),
+        melody=melody_source(options, checkpoint),
         workers=options.preprocessing_num_workers,
     )
     log_data(tables, options)

@@ -84,7 +84,7 @@ def _train(options: TrainArguments) -> TrainResult | None:
     options = with_values(options, **values)
     checkpoint = _load_base(options, initial)
     check_metric(options, checkpoint)
-    melody = melody_source(options.melody, options.melody_stems, checkpoint)
+    melody = melody_source(options, checkpoint)
     options = with_values(options, melody=NONE if melody is None else melody.mode)
     if options.plan:
         plan_step(options, checkpoint)

@@ -22,8 +22,10 @@ import torch
 from accelerate import PartialState
 
 from musicgen_dreamboothing import audio
+from musicgen_dreamboothing.arguments import DataArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, TOKENS
+from musicgen_dreamboothing.data.songs.song import MELODY_FILE, STEMS_FILE
 from musicgen_dreamboothing.data.tokens.arrow_tables import append_rows, read_rows
 from musicgen_dreamboothing.data.tokens.passages import find_passages
 from musicgen_dreamboothing.data.tokens.split import MELODY, Row
@@ -40,7 +42,6 @@ MELODY_FEATURES = datasets.Features(
 )
 
 NONE, SELF, PAIRED = "none", "self", "paired"  # where the melody of a clip comes from
-MELODY_FILE, STEMS_FILE = "melody_file_name", "stems_file_name"  # columns of the metadata: files beside the clips
 
 Sound = tuple[str, int]  # digest of a file, and its length in codec frames
 Array = np.ndarray
@@ -59,15 +60,17 @@ class MelodySource:
     stems: bool = True
 
 
-def melody_source(mode: str, stems: str, checkpoint: Checkpoint) -> MelodySource | None:
-    """The source that the options `--melody` and `--melody_stems` choose for a base; None where it gets no melodies.
+def melody_source(options: DataArguments, checkpoint: Checkpoint) -> MelodySource | None:
+    """The source that `--melody` and `--melody_stems` choose for a base; None where it gets no melodies.
 
     Raises:
         UserError: the base takes none.
     """
-    if mode == "auto":
-        mode = SELF if checkpoint.is_melody else NONE
-    if mode == NONE:
+    mode, stems = options.melody, options.melody_stems
+    if mode == "auto" and checkpoint.is_melody:
+        other = options.conditional_audio_column_name  # old files name the songs' own column for their own melodies
+        mode = SELF if other in (None, options.target_audio_column_name or "audio") else PAIRED
+    if mode in ("auto", NONE):
         return None
     if not checkpoint.is_melody:
         raise UserError(
