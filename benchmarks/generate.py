@@ -184,7 +184,7 @@ def _theirs(folder: str, device: Any, dtype: Any, prompts: tuple[str, ...]) -> C
 def _ours(options: argparse.Namespace, device: Any, prompts: tuple[str, ...]) -> Callable[[float], int]:
     """The same; states of the text are made by the first call."""
     from musicgen_dreamboothing import Generator
-    from musicgen_dreamboothing.generation.decoding import Sampling
+    from musicgen_dreamboothing.generation.guidance import Sampling
 
     quantization = "int8" if options.variant == INT8 else "none"
     generator = Generator(options.checkpoint, device=device, dtype=options.dtype, quantization=quantization)

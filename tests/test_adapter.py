@@ -24,8 +24,8 @@ from torch import nn
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.model import adapter
 from musicgen_dreamboothing.model.adapter import (
     LoraSettings,

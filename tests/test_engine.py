@@ -17,17 +17,12 @@ from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.device import is_out_of_memory
-from musicgen_dreamboothing.generation import generator as generators
+from musicgen_dreamboothing.generation import codes as drawing
 from musicgen_dreamboothing.generation import products
-from musicgen_dreamboothing.generation.decoding import (
-    CodeStream,
-    GraphedCodeStream,
-    Sampling,
-    _guided_conditioning,
-    sample,
-)
+from musicgen_dreamboothing.generation.decoding import CodeStream, GraphedCodeStream, sample
 from musicgen_dreamboothing.generation.engine import Decoder, Stack
 from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling, TextRows, guided_conditioning
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.delay import training_steps
@@ -59,6 +54,11 @@ def states_of(generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the prompts; in the melody family of the first one, twice, as only equal lengths share a batch."""
     prompts = PROMPTS[:1] * 2 if generator.checkpoint.is_melody else PROMPTS
     return text.pad_states([generator._states[prompt] for prompt in prompts])
+
+
+def conditioning_of(model: Any, states: torch.Tensor, mask: torch.Tensor, sampling: Sampling) -> Any:
+    """Of captions, and of the null condition under guidance."""
+    return guided_conditioning(model, TextRows(states, mask, torch.ones(len(states), dtype=torch.bool)), sampling)
 
 
 def some_codes(generator: Generator, seed: int = 0) -> torch.Tensor:
@@ -122,7 +122,7 @@ def buffers_of(stream: CodeStream) -> list[torch.Tensor]:
 
 def our_logits(generator: Generator, codes: torch.Tensor, scale: float, *, static_cache: bool) -> torch.Tensor:
     """The same of the engine."""
-    conditioning = _guided_conditioning(generator._model, *states_of(generator), Sampling(guidance_scale=scale))
+    conditioning = conditioning_of(generator._model, *states_of(generator), Sampling(guidance_scale=scale))
     logits = forced_logits(generator, conditioning, codes, static_cache)
     if scale == 1:
         return logits
@@ -158,10 +158,10 @@ def test_padding_of_a_shorter_caption_has_no_effect(
     states, mask = text.pad_states([generator._states[prompt] for prompt in PROMPTS])
     lengths = mask.sum(-1).tolist()
     assert len(set(lengths)) == 2
-    together = forced_logits(generator, _guided_conditioning(model, states, mask, Sampling()), codes, static_cache)
+    together = forced_logits(generator, conditioning_of(model, states, mask, Sampling()), codes, static_cache)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
-        alone = _guided_conditioning(model, states[one, :length], mask[one, :length], Sampling())
+        alone = conditioning_of(model, states[one, :length], mask[one, :length], Sampling())
         expected = forced_logits(generator, alone, codes[one], static_cache)
         assert torch.allclose(together[:, row::2], expected, atol=2e-5)
     assert not torch.allclose(together[:, 0], together[:, 1], atol=1e-2)
@@ -178,7 +178,7 @@ def test_logits_in_bf16_are_those_of_the_clip_alone(kind: str, scale: float, che
 
     def logits(batch: list[str]) -> torch.Tensor:
         states = text.pad_states([generator._states[prompt] for prompt in batch])
-        conditioning = _guided_conditioning(generator._model, *states, Sampling(guidance_scale=scale))
+        conditioning = conditioning_of(generator._model, *states, Sampling(guidance_scale=scale))
         return forced_logits(generator, conditioning, codes.expand(len(batch), -1, -1), static_cache=False)
 
     together, rows = logits(prompts), 1 if scale == 1 else 2
@@ -323,7 +323,7 @@ def test_the_batch_fits_into_free_memory(
     stream = generator._code_stream(*states_of(generator), 50, [1, 2], Sampling())
     a_clip = sum(buffer.nbytes for buffer in buffers_of(stream)) / 2
     for clips in (0.5, 3, 1000):
-        monkeypatch.setattr(generators, "free_memory", lambda device, clips=clips: int(a_clip * clips / 0.5) + 1)
+        monkeypatch.setattr(drawing, "free_memory", lambda device, clips=clips: int(a_clip * clips / 0.5) + 1)
         longest = max(len(generator._states[prompt]) for prompt in PROMPTS)
         expected = {0.5: 1, 3: 3 if not generator.checkpoint.is_melody or longest == 1 else None, 1000: 16}[clips]
         found = generator._fitting_batch(50, Sampling())

@@ -20,8 +20,11 @@ from musicgen_dreamboothing.arguments import GenerateArguments
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.layout import GENERATED
 from musicgen_dreamboothing.generation import generate as generating
-from musicgen_dreamboothing.generation.decoding import CodeStream, Sampling, clip_seed, sample
-from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, GeneratedClip, Generator
+from musicgen_dreamboothing.generation.decoding import CodeStream, clip_seed, sample
+from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
+from musicgen_dreamboothing.generation.output import file_name
+from musicgen_dreamboothing.generation.windows import TRAINED_SECONDS
 from musicgen_dreamboothing.model import text
 
 PROMPTS = ("punk", "a slow waltz for two guitars", "80s synth pop")
@@ -339,8 +342,7 @@ def test_another_prompt_seed_or_variation_has_another_file() -> None:
     ]
 
     def name(prompt: str, seed: int = 0, variation: int = 0) -> str:
-        clip = GeneratedClip(prompt, variation, torch.zeros(4, 1), np.zeros((1, 1)), SAMPLING_RATE)
-        return generating._file_name(clip, [prompt], seed, ".wav")
+        return file_name(0, prompt, seed, variation, ".wav")
 
     for one, other in pairs:
         assert name(one) != name(other)

@@ -10,8 +10,9 @@ import torch
 from conftest import KINDS, read_checkpoint
 
 from musicgen_dreamboothing.device import release_memory
-from musicgen_dreamboothing.generation.decoding import CodeStream, GraphedCodeStream, Sampling
+from musicgen_dreamboothing.generation.decoding import CodeStream, GraphedCodeStream
 from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.footprint import Estimator, Step

@@ -15,9 +15,10 @@ import torch
 from conftest import Ran, read_checkpoint, train_words
 
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.generation.decoding import GraphedCodeStream, GraphError, Sampling
+from musicgen_dreamboothing.generation.decoding import GraphedCodeStream, GraphError
 from musicgen_dreamboothing.generation.engine import Decoder
 from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.model import loading
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, read_adapter, save_adapter
 from musicgen_dreamboothing.model.loading import load_for_generation, load_language_model

@@ -29,7 +29,7 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.data.run_record import read_record
 from musicgen_dreamboothing.device import check_device
 from musicgen_dreamboothing.evaluation.metrics.embedding import is_cached
-from musicgen_dreamboothing.generation.decoding import Sampling
+from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.model.adapter import attach_adapter, has_learned, read_adapter
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.saved_adapter import read_initial_adapter, start_from_adapter

@@ -22,7 +22,7 @@ from rhythm import tempo, tempo_matches
 from musicgen_dreamboothing import Generator
 from musicgen_dreamboothing.demo.recipe import ASSETS
 from musicgen_dreamboothing.evaluation.metrics.signal import embed
-from musicgen_dreamboothing.generation.decoding import Sampling
+from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model.checkpoint import load_checkpoint, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.delay import training_steps

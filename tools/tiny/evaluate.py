@@ -30,7 +30,7 @@ from musicgen_dreamboothing import Generator, audio
 from musicgen_dreamboothing.data.captions.captions import with_instance_prompt
 from musicgen_dreamboothing.evaluation.metrics.signal import Space, embed
 from musicgen_dreamboothing.evaluation.metrics.statistics import bootstrap
-from musicgen_dreamboothing.generation.decoding import Sampling
+from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.hub import Source, weights_fingerprint
 from musicgen_dreamboothing.model import codec, text
 from musicgen_dreamboothing.model.checkpoint import (

@@ -25,7 +25,53 @@ class GenerateArguments:
     output_dir: str = option("generated", "Where the audio goes.")
     prompts_file: str | None = option(None, "Text file with one prompt a line.")
     seconds: float = option(
-        10.0, "Length of each clip; the models were trained on 30 s.", above=0, at_most=LONGEST_SECONDS
+        10.0,
+        "Length of each clip, the sound that it continues included; beyond 30 s it is made in windows.",
+        above=0,
+        at_most=LONGEST_SECONDS,
+        unless="--loop_bars",
+    )
+    sections: str | None = option(
+        None,
+        "YAML file with the parts of one clip: a list with text, seconds and, as you like, melody and seed of each.",
+    )
+    continue_from: list[str] = option(
+        [], "Sound files whose end is continued: one for all prompts, or one for each; any number for one prompt."
+    )
+    prompt_seconds: float = option(
+        6.0, "How much of their end the model hears.", above=0, at_most=29, needs=("--continue_from",)
+    )
+    keep_prompt: bool = option(
+        True,
+        "Begin each clip with that end, as it is in the file; false writes the new music alone.",
+        needs=("--continue_from",),
+    )
+    melody: list[str] = option(
+        [], "Sound files with a tune to follow, for melody models: one for all prompts, or one for each."
+    )
+    melody_start: float = option(0.0, "Second of the file in which the tune begins.", at_least=0, needs=("--melody",))
+    melody_seconds: float | None = option(
+        None, "Length of the tune; without it to the end.", above=0, needs=("--melody",)
+    )
+    melody_guidance: float = option(
+        1.0,
+        "Double guidance: weight of the prompt against the melody; below 1 the melody counts more.",
+        at_least=0,
+        at_most=100,
+        needs=("--melody", "--sections"),
+        unless="--guidance_scale 1",
+    )
+    negative_prompt: str | None = option(
+        None, "What guidance leads away from, instead of from any music.", unless="--guidance_scale 1"
+    )
+    loop_bars: int | None = option(None, "Make loops of so many bars of four beats.", at_least=1, at_most=256)
+    bpm: float | None = option(None, "Their tempo.", at_least=20, at_most=400, needs=("--loop_bars",))
+    loop_takes: int = option(
+        4,
+        "Takes of each loop, of which the one with the smoothest join stays.",
+        at_least=1,
+        at_most=100,
+        needs=("--loop_bars",),
     )
     variations: int = option(1, "Clips of each prompt.", at_least=1, at_most=MOST_VARIATIONS)
     guidance_scale: float = option(

@@ -15,7 +15,7 @@ from musicgen_dreamboothing.audio.waves import (
     resample,
     to_channels,
 )
-from musicgen_dreamboothing.audio.writing import WRITTEN_SUFFIXES, write
+from musicgen_dreamboothing.audio.writing import WRITTEN_SUFFIXES, write, write_pieces
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -31,4 +31,5 @@ __all__ = [
     "stream",
     "to_channels",
     "write",
+    "write_pieces",
 ]

@@ -16,8 +16,8 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import log, plural
 from musicgen_dreamboothing.files import write_array, write_json
-from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
 
 NOTE, MAX_SLUG = "made.json", 32
 

@@ -29,7 +29,7 @@ from musicgen_dreamboothing.evaluation.report import PAGE, read_report, write_re
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Pair
 from musicgen_dreamboothing.evaluation.verdict import verdict
 from musicgen_dreamboothing.files import folder_lock
-from musicgen_dreamboothing.generation.decoding import Sampling
+from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
 from musicgen_dreamboothing.model.quantized import base_quantization

@@ -10,44 +10,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.device import is_out_of_memory
-from musicgen_dreamboothing.generation.engine import Decoder, Stack
+from musicgen_dreamboothing.generation.engine import Decoder
+from musicgen_dreamboothing.generation.guidance import (
+    Sampling,
+    TextRows,
+    check_prompts,
+    guided,
+    guided_conditioning,
+)
+from musicgen_dreamboothing.generation.layers import Stack
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import UNFILLED, apply_delay, undo_delay
-from musicgen_dreamboothing.model.language_model import Conditioning, MelodyLM, TextLM
 from musicgen_dreamboothing.model.weight_files import first_line
 
 CHECK_EVERY = 25  # steps between two checks for NaN, each of which waits for the GPU
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next code is chosen.
-
-    Attributes:
-        guidance_scale: 1 ignores classifier-free guidance; Meta uses 3 (Copet et al. 2023, section 3.1).
-        temperature: 0 takes the likeliest code.
-        top_k: number of likeliest codes to draw from; 0 draws from all.
-        top_p: draw from the fewest codes that have this probability together (Holtzman et al. 2020); 1 draws from all.
-    """
-
-    guidance_scale: float = 3.0
-    temperature: float = 1.0
-    top_k: int = 250
-    top_p: float = 1.0
-
-
-def clip_seed(seed: int, prompt: str, variation: int) -> int:
-    """A seed that depends on nothing but the clip: the run's seed, its prompt and its variation."""
-    digest = hashlib.blake2b(f"{seed}\0{prompt}\0{variation}".encode(), digest_size=8).digest()
+def clip_seed(seed: int, prompt: str, variation: int, window: int = 0) -> int:
+    """A seed that depends on nothing but the clip: the run's seed, its prompt, its variation and its window."""
+    words = f"{seed}\0{prompt}\0{variation}" + (f"\0{window}" if window else "")
+    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -66,10 +55,13 @@ class CodeStream:
         frames: length T of each clip in codec frames.
         seeds: one for each clip.
         sampling: how codes are chosen.
+        prompt_codes: the first frames of each clip `[B, K, P]`, which are given; P may be 0.
+        melody: chroma classes `[B, C]` of the melody family; None for the null melody.
+        negative: texts of the unconditional branch of guidance, instead of the null condition.
 
     Attributes:
         sequence: delayed codes `[B, K, T + max(delay)]`, -1 where none is drawn yet.
-        done: number of steps that were made.
+        done: number of steps that were made, those of the prompt's frames included.
 
     Raises:
         UserError: in any step: the model computes NaN or infinity, or ignores its prompt.
@@ -88,16 +80,27 @@ class CodeStream:
         frames: int,
         seeds: list[int],
         sampling: Sampling,
+        prompt_codes: torch.Tensor | None = None,
+        melody: torch.Tensor | None = None,
+        negative: TextRows | None = None,
     ) -> None:
         device, batch = stack.model.device, len(seeds)
-        conditioning = _guided_conditioning(stack.model, text_states.to(device), text_mask.to(device), sampling)
-        blank = torch.full((batch, checkpoint.codebooks, frames), UNFILLED, dtype=torch.long, device=device)
-        self.sequence = apply_delay(blank, checkpoint.delay, checkpoint.pad_token_id)
-        self.done, self.frames, self._delay, self._sampling = 0, frames, checkpoint.delay, sampling
+        prompts = TextRows(text_states, text_mask, torch.ones(batch, dtype=torch.bool))
+        conditioning = guided_conditioning(stack.model, prompts, sampling, melody, negative)
+        codes = torch.full((batch, checkpoint.codebooks, frames), UNFILLED, dtype=torch.long, device=device)
+        given = 0 if prompt_codes is None else prompt_codes.shape[-1]
+        if prompt_codes is not None:
+            codes[..., :given] = prompt_codes.to(device)
+        self.sequence = apply_delay(codes, checkpoint.delay, checkpoint.pad_token_id)
+        self.done, self.frames, self._delay, self._sampling = given, frames, checkpoint.delay, sampling
+        self._first, self._branches = given, sampling.branches(with_melody=melody is not None)
         self._decoder = Decoder(stack, conditioning, self.steps, static_cache=self.static_cache)
         self._noise = _noise(seeds, self.steps, checkpoint.codebooks).to(device)
         self._codes = torch.full_like(self.sequence[..., 0], checkpoint.start_token_id)
         self._is_finite = torch.ones((), dtype=torch.bool, device=device)  # whether all logits so far were
+        if given:
+            self._decoder.fill(torch.cat([self._codes[..., None], self.sequence[..., : given - 1]], dim=-1))
+            self._codes = self.sequence[..., given - 1].clone()
 
     @property
     def steps(self) -> int:
@@ -136,25 +139,22 @@ class CodeStream:
     def advance(self) -> None:
         """Makes one step."""
         step = self.done
-        self._codes = sample(self._logits(step, check=step == 0), self._noise[:, step], self._sampling)
+        self._codes = sample(self._logits(step, check=step == self._first), self._noise[:, step], self._sampling)
         planned = self.sequence[..., step]
-        if not max(self._delay) <= step < self.frames:  # at both ends some codebooks have only padding
+        # At both ends some codebooks have only padding, and behind a prompt the codes of its last frames.
+        if not self._first + max(self._delay) <= step < self.frames:
             self._codes = torch.where(planned == UNFILLED, self._codes, planned)
         planned.copy_(self._codes)
         self.done += 1
 
     def _logits(self, step: int | torch.Tensor, *, check: bool) -> torch.Tensor:
         """Float32 logits of the next codes `[B, K, V]`, guided."""
-        scale, logits = self._sampling.guidance_scale, self._decoder.logits(self._codes, step)
+        logits = self._decoder.logits(self._codes, step)
         self._is_finite.logical_and_(logits.isfinite().all())
         if check:
             self.check()
-        if scale == 1:
-            return logits
-        captioned, null = logits.chunk(2)
-        if check and torch.equal(captioned, null):
-            raise UserError("the prompt changes nothing in this model: captioned and null logits are the same")
-        return torch.lerp(null, captioned, scale)
+            check_prompts(logits, self._branches)
+        return guided(logits, self._branches, self._sampling)
 
 
 class GraphedCodeStream(CodeStream):
@@ -168,7 +168,7 @@ class GraphedCodeStream(CodeStream):
     @torch.inference_mode()
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._step = torch.zeros(1, dtype=torch.long, device=self.sequence.device)  # counted on the device
+        self._step = torch.full((1,), self.done, device=self.sequence.device)  # counted on the device
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @torch.inference_mode()
@@ -213,29 +213,6 @@ class GraphedCodeStream(CodeStream):
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which steps are captured: one per GPU, as cuBLAS keeps memory for each stream that it has used."""
     return torch.cuda.Stream(device)
-
-
-def _guided_conditioning(
-    model: TextLM | MelodyLM, states: torch.Tensor, mask: torch.Tensor, sampling: Sampling
-) -> Conditioning:
-    """Under guidance the batch is doubled: captions first, then the null condition.
-
-    On a CPU each row is computed alone: in a batch its last digit would depend on the other rows.
-    """
-    keep = torch.ones(len(states), dtype=torch.bool, device=states.device)
-    if sampling.guidance_scale != 1:
-        states, mask, keep = states.repeat(2, 1, 1), mask.repeat(2, 1), torch.cat([keep, ~keep])
-    if states.device.type != "cpu":
-        return model.condition(states, mask, keep)
-    lengths = mask.sum(-1).tolist()
-    parts = [
-        model.condition(states[[row], :length], mask[[row], :length], keep[[row]]) for row, length in enumerate(lengths)
-    ]
-    return Conditioning(
-        pad_sequence([part.states[0] for part in parts], batch_first=True),
-        pad_sequence([part.mask[0] for part in parts], batch_first=True),
-        torch.cat([part.lengths for part in parts]),
-    )
 
 
 def _noise(seeds: list[int], steps: int, codebooks: int) -> torch.Tensor:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
-import unicodedata
-import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import GenerateArguments, check_values, note_unused
-from musicgen_dreamboothing.console import UserError, log, plural, quiet_libraries
-from musicgen_dreamboothing.data.layout import GENERATED
-from musicgen_dreamboothing.generation.decoding import Sampling
-from musicgen_dreamboothing.generation.generator import TRAINED_SECONDS, GeneratedClip, Generator
+from musicgen_dreamboothing.arguments.fields import LONGEST_SECONDS
+from musicgen_dreamboothing.console import log, plural, quiet_libraries
+from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
+from musicgen_dreamboothing.generation.inputs import Entry, read_entries, read_inputs
+from musicgen_dreamboothing.generation.loops import Loop, LoopLength, best_loop, loop_wave
+from musicgen_dreamboothing.generation.output import ClipWriter, suffix_of
+from musicgen_dreamboothing.generation.requests import variations_of
+from musicgen_dreamboothing.generation.windows import STRIDE_SECONDS, TRAINED_SECONDS
 
-MAX_SLUG = 40
+Written = Iterator[tuple[int, int, Path]]  # entry, variation and file
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Generation:
 def generate(options: GenerateArguments) -> Generation:
     """Generates clips for every prompt and writes them to `output_dir`."""
     check_values(options)
-    prompts = _prompts(options)
-    suffix = _suffix(options.format)
+    inputs = read_inputs(options)
+    suffix_of(options.format)
     note_unused(options)
     generator = Generator(
         options.model,
@@ -47,71 +48,71 @@ def generate(options: GenerateArguments) -> Generation:
         cuda_graphs=options.cuda_graphs,
     )
     log(_describe(generator, options.model))
-    _warn(generator, prompts, options.seconds, options.base_model)
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    entries = read_entries(inputs, options, generator)
+    _warn(generator, entries, options)
+    writer = ClipWriter(entries, options, generator.checkpoint)
     started = time.perf_counter()
-    files: dict[tuple[str, int], Path] = {}
-    for clip in generator.generate(
-        prompts,
-        seconds=options.seconds,
-        variations=options.variations,
-        seed=options.seed,
-        sampling=Sampling(options.guidance_scale, options.temperature, options.top_k, options.top_p),
-        batch_size=options.batch_size,
-    ):
-        path = folder / _file_name(clip, prompts, options.seed, suffix)
-        _list(path, clip, options)
-        audio.write(path, clip.wave, clip.sampling_rate)
-        files[clip.prompt, clip.variation] = path
+    play = _clips if options.loop_bars is None else _loops
+    files = {(number, variation): path for number, variation, path in play(generator, entries, options, writer)}
     elapsed = time.perf_counter() - started
-    made = options.seconds * len(files)
-    log(f"{plural(len(files), 'clip')} of {options.seconds:g} s in {elapsed:.1f} s: {made / elapsed:.2f}x real time")
-    in_order = [files[prompt, variation] for prompt in prompts for variation in range(options.variations)]
+    speed, length = writer.seconds / elapsed, round(writer.seconds / len(files), 2)
+    log(f"{plural(len(files), 'clip')} of {length:g} s in {elapsed:.1f} s: {speed:.2f}x real time")
+    in_order = [files[place] for place in sorted(files)]
     for path in in_order:
         log(f"  {path}")
-    return Generation(in_order, made / elapsed)
+    return Generation(in_order, speed)
 
 
-def _list(path: Path, clip: GeneratedClip, options: GenerateArguments) -> None:
-    """Adds a file to the list before it is written, so that no scan for songs finds it unlisted."""
-    row = {
-        "file_name": path.name,
-        "prompt": clip.prompt,
-        "model": options.model,
-        "seed": options.seed,
-        "variation": clip.variation,
-    }
-    with (path.parent / GENERATED).open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _sampling(options: GenerateArguments) -> Sampling:
+    return Sampling(options.guidance_scale, options.temperature, options.top_k, options.top_p, options.melody_guidance)
 
 
-def _prompts(options: GenerateArguments) -> list[str]:
-    """Prompts of the command line, then those of the file: one per line, without empty lines."""
-    prompts = list(options.prompts)
-    if options.prompts_file is not None:
-        path = Path(options.prompts_file)
-        if not path.is_file():
-            raise UserError(f"no file of prompts at {path}; it holds one prompt per line")
-        prompts += [line.strip() for line in _read_text(path).splitlines() if line.strip()]
-    if not prompts:
-        raise UserError('no prompt; write it after the model: generate MODEL "fast punk with loud guitars"')
-    return list(dict.fromkeys(prompts))
+def _clips(generator: Generator, entries: Sequence[Entry], options: GenerateArguments, writer: ClipWriter) -> Written:
+    """Writes each clip as soon as its codes are drawn."""
+    requests = variations_of([entry.request for entry in entries], options.variations)
+    places = {id(request): divmod(place, options.variations) for place, request in enumerate(requests)}
+    drawn = generator.codes(
+        requests,
+        seconds=options.seconds,
+        seed=options.seed,
+        sampling=_sampling(options),
+        batch_size=options.batch_size,
+    )
+    for request, codes in drawn:
+        number, variation = places[id(request)]
+        pieces, continued = generator.decoded(codes), entries[number].continued
+        if continued is not None:
+            pieces = continued.restored(pieces, keep=options.keep_prompt)
+        yield number, variation, writer.write(number, variation, pieces)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # some editors put a mark before the first line
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; save it as such") from error
-
-
-def _suffix(name: str) -> str:
-    suffix = "." + name.lower().lstrip(".")
-    if suffix not in audio.WRITTEN_SUFFIXES:
-        possible = ", ".join(sorted(known.lstrip(".") for known in audio.WRITTEN_SUFFIXES))
-        raise UserError(f"--format {name!r} can't be written; it takes {possible}")
-    return suffix
+def _loops(generator: Generator, entries: Sequence[Entry], options: GenerateArguments, writer: ClipWriter) -> Written:
+    """Writes the best of several takes of each loop, as soon as the last one is drawn."""
+    assert options.loop_bars is not None
+    assert options.bpm is not None
+    checkpoint, takes = generator.checkpoint, options.loop_takes
+    length = LoopLength.of(options.loop_bars, options.bpm, checkpoint.frame_rate, LONGEST_SECONDS)
+    seconds = length.frames / checkpoint.frame_rate
+    bars = plural(options.loop_bars, "bar")
+    log(f"loops of {bars} in {seconds:g} s, {length.bpm:.10g} bpm, the best of {plural(takes, 'take')}")
+    requests = variations_of([entry.request for entry in entries], options.variations * takes)
+    places = {id(request): divmod(place // takes, options.variations) for place, request in enumerate(requests)}
+    drawn = generator.codes(
+        requests,
+        seconds=length.searched / checkpoint.frame_rate,
+        seed=options.seed,
+        sampling=_sampling(options),
+        batch_size=options.batch_size,
+    )
+    found: dict[tuple[int, int], list[Loop]] = {}
+    for request, codes in drawn:
+        place = places[id(request)]
+        found.setdefault(place, []).append(best_loop(codes, generator.decode(codes), length))
+        if len(found[place]) == takes:
+            best = min(found.pop(place), key=lambda loop: loop.join)
+            wave = loop_wave(generator, best)
+            facts = {"bpm": length.bpm, "loop": (0, wave.shape[1] - 1), "join": round(best.join, 3)}
+            yield *place, writer.write(*place, [wave], facts)
 
 
 def _describe(generator: Generator, model: str) -> str:
@@ -129,19 +130,18 @@ def _describe(generator: Generator, model: str) -> str:
     return f"loaded {base.name}: {facts}\nadapter {model}: active in {active} of {total} layers"
 
 
-def _warn(generator: Generator, prompts: list[str], seconds: float, base_model: str | None) -> None:
-    if base_model is not None and generator.active_layers is None:
+def _warn(generator: Generator, entries: Sequence[Entry], options: GenerateArguments) -> None:
+    if options.base_model is not None and generator.active_layers is None:
         log("note: --base_model has no effect: MODEL is not an adapter")
-    for prompt in generator.cut_prompts(prompts):
+    texts = dict.fromkeys(text for entry in entries for text in entry.request.texts())
+    for prompt in generator.cut_prompts(list(texts)):
         log(f"prompt of {len(prompt)} characters is cut to what the text encoder reads: {prompt[:60]!r}…")
-    if seconds > TRAINED_SECONDS:
-        log(f"note: {seconds:g} s is longer than the {TRAINED_SECONDS:g} s the models were trained on")
-
-
-def _file_name(clip: GeneratedClip, prompts: list[str], seed: int, suffix: str) -> str:
-    """The prompt's number and words, the seed and the variation; a hash of the prompt where words lack a part of it."""
-    prompt = unicodedata.normalize("NFC", clip.prompt)
-    slug = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-")[:MAX_SLUG].strip("-")
-    if slug.replace("-", " ") != prompt:
-        slug = f"{slug or 'prompt'}-{zlib.crc32(clip.prompt.encode(errors='replace')):08x}"
-    return f"{prompts.index(clip.prompt):02d}_{slug}_seed{seed}_{clip.variation}{suffix}"
+    longest = max(sum(part.seconds for part in entry.request.parts(options.seconds)) for entry in entries)
+    if longest > TRAINED_SECONDS and options.loop_bars is None:
+        overlap = TRAINED_SECONDS - STRIDE_SECONDS
+        log(
+            f"note: {longest:g} s is longer than the {TRAINED_SECONDS:g} s the models were trained on; "
+            f"it is made in windows that continue the last {overlap:.0f} s before them"
+        )
+    if options.loop_bars is not None and suffix_of(options.format) != ".wav":
+        log(f"note: {options.format} files have no loop points; the loop is the whole file")

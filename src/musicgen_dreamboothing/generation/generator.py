@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,54 +11,24 @@ import numpy as np
 import torch
 from transformers import EncodecModel
 
-from musicgen_dreamboothing.console import UserError, log, progress_bar, quiet_libraries
-from musicgen_dreamboothing.device import (
-    free_memory,
-    is_out_of_memory,
-    parse_device,
-    parse_dtype,
-    release_memory,
-    synchronize,
-)
-from musicgen_dreamboothing.generation.decoding import (
-    CHECK_EVERY,
-    CodeStream,
-    GraphedCodeStream,
-    GraphError,
-    Sampling,
-    clip_seed,
-)
-from musicgen_dreamboothing.generation.engine import Stack
+from musicgen_dreamboothing.console import UserError, quiet_libraries
+from musicgen_dreamboothing.device import parse_device, parse_dtype
+from musicgen_dreamboothing.generation.codes import CodeGenerator, prompt_codes_of
+from musicgen_dreamboothing.generation.continuation import AudioPrompt, read_audio_prompt
+from musicgen_dreamboothing.generation.guidance import Sampling
+from musicgen_dreamboothing.generation.requests import GeneratedClip, GenerationRequest, variations_of
+from musicgen_dreamboothing.generation.windows import TRAINED_SECONDS, continued
 from musicgen_dreamboothing.hub import Source
-from musicgen_dreamboothing.model import adapter, codec, text
-from musicgen_dreamboothing.model.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_codec,
-    load_text_encoder,
-    load_tokenizer,
-)
+from musicgen_dreamboothing.model import adapter, codec
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint, load_codec
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
 from musicgen_dreamboothing.model.loading import load_for_generation
 from musicgen_dreamboothing.model.quantized import QUANTIZATIONS
 
-TRAINED_SECONDS = 30.0  # Meta trained on clips of 30 s; longer ones wander
-LARGEST_CPU_BATCH, LARGEST_GPU_BATCH = 16, 64  # more clips at once are not faster
-SHARE_OF_MEMORY = 0.5  # of free memory, for keys and values; the rest is for the tensors of a step
+PIECES = 6  # of 30 s, in which longer music is decoded
 
 
-@dataclass(frozen=True)
-class GeneratedClip:
-    """One piece of new music: `wave` is float32 `[C, S]` at `sampling_rate`, `codes` int64 `[K, T]`."""
-
-    prompt: str
-    variation: int
-    codes: torch.Tensor
-    wave: np.ndarray
-    sampling_rate: int
-
-
-class Generator:
+class Generator(CodeGenerator):
     """Loads a model once and generates any number of clips.
 
     Args:
@@ -96,8 +66,8 @@ class Generator:
     ) -> None:
         if quantization not in QUANTIZATIONS:
             raise UserError(f"--quantization {quantization!r} is unknown; it takes {', '.join(QUANTIZATIONS)}")
-        self.device, self.quantization = parse_device(device), quantization
-        self.dtype = parse_dtype(dtype, self.device)
+        chosen = parse_device(device)
+        precision = parse_dtype(dtype, chosen)
         source = Source(str(model), revision, cache_dir, token)
         saved = adapter.read_adapter(source.name, **source.arguments())
         if saved is None:
@@ -105,11 +75,9 @@ class Generator:
         else:
             base = base_model or str(saved.config.base_model_name_or_path)
             checkpoint = _adapter_base(source, base, saved.config.revision if base_model is None else None)
-        loaded, self.active_layers = load_for_generation(
-            checkpoint, self.dtype, self.device, adapter=saved, quantization=quantization
-        )
-        self._set_model(loaded, checkpoint, {})
-        self._uses_graphs = self.device.type == "cuda" and cuda_graphs
+        loaded, active = load_for_generation(checkpoint, precision, chosen, adapter=saved, quantization=quantization)
+        self._set(loaded, checkpoint, {}, uses_graphs=chosen.type == "cuda" and cuda_graphs)
+        self.dtype, self.quantization, self.active_layers = precision, quantization, active
 
     @classmethod
     def around(
@@ -126,19 +94,17 @@ class Generator:
             states: text states by caption; missing ones are added.
         """
         made = cls.__new__(cls)
-        made.device, made.dtype, made.quantization, made.active_layers = model.device, model.decoder.dtype, "none", None
-        made._set_model(model, checkpoint, {} if states is None else states)
+        made._set(model, checkpoint, {} if states is None else states, uses_graphs=False)
+        made.quantization, made.active_layers = "none", None
         return made
 
-    def _set_model(self, model: TextLM | MelodyLM, checkpoint: Checkpoint, states: dict[str, np.ndarray]) -> None:
-        self.checkpoint, self._model, self._stack, self._states = checkpoint, model, Stack(model), states
-        self._tokenizer = load_tokenizer(checkpoint)
+    def _set(self, *loaded: Any, uses_graphs: bool) -> None:
+        CodeGenerator.__init__(self, *loaded, uses_graphs=uses_graphs)
         self._codec: EncodecModel | None = None  # loaded when there are codes to decode
-        self._uses_graphs = False
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | GenerationRequest],
         *,
         seconds: float = 10.0,
         variations: int = 1,
@@ -150,154 +116,82 @@ class Generator:
         """Yields `variations` clips of every prompt, batch by batch; a clip does not depend on the others.
 
         Args:
-            prompts: descriptions of the music.
-            seconds: length of a clip; up to 30 s is what the models were trained on.
+            prompts: descriptions of the music, or requests that say more.
+            seconds: length of a clip, its audio prompt included; what is longer than 30 s is made in windows. A request
+                with sections has their length.
             variations: clips of each prompt, each with its own random stream.
             seed: of the random numbers, with the prompt and the variation.
             sampling: guidance, temperature, top-k and top-p.
             batch_size: clips at once, by default as many as fit into memory; halved when memory runs out.
             progress: whether to show a bar on stderr.
         """
-        clips = [(prompt, variation) for prompt in prompts for variation in range(variations)]
+        requests = variations_of(prompts, variations)
         drawn = self.codes(
-            clips, seconds=seconds, seed=seed, sampling=sampling, batch_size=batch_size, progress=progress
+            requests, seconds=seconds, seed=seed, sampling=sampling, batch_size=batch_size, progress=progress
         )
         rate = self.checkpoint.sampling_rate
-        for (prompt, variation), codes in drawn:
-            yield GeneratedClip(prompt, variation, codes, self.decode(codes), rate)
-
-    def codes(
-        self,
-        clips: Sequence[tuple[str, int]],
-        *,
-        seconds: float,
-        seed: int = 0,
-        sampling: Sampling = Sampling(),
-        batch_size: int | None = None,
-        progress: bool = True,
-    ) -> Iterator[tuple[tuple[str, int], torch.Tensor]]:
-        """Yields prompt and variation with the codes `[K, T]` on the CPU, batch by batch, without the codec.
-
-        Args:
-            clips: prompt and variation of each.
-            seconds, seed, sampling, batch_size, progress: as of `generate`.
-        """
-        frames = self._frames(seconds)
-        self._encode([prompt for prompt, _ in clips])
-        steps = (frames + max(self.checkpoint.delay)) * len(clips)
-        size = batch_size or self._fitting_batch(frames, sampling)
-        with progress_bar(total=steps, unit="frame", desc="generating", disable=not progress) as bar:
-            left = clips
-            while left:
-                batch = left[:size]
-                before = bar.n
-                made: list[torch.Tensor] = []
-                try:
-                    made = self._draw_batch(batch, frames, seed, sampling, bar)
-                except RuntimeError as error:
-                    if len(batch) == 1 or not is_out_of_memory(error):
-                        raise
-                if not made:  # after `except`, whose error keeps a reference to the memory
-                    size, bar.n = len(batch) // 2, before
-                    log(f"no memory for {len(batch)} clips at once; continuing with {size}")
-                    release_memory()
-                yield from zip(batch, made, strict=False)  # none of them where memory ran out
-                left = left[len(made) :]
+        for request, codes in drawn:
+            yield GeneratedClip(request.prompt, request.variation, codes, self.decode(codes), rate)
 
     def stream(
-        self, prompt: str, *, seconds: float = 10.0, seed: int = 0, sampling: Sampling = Sampling(), piece: float = 1.0
+        self,
+        prompt: str | GenerationRequest,
+        *,
+        seconds: float = 10.0,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        piece: float = 1.0,
     ) -> Iterator[np.ndarray]:
         """Yields one clip while it is being made, float32 `[C, S]` in pieces; together they are the clip of `generate`.
 
+        Memory does not grow with the length of the clip, but for its codes.
+
         Args:
-            prompt: description of the music.
+            prompt: description of the music, or a request.
             seconds: length of the clip.
             seed: of the random numbers, with the prompt.
             sampling: guidance, temperature, top-k and top-p.
             piece: seconds of each piece.
         """
-        frames, step = self._frames(seconds), max(1, round(piece * self.checkpoint.frame_rate))
-        self._encode([prompt])
-        states, mask = text.pad_states([self._states[prompt]])
-        codes = self._code_stream(states, mask, frames, [clip_seed(seed, prompt, 0)], sampling)
+        (request,), step = variations_of([prompt], 1), max(1, round(piece * self.checkpoint.frame_rate))
+        self._prepare([request])
+        plan = self._plan(request, seconds)
         decoder = codec.StreamDecoder(self._loaded_codec(), self.checkpoint)
+        codes = prompt_codes_of([request])
         decoded, ready = 0, step + decoder.lookahead
-        while decoded < frames:
-            codes.advance()
-            if codes.complete_frames >= min(ready, frames):
-                codes.check()
-                last = codes.complete_frames == frames
-                wave = decoder.push(codes.codes(decoded, codes.complete_frames)[0], last=last)
-                decoded, ready = codes.complete_frames, codes.complete_frames + step
-                yield wave.numpy()
-
-    def _frames(self, seconds: float) -> int:
-        return max(1, round(seconds * self.checkpoint.frame_rate))
-
-    def _fitting_batch(self, frames: int, sampling: Sampling) -> int:
-        """As many clips as fit into free memory with their keys and values."""
-        config = self._model.config.decoder
-        rows = 1 if sampling.guidance_scale == 1 else 2
-        capacity = frames + max(self.checkpoint.delay)
-        if self.checkpoint.is_melody:
-            capacity += self._model.config.chroma_length + max(len(states) for states in self._states.values())
-        numbers = 2 * rows * config.num_hidden_layers * config.hidden_size * capacity
-        fitting = SHARE_OF_MEMORY * free_memory(self.device) / (numbers * self.dtype.itemsize)
-        return max(1, min(int(fitting), LARGEST_CPU_BATCH if self.device.type == "cpu" else LARGEST_GPU_BATCH))
-
-    def _code_stream(
-        self, states: torch.Tensor, mask: torch.Tensor, frames: int, seeds: list[int], sampling: Sampling
-    ) -> CodeStream:
-        """A stream whose steps are captured where that works; then its first step is made already."""
-        options: dict[str, Any] = {"frames": frames, "seeds": seeds, "sampling": sampling}
-        if self._uses_graphs:
-            try:
-                stream = GraphedCodeStream(self._stack, self.checkpoint, states, mask, **options)
+        for number, window in enumerate(plan):
+            stream = self._window_stream([request], window, number, codes, seed, sampling)
+            while decoded < window.end:
                 stream.advance()
-                return stream
-            except GraphError as error:
-                self._uses_graphs = False
-                log(f"note: this GPU or driver can't capture a CUDA graph ({error}); decoding without, more slowly")
-        return CodeStream(self._stack, self.checkpoint, states, mask, **options)
+                complete = window.start + stream.complete_frames
+                if complete >= min(ready, window.end):
+                    stream.check()
+                    new = stream.codes(decoded - window.start, complete - window.start)[0]
+                    decoded, ready = complete, complete + step
+                    yield decoder.push(new, last=decoded == plan[-1].end).numpy()
+            codes = continued(codes, stream.codes(0, window.frames), window)
 
-    def _draw_batch(
-        self, batch: Sequence[tuple[str, int]], frames: int, seed: int, sampling: Sampling, bar: Any
-    ) -> list[torch.Tensor]:
-        states, mask = text.pad_states([self._states[prompt] for prompt, _ in batch])
-        seeds = [clip_seed(seed, prompt, variation) for prompt, variation in batch]
-        stream = self._code_stream(states, mask, frames, seeds, sampling)
-        bar.update(stream.done * len(batch))
+    def audio_prompt(self, path: str | Path, seconds: float = 6.0) -> AudioPrompt:
+        """The last seconds of a sound file, for `GenerationRequest(..., prompt_codes=prompt.codes)`.
 
-        def show(done: int) -> None:
-            if done % CHECK_EVERY == 0:  # the GPU is behind the host, and the bar would be ahead of the music
-                synchronize(self.device)
-            bar.update(len(batch))
-
-        return list(stream.finish(show).cpu())
-
-    def _encode(self, prompts: Sequence[str]) -> None:
-        """Adds missing text states; T5 is loaded for that alone."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
-        if not missing:
-            return
-        own = getattr(self._model.text_encoder, "encoder", None) is not None
-        encoder = self._model.text_encoder if own else load_text_encoder(self.checkpoint, self.device)
-        self._states.update(text.encode_captions(self._tokenizer, encoder, missing))
-        del encoder
-        release_memory()
-
-    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that are longer than the text encoder's limit, and so will be cut."""
-        return [prompt for prompt in prompts if text.is_too_long(self._tokenizer, prompt)]
+        The clip begins with these codes; `AudioPrompt.restored` gives it the level of the file again.
+        """
+        return read_audio_prompt(Path(path), seconds, self._loaded_codec(), self.checkpoint)
 
     def decode(self, codes: torch.Tensor) -> np.ndarray:
         """Codes `[K, T]` of one clip to its wave `[C, S]`."""
-        return codec.decode_clip(self._loaded_codec(), codes, self.checkpoint)
+        return np.concatenate(list(self.decoded(codes)), axis=-1)
 
-    def text_states(self, prompts: Sequence[str]) -> list[np.ndarray]:
-        """States of the text encoder for each prompt, float32 `[L, D_text]`."""
-        self._encode(prompts)
-        return [self._states[prompt] for prompt in prompts]
+    def decoded(self, codes: torch.Tensor) -> Iterator[np.ndarray]:
+        """The wave of one clip in pieces `[C, n]`: one piece up to 30 s, and as many as memory likes beyond."""
+        longest = round(TRAINED_SECONDS * self.checkpoint.frame_rate)
+        if codes.shape[-1] <= longest:
+            yield codec.decode_clip(self._loaded_codec(), codes, self.checkpoint)
+            return
+        decoder = codec.StreamDecoder(self._loaded_codec(), self.checkpoint)
+        pieces = codes.split(longest // PIECES, dim=-1)
+        for number, piece in enumerate(pieces, start=1):
+            yield decoder.push(piece, last=number == len(pieces)).numpy()
 
     @property
     def model(self) -> TextLM | MelodyLM:

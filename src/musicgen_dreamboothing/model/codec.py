@@ -142,9 +142,11 @@ class _Side:
         self._first, self._lstm, *self._rest = codec.decoder.layers
         self._first_reach = _decoder_reach([self._first])
         self._rest_reach = _decoder_reach(self._rest)
-        self._codes: torch.Tensor | None = None  # [k, frames]
+        # What is still needed: codes [k, frames] and outputs of the LSTM [1, D, frames], and their first frames.
+        self._codes: torch.Tensor | None = None
+        self._hidden: torch.Tensor | None = None
+        self._first_code = self._first_hidden = 0
         self._state: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._hidden: list[torch.Tensor] = []  # outputs of the LSTM, [1, D, frames] each
         self._recurrent = self._decoded = 0  # frames that the LSTM and the last layer are done with
 
     @property
@@ -154,9 +156,20 @@ class _Side:
     def push(self, codes: torch.Tensor, last: bool) -> torch.Tensor:
         """`[k, T]` -> `[1, S]`."""
         self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=-1)
-        total = self._codes.shape[-1]
+        total = self._first_code + self._codes.shape[-1]
         self._run_lstm(total if last else total - self._first_reach)
-        return self._decode(self._recurrent if last else self._recurrent - self._rest_reach)
+        wave = self._decode(self._recurrent if last else self._recurrent - self._rest_reach)
+        self._forget()
+        return wave
+
+    def _forget(self) -> None:
+        """Drops what no later frame depends on, so that memory does not grow with the length of the sound."""
+        if self._codes is not None:
+            first = max(0, self._recurrent - self._first_reach)
+            self._codes, self._first_code = self._codes[:, first - self._first_code :], first
+        if self._hidden is not None:
+            first = max(0, self._decoded - self._rest_reach)
+            self._hidden, self._first_hidden = self._hidden[..., first - self._first_hidden :].clone(), first
 
     def _run_lstm(self, end: int) -> None:
         """Runs the first convolution and the LSTM up to a frame."""
@@ -164,19 +177,21 @@ class _Side:
             return
         assert self._codes is not None
         begin = max(0, self._recurrent - self._first_reach)
-        window = self._codes[:, begin : end + self._first_reach]
+        window = self._codes[:, begin - self._first_code : end + self._first_reach - self._first_code]
         hidden = self._first(self._codec.quantizer.decode(window[:, None]))
         hidden = hidden[..., self._recurrent - begin : end - begin].permute(2, 0, 1)
         output, self._state = self._lstm.lstm(hidden, self._state)
-        self._hidden.append((output + hidden).permute(1, 2, 0))
+        new = (output + hidden).permute(1, 2, 0)
+        self._hidden = new if self._hidden is None else torch.cat([self._hidden, new], dim=-1)
         self._recurrent = end
 
     def _decode(self, end: int) -> torch.Tensor:
         """Runs the other layers up to a frame: `[1, S]`."""
         if end <= self._decoded:
             return torch.zeros(1, 0)
+        assert self._hidden is not None
         begin = max(0, self._decoded - self._rest_reach)
-        hidden = torch.cat(self._hidden, dim=-1)[..., begin : end + self._rest_reach]
+        hidden = self._hidden[..., begin - self._first_hidden : end + self._rest_reach - self._first_hidden]
         frames = hidden.shape[-1]
         for layer in self._rest:
             hidden = layer(hidden)

@@ -23,8 +23,8 @@ from musicgen_dreamboothing.data.tokens.melodies import NONE
 from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables
 from musicgen_dreamboothing.device import release_memory
 from musicgen_dreamboothing.files import write_array
-from musicgen_dreamboothing.generation.decoding import Sampling
 from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.model.adapter import SPLITTING
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 

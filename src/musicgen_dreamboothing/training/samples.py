@@ -29,8 +29,9 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.console import UserError, best_effort, log, plural
 from musicgen_dreamboothing.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.files import write_json
-from musicgen_dreamboothing.generation.decoding import Sampling
-from musicgen_dreamboothing.generation.generator import GeneratedClip, Generator
+from musicgen_dreamboothing.generation.generator import Generator
+from musicgen_dreamboothing.generation.guidance import Sampling
+from musicgen_dreamboothing.generation.requests import GeneratedClip
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.adapter import trained_parameters
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec

@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, IntervalStrategy, TrainerCallbac
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from musicgen_dreamboothing.console import is_verbose
-from musicgen_dreamboothing.generation.decoding import Sampling
+from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.model.checkpoint import load_tokenizer
 from musicgen_dreamboothing.model.text import tokenize
 from musicgen_dreamboothing.training.collator import Collator

@@ -23,7 +23,7 @@ from musicgen_dreamboothing.evaluation.metrics.statistics import TooFewError
 from musicgen_dreamboothing.evaluation.metrics.style import style_distance
 from musicgen_dreamboothing.evaluation.plan import style_prompts
 from musicgen_dreamboothing.evaluation.references import Excerpts, excerpts
-from musicgen_dreamboothing.generation.generator import GeneratedClip
+from musicgen_dreamboothing.generation.requests import GeneratedClip
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
 from musicgen_dreamboothing.training.samples import Sampler
