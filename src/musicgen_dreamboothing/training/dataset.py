@@ -23,7 +23,7 @@ from musicgen_dreamboothing.data.captions.captions import (
 from musicgen_dreamboothing.data.tokens.melodies import Melodies
 from musicgen_dreamboothing.data.tokens.passages import find_passages
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.chroma import NULL_CLASS, fitted
+from musicgen_dreamboothing.model.chroma import NULL_CLASS
 from musicgen_dreamboothing.model.delay import training_steps
 
 INSTANCE, PRIOR = "instance", "prior"  # what is to be learned, and what is to stay
@@ -149,7 +149,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         sounds = [(str(self.clips[clip]["melody"]), length) for clip, _, length in span.clips]
         if not keep or not all(digest for digest, _ in sounds):
             return torch.full((melodies.length,), NULL_CLASS)
-        return fitted(torch.from_numpy(melodies.part(sounds, span.begin, span.end)).long(), melodies.length)
+        return melodies.prefix(sounds, span.begin, span.end)
 
     def _codes_of(self, clip: int) -> np.ndarray:
         return np.asarray(self.clips[clip]["codes"])

@@ -31,7 +31,7 @@ from musicgen_dreamboothing.data.tokens.passages import find_passages
 from musicgen_dreamboothing.data.tokens.split import MELODY, Row
 from musicgen_dreamboothing.files import digest
 from musicgen_dreamboothing.model.checkpoint import EXAMPLES, Checkpoint
-from musicgen_dreamboothing.model.chroma import HOP, N_FFT, SAMPLING_RATE, chroma_of_pieces, common_frames
+from musicgen_dreamboothing.model.chroma import HOP, N_FFT, SAMPLING_RATE, chroma_of_pieces, common_frames, fitted
 from musicgen_dreamboothing.workers import in_threads
 
 VERSION = 1  # of the rules in this file: another number has all melodies computed again
@@ -95,10 +95,21 @@ class Melodies:
         return common_frames(self._rate)
 
     def part(self, sounds: Sequence[Sound], begin: int, end: int) -> Array:
-        """The classes `[T]` of the codec frames from `begin` to `end` of sounds that follow each other."""
+        """The classes `[T]` of the codec frames from `begin` to `end` of sounds that follow each other.
+
+        Raises:
+            UserError: they are not stored.
+        """
+        row = self._row_of.get(melody_key(sounds))
+        if row is None:
+            raise UserError("a melody is not in the tokens any more; run the training, or `prepare`, again")
         first = round(begin * self._chroma_frames)
         count = 1 + int((end - begin) * self._chroma_frames)
-        return np.asarray(self._table[self._row_of[melody_key(sounds)]]["classes"], np.uint8)[first : first + count]
+        return np.asarray(self._table[row]["classes"], np.uint8)[first : first + count]
+
+    def prefix(self, sounds: Sequence[Sound], begin: int, end: int) -> torch.Tensor:
+        """As `part`, int64 and as long as a model's prefix `[C]`: repeated or cut."""
+        return fitted(torch.from_numpy(self.part(sounds, begin, end)).long(), self.length)
 
     @property
     def _chroma_frames(self) -> Fraction:
