@@ -27,7 +27,7 @@ from musicgen_dreamboothing.model.chroma import HOP, SAMPLING_RATE
 
 BASE = Path(__file__).parents[2] / "src" / "musicgen_dreamboothing" / "assets" / "musicgen-tiny"
 SETTINGS = Path(__file__).with_name("melody.yaml")
-SECONDS, RATE, FRAME = 5.12, 16_000, 0.04  # of a tune; of the codec; a codec frame in seconds
+SECONDS, RATE, FRAME = 2.56, 16_000, 0.04  # of a tune; of the codec; a codec frame in seconds
 C_MAJOR = (0, 2, 4, 5, 7, 9, 11)  # classes that the codec knows from its training
 MIDDLE_C = 261.63  # Hz
 VALID = 40
@@ -126,7 +126,7 @@ def export(run: Path, folder: Path) -> None:
     print(f"{folder}: {size / 1e6:.1f} MB")
 
 
-def make(folder: Path, *, tunes: int = 720, steps: int | None = None, seed: int = 0) -> Path:
+def make(folder: Path, *, tunes: int = 960, steps: int | None = None, seed: int = 0) -> Path:
     """All steps; returns the folder of the checkpoint."""
     result = folder / "checkpoint"
     if (result / "config.json").exists():
@@ -149,7 +149,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where everything is written")
-    parser.add_argument("--tunes", type=int, default=720)
+    parser.add_argument("--tunes", type=int, default=960)
     parser.add_argument("--steps", type=int, help="updates; by default those of melody.yaml")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -22,6 +22,7 @@ from musicgen_dreamboothing.data.captions.captions import (
 )
 from musicgen_dreamboothing.data.tokens.melodies import Melodies
 from musicgen_dreamboothing.data.tokens.passages import find_passages
+from musicgen_dreamboothing.data.tokens.split import MELODY
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.chroma import NULL_CLASS
 from musicgen_dreamboothing.model.delay import training_steps
@@ -79,6 +80,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.checkpoint = checkpoint
         self.drawing = drawing
         self.melodies = melodies
+        self._sounds: list[str] = [] if melodies is None else list(clips[MELODY])  # digests of what has the melodies
         self._caption_rows = {caption: row for row, caption in enumerate(captions["text"] if captions else [])}
         places = clips.select_columns(["source", "start", "seconds"]).to_list()
         self._passages = find_passages(places, checkpoint.frame_rate)
@@ -146,7 +148,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def _melody_in(self, span: _Span, melodies: Melodies, keep: bool) -> torch.Tensor:
         """Classes of the prefix `[C]`; those of the null melody where it is dropped, or a clip has none."""
-        sounds = [(str(self.clips[clip]["melody"]), length) for clip, _, length in span.clips]
+        sounds = [(self._sounds[clip], length) for clip, _, length in span.clips]
         if not keep or not all(digest for digest, _ in sounds):
             return torch.full((melodies.length,), NULL_CLASS)
         return melodies.prefix(sounds, span.begin, span.end)
