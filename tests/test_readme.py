@@ -39,7 +39,7 @@ def commands(page: str, first_word: str) -> list[list[str]]:
 
 
 def shortened(words: list[str], base: Path) -> list[str]:
-    """A page's words, on the tiny checkpoint and with short clips, so that a test takes seconds."""
+    """A page's words, on a tiny checkpoint and with short clips, so that a test takes seconds."""
     if words[0] == "generate":
         return [*words, "--seconds", "0.5"]
     if words[0] == "doctor":
@@ -61,7 +61,11 @@ def home(songs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_commands_and_python_run(
-    home: Path, tiny: Path, cli: Callable[..., Ran], capfd: pytest.CaptureFixture[str]
+    home: Path,
+    tiny: Path,
+    checkpoints: Callable[[str], Path],
+    cli: Callable[..., Ran],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     verbs = []
     for page in ("data.md", "README.md", "training.md", "evaluation.md", "generation.md"):
@@ -69,9 +73,10 @@ def test_commands_and_python_run(
             verbs.append(words[0])
             if "--answers" in words:
                 write_answers(home / words[-1], home / "runs" / "punk" / "evaluation" / "blind_key.json")
-            ran = cli(*shortened(words, tiny))
+            base = checkpoints("melody") if "facebook/musicgen-melody" in words else tiny
+            ran = cli(*shortened(words, base))
             assert ran.code == 0, (words, ran.err)
-    assert verbs == ["prepare", "doctor", "train", "generate", "train", "train", *["evaluate"] * 4, "generate"]
+    assert verbs == ["prepare", "doctor", "train", "generate", *["train"] * 3, *["evaluate"] * 4, "generate"]
     assert list((home / "new-music").glob("00_punk-with-fast-drums*.wav"))
     (api,) = blocks("README.md", "python")
     api = api.replace("output_dir=", f"model_name_or_path={str(tiny)!r}, max_duration_in_seconds=2, output_dir=")

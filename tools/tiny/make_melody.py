@@ -30,7 +30,6 @@ SETTINGS = Path(__file__).with_name("melody.yaml")
 SECONDS, RATE, FRAME = 2.56, 16_000, 0.04  # of a tune; of the codec; a codec frame in seconds
 C_MAJOR = (0, 2, 4, 5, 7, 9, 11)  # classes that the codec knows from its training
 MIDDLE_C = 261.63  # Hz
-VALID = 40
 DECODER = (  # what both families have in common
     *("vocab_size", "max_position_embeddings", "num_hidden_layers", "ffn_dim", "num_attention_heads", "hidden_size"),
     *("activation_function", "num_codebooks", "audio_channels", "pad_token_id", "bos_token_id", "scale_embedding"),
@@ -70,17 +69,21 @@ def tune(rng: np.random.Generator, timbre: Timbre, frames: int) -> np.ndarray:
     return (0.2 * np.concatenate(notes)[: round(SECONDS * RATE)]).astype(np.float32)
 
 
+def caption(timbre: Timbre, bpm: int) -> str:
+    """The caption of a tune."""
+    return f"{timbre.word} at {bpm} bpm"
+
+
 def write_tunes(folder: Path, number: int, seed: int) -> None:
-    """Tunes to train on, and those in `validation/`, each with its caption."""
-    for index in range(number + VALID):
+    """Tunes, each with its caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(number):
         rng = np.random.default_rng([seed, index])
         timbre, bpm = TIMBRES[index % len(TIMBRES)], list(NOTE_FRAMES)[index // len(TIMBRES) % len(NOTE_FRAMES)]
-        place = folder if index < number else folder / "validation"
-        path = place / f"{timbre.word}_{bpm}_{index:04d}.flac"
+        path = folder / f"{timbre.word}_{bpm}_{index:04d}.flac"
         if not path.with_suffix(".txt").exists():
-            place.mkdir(parents=True, exist_ok=True)
             audio.write(path, tune(rng, timbre, NOTE_FRAMES[bpm])[None], RATE)
-            path.with_suffix(".txt").write_text(f"{timbre.word} at {bpm} bpm\n")
+            path.with_suffix(".txt").write_text(caption(timbre, bpm) + "\n")
 
 
 def untrained(base: Checkpoint, folder: Path, seed: int) -> None:
@@ -136,7 +139,7 @@ def make(folder: Path, *, tunes: int = 960, steps: int | None = None, seed: int 
     if not (start / "config.json").exists():
         untrained(base, start, seed)
     write_tunes(folder / "tunes", tunes, seed)
-    options = ["--dataset_name", str(folder / "tunes"), "--eval_split_name", "validation"]
+    options = ["--dataset_name", str(folder / "tunes")]
     options += ["--model_name_or_path", str(start), "--output_dir", str(folder / "run"), "--seed", str(seed)]
     options += ["--max_steps", str(steps)] if steps else []
     if command(["train", str(SETTINGS), *options]):

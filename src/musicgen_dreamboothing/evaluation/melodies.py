@@ -23,7 +23,7 @@ from musicgen_dreamboothing.generation.requests import GenerationRequest
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.chroma import chroma_classes
 
-MELODIES = 8  # of as many songs as there are, at most
+MELODIES = 8  # of as many songs as there are
 
 Classes = NDArray[np.uint8]
 Decode = Callable[[torch.Tensor], Wave]  # codes [K, T] to a wave [C, S]
@@ -55,7 +55,12 @@ def melodies_of_run(record: RunRecord, prepared: Path, checkpoint: Checkpoint) -
 
 
 def asked_melodies(
-    tables: Tables, melodies: Melodies | None, checkpoint: Checkpoint, decode: Decode, seconds: float
+    tables: Tables,
+    melodies: Melodies | None,
+    checkpoint: Checkpoint,
+    decode: Decode,
+    seconds: float,
+    most: int = MELODIES,
 ) -> list[AskedMelody]:
     """Melodies of held-out songs, or of those that were trained on where fewer than two were held out.
 
@@ -65,10 +70,11 @@ def asked_melodies(
         checkpoint: the base.
         decode: codes to a wave.
         seconds: length of a melody, at most.
+        most: number of melodies, which are spread over the songs.
     """
     clips = tables.held_out if len(set(tables.held_out["source"])) > 1 else tables.train
     frames = max(1, round(seconds * checkpoint.frame_rate))
-    chosen = spread_over_songs(list(range(len(clips))), list(clips["source"]), MELODIES)
+    chosen = spread_over_songs(list(range(len(clips))), list(clips["source"]), most)
     asked = []
     for row in (clips[number] for number in chosen):
         codes = np.asarray(row["codes"], np.int64)
