@@ -14,14 +14,17 @@ import pytest
 import torch
 from conftest import Ran, prepare_words, read_checkpoint, tone_song, train_words
 from random_checkpoint import SAMPLING_RATE
+from random_demucs import random_demucs, save_safetensors
 
 from musicgen_dreamboothing import audio
-from musicgen_dreamboothing.arguments import TrainArguments
+from musicgen_dreamboothing.arguments import PrepareArguments, TrainArguments
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.data.prepare import prepare
 from musicgen_dreamboothing.data.songs.melody_files import is_melody_file
 from musicgen_dreamboothing.data.songs.song import Columns
 from musicgen_dreamboothing.data.songs.sources import find_songs
+from musicgen_dreamboothing.data.songs.stems import keep_stems
 from musicgen_dreamboothing.data.tokens.melodies import PAIRED, SELF, MelodySource, melody_source
 from musicgen_dreamboothing.data.tokens.store import clip_rows
 from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables
@@ -213,6 +216,35 @@ def test_a_column_of_a_dataset_has_melodies(column: str, chosen: str | None, tmp
     assert first.melody is not None
     assert first.melody.read() == tmp_path / "b.wav"
     assert second.melody is None
+
+
+@pytest.mark.parametrize(
+    ("options", "stems"),
+    [
+        ({"melody_stems": "true"}, ["vocals", "other"]),
+        ({"audio_separation": True}, ["other"]),  # the vocals are not in the clips
+        ({"audio_separation": True, "keep_stems": ["vocals", "other"]}, None),  # the clips are their own melodies
+        ({"audio_separation": True, "melody_stems": "false"}, None),
+    ],
+)
+def test_melodies_of_stems(options: dict[str, Any], stems: list[str] | None, base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("demucs")
+    save_safetensors(random_demucs(), tmp_path / "htdemucs" / "htdemucs.safetensors")
+    write_tone(tmp_path / "songs" / "a.wav", 1)
+    words: dict[str, Any] = {"instance_prompt": "punk", "min_duration_in_seconds": 1, "doctor": False}
+    words |= {"model_name_or_path": str(base), "separation_model": str(tmp_path / "htdemucs")}
+    for _ in range(2):  # the second time the stems are there
+        prepare(PrepareArguments(songs=str(tmp_path / "songs"), output_dir=str(tmp_path / "data"), **words, **options))
+    (row,) = clip_rows(tmp_path / "data", "punk")
+    assert ("stems_file_name" in row) == (stems is not None)
+    if stems is not None:
+        (song,) = find_songs(str(tmp_path / "songs"), Columns()).songs
+        (expected,) = keep_stems(tmp_path / "other", [song], stems, model=str(tmp_path / "htdemucs"))
+        melody = wave_of(tmp_path / "data", row["stems_file_name"])
+        stem = audio.to_channels(audio.decode(expected.read(), SAMPLING_RATE), 1)
+        assert np.corrcoef(melody[0], stem[0])[0, 1] > 0.95  # its offset is removed
+    files = list((tmp_path / "data" / "stems").glob("*.flac"))
+    assert len(files) == (stems is not None) + ("audio_separation" in options)
 
 
 # Options

@@ -102,6 +102,8 @@ def _train_arguments(folder: Path, options: PrepareArguments) -> str:
     for name in ("instance_prompt", "class_prompt", "word_dropout"):
         if value := getattr(options, name):
             arguments += [f"--{name}", f"{value:g}" if isinstance(value, float) else value]
+    if options.melody != "auto":
+        arguments += ["--melody", options.melody]
     return shlex.join(arguments)
 
 
