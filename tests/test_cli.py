@@ -228,7 +228,10 @@ def test_the_public_functions_take_options_as_keywords(tmp_path: Path) -> None:
     for name in musicgen_dreamboothing.__all__:
         assert callable(getattr(musicgen_dreamboothing, name))
         assert name in dir(musicgen_dreamboothing)
-    with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it offers Generator, UserError, doctor, eval"):
+    with pytest.raises(
+        AttributeError,
+        match=r"has no attribute 'trian'; it offers GenerationRequest, Generator, UserError, doctor, eval",
+    ):
         musicgen_dreamboothing.trian  # noqa: B018
     parameters = inspect.signature(musicgen_dreamboothing.prepare).parameters
     assert next(iter(parameters)) == "songs"

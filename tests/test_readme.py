@@ -41,7 +41,10 @@ def commands(page: str, first_word: str) -> list[list[str]]:
 def shortened(words: list[str], base: Path) -> list[str]:
     """A page's words, on a tiny checkpoint and with short clips, so that a test takes seconds."""
     if words[0] == "generate":
-        return [*words, "--seconds", "0.5"]
+        words = [word if word != "facebook/musicgen-melody" else str(base.parent / "melody") for word in words]
+        continued = ("--prompt_seconds", "0.2") if "--continue_from" in words else ()
+        loop = ("--loop_bars", "1", "--bpm", "400", "--loop_takes", "1") if "--loop_bars" in words else ()
+        return [*words, "--seconds", "0.5", *continued, *loop]
     if words[0] == "doctor":
         return words
     if words[0] == "evaluate":
@@ -67,6 +70,10 @@ def test_commands_and_python_run(
     cli: Callable[..., Ran],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    assert checkpoints("melody").parent == tiny.parent
+    shutil.copy(next(home.glob("my-songs/*/*.wav")), home / "intro.wav")
+    (plan,) = blocks("generation.md", "yaml")
+    (home / "plan.yaml").write_text(re.sub(r"seconds: \d+", "seconds: 0.2", plan))
     verbs = []
     for page in ("data.md", "README.md", "training.md", "evaluation.md", "generation.md"):
         for words in commands(page, "musicgen-dreamboothing"):
@@ -76,14 +83,18 @@ def test_commands_and_python_run(
             base = checkpoints("melody") if "facebook/musicgen-melody" in words else tiny
             ran = cli(*shortened(words, base))
             assert ran.code == 0, (words, ran.err)
-    assert verbs == ["prepare", "doctor", "train", "generate", *["train"] * 3, *["evaluate"] * 4, "generate"]
+    assert verbs == ["prepare", "doctor", "train", "generate", *["train"] * 3, *["evaluate"] * 4, *["generate"] * 7]
     assert list((home / "new-music").glob("00_punk-with-fast-drums*.wav"))
     (api,) = blocks("README.md", "python")
     api = api.replace("output_dir=", f"model_name_or_path={str(tiny)!r}, max_duration_in_seconds=2, output_dir=")
     (home / "api.py").write_text(api.replace("seconds=10", "seconds=0.5"))
     runpy.run_path("api.py")
     assert "punk bossa nova (1, 8000) 16000" in capfd.readouterr().out
-    (snippet,) = blocks("generation.md", "python")
+    continuing, snippet = blocks("generation.md", "python")
+    short = continuing.replace("seconds=6", "seconds=0.2").replace("seconds=30", "seconds=0.4")
+    (home / "continuing.py").write_text(short)
+    runpy.run_path("continuing.py")
+    assert (home / "continued-1.wav").is_file()
     (home / "snippet.py").write_text(snippet.replace("max_new_tokens=256", "max_new_tokens=20"))
     made = runpy.run_path("snippet.py")
     assert made["audio"].shape[:2] == (2, 1)

@@ -17,15 +17,18 @@ from musicgen_dreamboothing.console import UserError, quiet_loggers
 if TYPE_CHECKING:
     from musicgen_dreamboothing.api import doctor, evaluate, generate, prepare, train
     from musicgen_dreamboothing.generation.generator import Generator
+    from musicgen_dreamboothing.generation.requests import GenerationRequest
 
 __version__ = "0.1.0"
-__all__ = ["Generator", "UserError", "doctor", "evaluate", "generate", "prepare", "train"]
+__all__ = ["GenerationRequest", "Generator", "UserError", "doctor", "evaluate", "generate", "prepare", "train"]
+
+MODULES = {"Generator": "generation.generator", "GenerationRequest": "generation.requests"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    module = "generation.generator" if name == "Generator" else "api"
+    module = MODULES.get(name, "api")
     with quiet_loggers("bitsandbytes"):  # peft imports it, and it logs which kernels it lacks
         return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 

@@ -251,7 +251,11 @@ def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, t
 def _find(songs: str, options: DataArguments, checkpoint: Checkpoint) -> Collection:
     """The songs, at least one of which must get a caption."""
     base, melody = checkpoint.source, melody_source(options, checkpoint)
-    columns = replace(_columns(options), with_melodies=melody is not None and melody.mode == PAIRED)
+    columns = replace(
+        _columns(options),
+        melody=options.conditional_audio_column_name,
+        with_melodies=melody is not None and melody.mode == PAIRED,
+    )
     collection = find_songs(songs, columns, token=base.token, cache_dir=base.cache_dir)
     if not options.instance_prompt and not options.add_metadata and not any(song.caption for song in collection.songs):
         raise UserError(
@@ -274,7 +278,6 @@ def _columns(options: DataArguments) -> Columns:
         options.train_split_name,
         eval_split,
         *((options.max_train_samples, options.max_eval_samples) if isinstance(options, TrainArguments) else ()),
-        melody=options.conditional_audio_column_name,
     )
 
 

@@ -22,7 +22,7 @@ from musicgen_dreamboothing.generation.guidance import Sampling, TextRows
 from musicgen_dreamboothing.generation.layers import Stack
 from musicgen_dreamboothing.generation.melodies import MELODY_CHECKPOINTS, melody_window
 from musicgen_dreamboothing.generation.requests import Clip, GenerationRequest, Section, as_request
-from musicgen_dreamboothing.generation.windows import TRAINED_SECONDS, Window, continued, steps_of, window_plan
+from musicgen_dreamboothing.generation.windows import Window, continued, steps_of, window_frames, window_plan
 from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
@@ -118,7 +118,7 @@ class CodeGenerator:
     def _plan(self, request: GenerationRequest, seconds: float) -> tuple[Window, ...]:
         rate = self.checkpoint.frame_rate
         lengths = [max(1, round(part.seconds * rate)) for part in request.parts(seconds)]
-        given, longest = request.prompt_frames, round(TRAINED_SECONDS * rate)
+        given, longest = request.prompt_frames, window_frames(rate)
         if given >= min(lengths[0], longest):
             raise UserError(
                 f"the audio prompt of {given / rate:g} s leaves nothing to generate "

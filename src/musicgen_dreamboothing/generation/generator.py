@@ -17,7 +17,7 @@ from musicgen_dreamboothing.generation.codes import CodeGenerator, prompt_codes_
 from musicgen_dreamboothing.generation.continuation import AudioPrompt, read_audio_prompt
 from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.generation.requests import GeneratedClip, GenerationRequest, variations_of
-from musicgen_dreamboothing.generation.windows import TRAINED_SECONDS, continued
+from musicgen_dreamboothing.generation.windows import continued, window_frames
 from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model import adapter, codec
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint, load_codec
@@ -184,7 +184,7 @@ class Generator(CodeGenerator):
 
     def decoded(self, codes: torch.Tensor) -> Iterator[np.ndarray]:
         """The wave of one clip in pieces `[C, n]`: one piece up to 30 s, and as many as memory likes beyond."""
-        longest = round(TRAINED_SECONDS * self.checkpoint.frame_rate)
+        longest = window_frames(self.checkpoint.frame_rate)
         if codes.shape[-1] <= longest:
             yield codec.decode_clip(self._loaded_codec(), codes, self.checkpoint)
             return

@@ -47,6 +47,11 @@ class Window(NamedTuple):
         return self.end - self.first
 
 
+def window_frames(frame_rate: float) -> int:
+    """Frames of the longest window."""
+    return round(TRAINED_SECONDS * frame_rate)
+
+
 def window_plan(lengths: Sequence[int], prompt: int, frame_rate: float) -> tuple[Window, ...]:
     """The windows of a clip.
 
@@ -55,7 +60,7 @@ def window_plan(lengths: Sequence[int], prompt: int, frame_rate: float) -> tuple
         prompt: frames that are given, fewer than a window.
         frame_rate: frames per second.
     """
-    longest = round(TRAINED_SECONDS * frame_rate)
+    longest = window_frames(frame_rate)
     overlap = longest - round(STRIDE_SECONDS * frame_rate)
     windows: list[Window] = []
     position, section_start = prompt, 0

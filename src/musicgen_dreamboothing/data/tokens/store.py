@@ -32,15 +32,9 @@ from musicgen_dreamboothing.data.captions.caption_check import caption_notes
 from musicgen_dreamboothing.data.captions.captions import key_phrase, with_instance_prompt, word_dropout_variants
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, TOKENS
 from musicgen_dreamboothing.data.songs.clips import listed_clips
-from musicgen_dreamboothing.data.songs.song import TRAIN
+from musicgen_dreamboothing.data.songs.song import MELODY_FILE, STEMS_FILE, TRAIN
 from musicgen_dreamboothing.data.tokens.arrow_tables import append_rows, delete_unfinished, read_rows
-from musicgen_dreamboothing.data.tokens.melodies import (
-    MELODY_FILE,
-    STEMS_FILE,
-    MelodySource,
-    add_melodies,
-    with_melodies,
-)
+from musicgen_dreamboothing.data.tokens.melodies import MelodySource, add_melodies, with_melodies
 from musicgen_dreamboothing.data.tokens.text_states import add_states
 from musicgen_dreamboothing.device import release_memory
 from musicgen_dreamboothing.files import digest, write_json
