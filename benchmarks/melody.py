@@ -12,7 +12,8 @@ of the other clips (`shuffled`): what clips have that follow none.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,12 +90,9 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _tool() -> Any:
     """tools/tiny/make_melody.py as a module."""
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if str(TOOL.parent) not in sys.path:
+        sys.path.append(str(TOOL.parent))
+    return importlib.import_module(TOOL.stem)
 
 
 def _trained(run: Path, base: Path, mode: str, options: argparse.Namespace) -> Path:

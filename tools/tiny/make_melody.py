@@ -1,7 +1,7 @@
 """Makes a tiny melody checkpoint from the tiny text checkpoint: random tunes, and a training that follows them.
 
     python tools/tiny/make_melody.py WORK                 # about 20 minutes on one core
-    python tools/tiny/make_melody.py WORK --steps 300     # worse, in five
+    python tools/tiny/make_melody.py WORK --trainings 1   # in ten, and worse
 
 The tunes are sums of sine waves: single notes of the C major scale in a random order, so that nothing but the melody
 tells which note comes next. WORK/checkpoint is the result: weights of the decoder in fp16, codec and text encoder
@@ -129,7 +129,7 @@ def export(run: Path, folder: Path) -> None:
     print(f"{folder}: {size / 1e6:.1f} MB")
 
 
-def make(folder: Path, *, tunes: int = 960, steps: int | None = None, seed: int = 0) -> Path:
+def make(folder: Path, *, tunes: int = 1000, trainings: int = 2, steps: int | None = None, seed: int = 0) -> Path:
     """All steps; returns the folder of the checkpoint."""
     result = folder / "checkpoint"
     if (result / "config.json").exists():
@@ -139,12 +139,15 @@ def make(folder: Path, *, tunes: int = 960, steps: int | None = None, seed: int 
     if not (start / "config.json").exists():
         untrained(base, start, seed)
     write_tunes(folder / "tunes", tunes, seed)
-    options = ["--dataset_name", str(folder / "tunes")]
-    options += ["--model_name_or_path", str(start), "--output_dir", str(folder / "run"), "--seed", str(seed)]
-    options += ["--max_steps", str(steps)] if steps else []
-    if command(["train", str(SETTINGS), *options]):
-        raise SystemExit(f"the training in {folder / 'run'} failed; see above")
-    export(folder / "run", result)
+    for number in range(1, trainings + 1):  # each with the schedule of melody.yaml
+        run = folder / f"run-{number}"
+        options = ["--dataset_name", str(folder / "tunes"), "--prepared_dir", str(folder / "prepared")]
+        options += ["--model_name_or_path", str(start), "--output_dir", str(run), "--seed", str(seed + number - 1)]
+        options += ["--max_steps", str(steps)] if steps else []
+        if command(["train", str(SETTINGS), *options]):
+            raise SystemExit(f"the training in {run} failed; see above")
+        start = run
+    export(start, result)
     return result
 
 
@@ -152,11 +155,12 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where everything is written")
-    parser.add_argument("--tunes", type=int, default=960)
-    parser.add_argument("--steps", type=int, help="updates; by default those of melody.yaml")
+    parser.add_argument("--tunes", type=int, default=1000)
+    parser.add_argument("--trainings", type=int, default=2, help="one after the other")
+    parser.add_argument("--steps", type=int, help="updates of each; by default those of melody.yaml")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    make(options.folder, tunes=options.tunes, steps=options.steps, seed=options.seed)
+    make(options.folder, tunes=options.tunes, trainings=options.trainings, steps=options.steps, seed=options.seed)
 
 
 if __name__ == "__main__":
