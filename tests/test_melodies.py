@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +246,19 @@ def test_melodies_of_stems(options: dict[str, Any], stems: list[str] | None, bas
         assert np.corrcoef(melody[0], stem[0])[0, 1] > 0.95  # its offset is removed
     files = list((tmp_path / "data" / "stems").glob("*.flac"))
     assert len(files) == (stems is not None) + ("audio_separation" in options)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("Vol. 1", "Vol. 2")])
+def test_melodies_in_a_tar_file(names: tuple[str, str], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for seed, name in enumerate((f"{names[0]}.wav", f"{names[0]}.melody.wav", f"{names[1]}.wav")):
+            write_tone(tmp_path / "files" / name, seed)
+            tar.add(tmp_path / "files" / name, name)
+    for with_melodies in (True, False):
+        first, second = find_songs(str(tmp_path / "shard.tar"), Columns(with_melodies=with_melodies)).songs
+        assert (first.melody is not None, second.melody) == (with_melodies, None)
+        if first.melody is not None:
+            assert first.melody.read() == (tmp_path / "files" / f"{names[0]}.melody.wav").read_bytes()
 
 
 # Options
