@@ -47,7 +47,8 @@ def _measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name, _common.checkpoint_folder(options, options.size) as checkpoint:
         folder = Path(name)
         _common.run_variant(__file__, WRITE, "--folder", name, "--checkpoint", str(checkpoint))
-        base = ["--model_name_or_path", checkpoint, "--instance_prompt", "noise"]
+        # without melodies, as the published example
+        base = ["--model_name_or_path", checkpoint, "--instance_prompt", "noise", "--melody", "none"]
         commands = {
             "prepare": [folder / "songs", "--output_dir", folder / "prepared", *base, "--doctor", "false"],
             "train": [

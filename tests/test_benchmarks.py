@@ -319,6 +319,20 @@ def test_what_computes_on_the_cpu_is_filed_there(
     assert case["machine"]["kind"] == "cpu"
 
 
+def test_melodies_of_two_adapters_are_compared(bench: Bench, tmp_path: Path) -> None:
+    words = ("--steps", "2", "--tunes", "8", "--updates", "2", "--clips", "4", "--folder", str(tmp_path / "work"))
+    (case,) = bench.run("melody", *words).values()
+    models = ("base", "LoRA, --melody self", "LoRA, --melody none")
+    assert [(row["model"], row["melodies"]) for row in case["rows"]] == [
+        (model, kind) for model in models for kind in ("tunes", "songs")
+    ]
+    assert all(0 <= row[key] <= 1 for row in case["rows"] for key in ("asked", "shuffled"))
+    assert len(case["conclusions"]) == 4
+    for mode in ("self", "none"):
+        record = json.loads((tmp_path / "work" / mode / "run.json").read_text())
+        assert record["options"]["melody"] == mode
+
+
 def test_gpu_script_covers_every_size_and_way(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in, log = tmp_path / "python", tmp_path / "log"
     stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" "$#" "$@" >> "{log}"\n')

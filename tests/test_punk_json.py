@@ -24,7 +24,7 @@ from test_datasets import AUDIO, TEXT, table
 from test_samples import wandb_records
 from test_tags import write_tiny_clap
 
-from musicgen_dreamboothing.arguments import NOT_YET, RENAMED, RETIRED, TrainArguments, parse
+from musicgen_dreamboothing.arguments import RENAMED, RETIRED, TrainArguments, parse
 from musicgen_dreamboothing.model.checkpoint import MELODY
 from musicgen_dreamboothing.pretrained.clap import SAFETENSORS
 
@@ -219,7 +219,7 @@ def test_every_option_of_2024_is_understood(tmp_path: Path, capsys: pytest.Captu
         assert (getattr(options, name), told) == (value, [])
     else:
         (line,) = told
-        successor = RENAMED.get(name) or RETIRED.get(name) or NOT_YET.get(name, "has no successor")
+        successor = RENAMED.get(name) or RETIRED.get(name, "has no successor")
         assert line.startswith(f"option {name} ")
         assert line.endswith(successor)
         assert name == "use_auth_token" or name not in RENAMED or getattr(options, RENAMED[name]) == value

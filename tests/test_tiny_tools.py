@@ -16,11 +16,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools" / "tiny"))
 
 import figures
 import make_base
+import make_melody
 import music
 import polish_codec
 import train_codec
 
 from musicgen_dreamboothing.arguments import TrainArguments, parse
+from musicgen_dreamboothing.hub import Source
+from musicgen_dreamboothing.model.checkpoint import load_checkpoint
+from musicgen_dreamboothing.model.chroma import chroma_classes
+from musicgen_dreamboothing.model.loading import load_language_model
 
 pytestmark = pytest.mark.slow  # of scripts beside the package
 
@@ -156,3 +161,25 @@ def test_music_of_others_is_not_taken_for_ours(tmp_path: Path) -> None:
     render.check_same_music(tmp_path / "fresh", seed=0)
     with pytest.raises(SystemExit, match="holds music of another seed"):
         render.check_same_music(tmp_path / "fresh", seed=1)
+
+
+def test_a_tune_has_the_notes_that_it_plays() -> None:
+    timbre = make_melody.TIMBRES[0]
+    frames = max(make_melody.NOTE_FRAMES.values())
+    wave = torch.from_numpy(make_melody.tune(np.random.default_rng(0), timbre, frames))[None]
+    classes = chroma_classes(wave, make_melody.RATE).tolist()
+    assert len(classes) == int(make_melody.SECONDS / 0.128) + 1
+    assert set(classes) <= set(make_melody.C_MAJOR)
+    assert len(set(classes)) > 2
+    words = {word for one in make_melody.TIMBRES for word in make_melody.caption(one, 94).split()}
+    assert words <= set(music.VOCABULARY)
+
+
+def test_an_untrained_melody_checkpoint_has_the_weights_of_the_text_checkpoint(tmp_path: Path) -> None:
+    base = load_checkpoint(Source(str(make_melody.BASE)))
+    make_melody.untrained(base, tmp_path, seed=0)
+    text = load_language_model(base, torch.float32, torch.device("cpu")).state_dict()
+    melody = load_language_model(load_checkpoint(Source(str(tmp_path))), torch.float32, torch.device("cpu"))
+    assert melody.config.chroma_length == 21
+    new = [name for name, weight in melody.state_dict().items() if not torch.equal(weight, text.get(name, weight * 0))]
+    assert new == ["audio_enc_to_dec_proj.weight"]

@@ -26,7 +26,7 @@ from test_prepare import audio_dataset
 from transformers import AutoModelForTextToWaveform, AutoProcessor, MusicgenForConditionalGeneration
 
 from musicgen_dreamboothing import Generator, audio
-from musicgen_dreamboothing.arguments import NOT_YET, RENAMED, RETIRED, TrainArguments, parse
+from musicgen_dreamboothing.arguments import RENAMED, RETIRED, TrainArguments, parse
 from musicgen_dreamboothing.cli import main
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.files import folder_lock
@@ -225,8 +225,6 @@ def test_a_file_from_2024_runs_as_it_is(cli: Cli, tmp_path: Path, checkpoints: C
             assert lines == [f"option {name} is now called {RENAMED[name]}"]
         elif name in RETIRED:
             assert lines == [f"option {name} is gone; its successor is {RETIRED[name]}"]
-        elif name in NOT_YET:
-            assert lines == [f"option {name} is not used by this version: {NOT_YET[name]}"]
         else:
             assert lines == []
     assert "--eval_split_name clean is the training split; songs are held out of it instead" in ran.out

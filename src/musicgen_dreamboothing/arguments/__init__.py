@@ -17,7 +17,7 @@ from musicgen_dreamboothing.arguments.demo import DemoArguments
 from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
 from musicgen_dreamboothing.arguments.fields import WAIT
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
-from musicgen_dreamboothing.arguments.old_names import NOT_YET, RENAMED, RETIRED, WITHOUT_SUCCESSOR
+from musicgen_dreamboothing.arguments.old_names import RENAMED, RETIRED, WITHOUT_SUCCESSOR
 from musicgen_dreamboothing.arguments.parsing import VERBS, parse, parser, words_of_file
 from musicgen_dreamboothing.arguments.train import (
     CHECKPOINTING,
@@ -41,7 +41,6 @@ __all__ = [
     "FULL_DEFAULTS",
     "KL",
     "LORA_DEFAULTS",
-    "NOT_YET",
     "PATIENCE",
     "POLICIES",
     "PRIORS",

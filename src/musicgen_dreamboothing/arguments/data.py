@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from musicgen_dreamboothing.arguments.fields import LARGEST_BATCH, LONGEST_SECONDS, MOST_WORKERS, option
 
 DEFAULT_MODEL = "facebook/musicgen-small"
+MELODIES = ("auto", "none", "self", "paired")
 
 
 @dataclass
@@ -36,6 +37,13 @@ class DataArguments:
     )
     text_column_name: str | None = option(
         None, "Column that holds captions; by default 'text', if there is one.", for_songs=True
+    )
+    conditional_audio_column_name: str | None = option(
+        None,
+        "Column of a dataset with other recordings that have the melodies of the songs (--melody paired); by default "
+        "melody_file_name or melody.",
+        for_songs=True,
+        needs=("--melody paired", "--melody auto"),
     )
     instance_prompt: str | None = option(None, "Key-word that stands first in every caption, e.g. punk.")
     class_prompt: str | None = option(
@@ -92,6 +100,19 @@ class DataArguments:
         at_most=LARGEST_BATCH,
         needs=("--audio_separation",),
         for_songs=True,
+    )
+    melody: str = option(
+        "auto",
+        "Where a melody checkpoint gets the melody of a clip from: self (the clip), paired (another recording, such as "
+        "song.melody.wav beside song.wav), none, or auto: self for melody checkpoints, none for others.",
+        choices=MELODIES,
+    )
+    melody_stems: str = option(
+        "auto",
+        "Take melodies from vocals and other instruments alone, without drums and bass (demucs): true, false, or auto: "
+        "where --audio_separation is on, and of prepared folders that have them.",
+        choices=("auto", "true", "false"),
+        needs=("--melody auto", "--melody self", "--melody paired"),
     )
     add_metadata: bool = option(
         False, "Listen to the songs and describe them: tempo, key, genre, mood, instruments.", for_songs=True

@@ -32,9 +32,6 @@ WITHOUT_SUCCESSOR = frozenset(
         *("use_legacy_prediction_loop", "config_name", "processor_name", "use_fast_tokenizer"),
     )
 )
-NOT_YET: dict[str, str] = {
-    "conditional_audio_column_name": "melody models are trained with the null melody",
-}
 
 
 def modernise(words: Sequence[str], known: set[str]) -> list[str]:
@@ -61,9 +58,6 @@ def _modern(flag: str, values: list[str], known: set[str]) -> list[str]:
     if name in RETIRED:
         log(f"option {name} is gone; its successor is {RETIRED[name]}")
         return values[1:]  # what follows the option's own value stands by itself
-    if name in NOT_YET:
-        log(f"option {name} is not used by this version: {NOT_YET[name]}")
-        return values[1:]
     if name in WITHOUT_SUCCESSOR:
         log(f"option {name} is gone and has no successor")
         return values[1:]

@@ -162,6 +162,13 @@ class RunArguments:
     caption_dropout: float = option(
         0.2, "Share of crops trained without their caption (Meta: 0.3, melody 0.2).", at_least=0, at_most=1
     )
+    melody_dropout: float = option(
+        0.5,
+        "Share of crops with a caption that lack their melody (Meta: 0.5); without a caption all lack it.",
+        at_least=0,
+        at_most=1,
+        needs=("--melody auto", "--melody self", "--melody paired"),
+    )
     dtype: str = option("auto", "Precision of the base.", choices=DTYPES)
     quantization: str = option("none", "Store the frozen base in fewer bits (bitsandbytes).", choices=QUANTIZATIONS)
     recompute: str = option(

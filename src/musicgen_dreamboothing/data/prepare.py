@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from musicgen_dreamboothing.data.layout import CLIPS, METADATA, SONGS, TOKENS
 from musicgen_dreamboothing.data.songs.clips import cut_songs, listed_clips, summary_lines
 from musicgen_dreamboothing.data.songs.cutting import Cutting
 from musicgen_dreamboothing.data.songs.scan import scan
-from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
+from musicgen_dreamboothing.data.songs.song import MELODY_FILE, STEMS_FILE, Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.songs.textfiles import read_json_lines
+from musicgen_dreamboothing.data.tokens.melodies import PAIRED, SELF, MelodySource, melody_source
 from musicgen_dreamboothing.data.tokens.store import Tokenized, tokenize_clips
 from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.hub import Source
@@ -101,6 +102,8 @@ def _train_arguments(folder: Path, options: PrepareArguments) -> str:
     for name in ("instance_prompt", "class_prompt", "word_dropout"):
         if value := getattr(options, name):
             arguments += [f"--{name}", f"{value:g}" if isinstance(value, float) else value]
+    if options.melody != "auto":
+        arguments += ["--melody", options.melody]
     return shlex.join(arguments)
 
 
@@ -123,20 +126,22 @@ def prepare_songs(
     with folder_lock(folder):
         state = PartialState()
         with state.main_process_first():  # the others use its downloads
-            collection = _find(songs, options, checkpoint.source)
+            collection = _find(songs, options, checkpoint)
         for note in collection.notes:
             log(note)
         sources, limited = collection.songs, _is_limited(songs, options)
+        melody = melody_source(options, checkpoint)
         if options.overwrite_cache and state.is_main_process:
             _remove(folder, OURS)
         state.wait_for_everyone()
-        if options.audio_separation:
-            sources = _separated(folder, sources, options, checkpoint.source.cache_dir, keep_others=limited)
+        if options.audio_separation or options.melody_stems == "true":
+            sources = _separated(folder, sources, options, melody, checkpoint.source.cache_dir, keep_others=limited)
         cut = _cut(folder, sources, options, cutting, describing, keep_others=limited)
         state.wait_for_everyone()
         tokens = _tokenize(folder, options, checkpoint, text_states=text_states)
         if dataset is not None:
-            names = [str(row["file_name"]) for row in listed_clips(folder) if "file_name" in row]
+            columns = ("file_name", MELODY_FILE, STEMS_FILE)
+            names = [str(row[column]) for row in listed_clips(folder) for column in columns if row.get(column)]
             log(f"uploaded to {push_clips(folder / CLIPS, [*names, METADATA], dataset)}")
         return _prepared(folder, cut, tokens)
 
@@ -196,20 +201,37 @@ def _describing(options: DataArguments, base: Source) -> DescribeSettings | None
 
 
 def _separated(
-    folder: Path, songs: list[Song], options: DataArguments, cache_dir: str | None, *, keep_others: bool
+    folder: Path,
+    songs: list[Song],
+    options: DataArguments,
+    melody: MelodySource | None,
+    cache_dir: str | None,
+    *,
+    keep_others: bool,
 ) -> list[Song]:
-    """The songs with some stems only, which are stored in `stems/`."""
-    from musicgen_dreamboothing.data.songs.stems import keep_stems
+    """The songs with some stems only, or with stems for their melodies; both are stored in `stems/`."""
+    from musicgen_dreamboothing.data.songs.stems import delete_other_stems, keep_stems, stems_in_use, with_melody_stems
 
-    return keep_stems(
-        folder,
-        songs,
-        options.keep_stems,
-        model=options.separation_model,
-        batch_size=options.audio_separation_batch_size,
-        cache_dir=cache_dir,
-        keep_others=keep_others,
-    )
+    separation: dict[str, Any] = {
+        "model": options.separation_model,
+        "batch_size": options.audio_separation_batch_size,
+        "cache_dir": cache_dir,
+    }
+    kept, stems = songs, None
+    if options.audio_separation:
+        kept, stems = keep_stems(folder, songs, options.keep_stems, keep_others=True, **separation), options.keep_stems
+    if melody is not None and _takes_stems(options, melody):
+        kept = with_melody_stems(folder, kept, songs, stems, **separation)
+    if not keep_others:
+        delete_other_stems(folder, stems_in_use(kept))
+    return kept
+
+
+def _takes_stems(options: DataArguments, melody: MelodySource) -> bool:
+    """Whether melodies are taken from stems: on request, or of mixes that are separated anyway."""
+    if options.melody_stems == "auto":
+        return options.audio_separation and melody.mode == SELF
+    return options.melody_stems == "true"
 
 
 def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, text_states: bool) -> Tokenized:
@@ -222,12 +244,19 @@ def _tokenize(folder: Path, options: DataArguments, checkpoint: Checkpoint, *, t
         class_prompt=options.class_prompt,
         word_dropout=options.word_dropout,
         text_states=text_states,
+        melody=melody_source(options, checkpoint),
     )
 
 
-def _find(songs: str, options: DataArguments, base: Source) -> Collection:
+def _find(songs: str, options: DataArguments, checkpoint: Checkpoint) -> Collection:
     """The songs, at least one of which must get a caption."""
-    collection = find_songs(songs, _columns(options), token=base.token, cache_dir=base.cache_dir)
+    base, melody = checkpoint.source, melody_source(options, checkpoint)
+    columns = replace(
+        _columns(options),
+        melody=options.conditional_audio_column_name,
+        with_melodies=melody is not None and melody.mode == PAIRED,
+    )
+    collection = find_songs(songs, columns, token=base.token, cache_dir=base.cache_dir)
     if not options.instance_prompt and not options.add_metadata and not any(song.caption for song in collection.songs):
         raise UserError(
             "no song has a caption. Fix: give the style a name with --instance_prompt, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from musicgen_dreamboothing.console import log, plural
 from musicgen_dreamboothing.files import write_array, write_json
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.generation.guidance import Sampling
+from musicgen_dreamboothing.generation.requests import GenerationRequest
 
 NOTE, MAX_SLUG = "made.json", 32
 
@@ -62,11 +64,30 @@ class ClipPlan:
 def generate_clips(
     generator: Generator, folder: Path, plan: ClipPlan, weights: str | None, batch_size: int | None
 ) -> None:
+    """As `generate_files`, for the clips of a plan."""
+    requests = {_name(*clip): GenerationRequest(*clip) for clip in plan.clips}
+    generate_files(generator, folder, requests, plan, weights, batch_size)
+
+
+def generate_files(
+    generator: Generator,
+    folder: Path,
+    requests: Mapping[str, GenerationRequest],
+    plan: ClipPlan,
+    weights: str | None,
+    batch_size: int | None,
+    **others: Any,
+) -> None:
     """Generates the clips that `folder` lacks: a sound file and its codes for each.
 
     Args:
+        generator: of one of the models.
+        folder: for the files.
+        requests: what to generate, by the names of sound files.
+        plan: length, seed and sampling.
         weights: a fingerprint of the model; clips of other weights or settings are deleted.
         batch_size: clips generated at once; None for as many as memory holds.
+        others: JSON values that the clips depend on besides.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made_with: dict[str, Any] = {
@@ -76,23 +97,30 @@ def generate_clips(
         "sampling": asdict(plan.sampling),
         "dtype": str(generator.dtype),
         "quantization": generator.quantization,
+        **others,
     }
     note = folder / NOTE
     if not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != made_with:
         for path in (*folder.glob("*.wav"), *folder.glob("*.npy")):
             path.unlink()
         write_json(note, made_with)
-    missing = [clip for clip in plan.clips if not _is_complete(folder / _name(*clip))]
+    names = {id(request): name for name, request in requests.items() if not _is_complete(folder / name)}
+    missing = [request for request in requests.values() if id(request) in names]
     if not missing:
         return
     log(f"{folder.name}: {plural(len(missing), 'clip')} of {plan.seconds:g} s")
     generated = generator.codes(
         missing, seconds=plan.seconds, seed=plan.seed, sampling=plan.sampling, batch_size=batch_size
     )
-    for clip, codes in generated:
-        path = folder / _name(*clip)
+    for request, codes in generated:
+        path = folder / names[id(request)]
         audio.write(path, generator.decode(codes), generator.checkpoint.sampling_rate)
         write_array(path.with_suffix(".npy"), codes.numpy().astype(np.uint16))
+
+
+def load_waves(folder: Path, names: Sequence[str], rate: int) -> list[Wave]:
+    """Sound files that `generate_files` wrote, at `rate` Hz."""
+    return [audio.decode(folder / name, rate) for name in names]
 
 
 def load_clips(folder: Path, plan: ClipPlan, rate: int) -> list[EvaluatedClip]:

@@ -14,6 +14,12 @@ from musicgen_dreamboothing.data.run_record import RunRecord
 from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.device import parse_device, release_memory
 from musicgen_dreamboothing.evaluation.clips import ClipPlan, EvaluatedClip, generate_clips, load_clips
+from musicgen_dreamboothing.evaluation.melodies import (
+    MelodyClips,
+    asked_melodies,
+    generate_melody_clips,
+    melodies_of_run,
+)
 from musicgen_dreamboothing.evaluation.metrics.adherence import Adherence, adherence
 from musicgen_dreamboothing.evaluation.metrics.embedding import Embedder, load_embedder
 from musicgen_dreamboothing.evaluation.references import Excerpts, clip_losses, excerpts
@@ -23,7 +29,7 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint
 
 Array = NDArray[np.float64]
 
-BASE, TUNED = "base", "tuned"  # folders of clips
+BASE, TUNED, MELODY = "base", "tuned", "melody"  # folders of clips
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class EvaluationData:
         losses: on held-out songs; None where none were held out.
         embedder: of all sounds.
         key_phrase: that style prompts may begin with; empty without one.
+        melodies: clips that were asked to follow a melody; None for a base that takes none.
     """
 
     base: list[EvaluatedClip]
@@ -70,6 +77,7 @@ class EvaluationData:
     losses: Losses | None
     embedder: Embedder
     key_phrase: str = ""
+    melodies: MelodyClips | None = None
 
     @property
     def song_names(self) -> list[str]:
@@ -105,13 +113,18 @@ class EvaluationData:
 
 
 def collect_data(
-    options: EvaluateArguments, record: RunRecord, folder: Path, tables: Tables, plan: ClipPlan
+    options: EvaluateArguments, record: RunRecord, folder: Path, prepared: Path, tables: Tables, plan: ClipPlan
 ) -> tuple[EvaluationData, Checkpoint]:
     """Generates and loads all that is compared; also returns the base checkpoint. One model is loaded at a time."""
     base = _generator(options, *base_of(options, record), None)
     checkpoint, has_held_out = base.checkpoint, len(tables.held_out) > 0
     generate_clips(base, folder / BASE, plan, checkpoint.identity, options.batch_size)
-    losses_before = clip_losses(base, tables.held_out, BASE) if has_held_out else None
+    melodies = melodies_of_run(record, prepared, checkpoint)
+    losses_before = clip_losses(base, tables.held_out, BASE, melodies) if has_held_out else None
+    asked = asked_melodies(tables, melodies, checkpoint, base.decode, plan.seconds) if checkpoint.is_melody else []
+    melody_base = generate_melody_clips(
+        base, folder / MELODY / BASE, asked, plan, checkpoint.identity, options.batch_size
+    )
     songs, held_out = (
         excerpts(base.decode, checkpoint, clips, seconds=plan.seconds, most=options.song_excerpts, seed=options.seed)
         for clips in (tables.train, tables.held_out)
@@ -119,10 +132,12 @@ def collect_data(
     del base
     release_memory()
     tuned = _generator(options, options.run, None, options.base_model)
-    generate_clips(tuned, folder / TUNED, plan, weights_fingerprint(Path(options.run)), options.batch_size)
+    weights = weights_fingerprint(Path(options.run))
+    generate_clips(tuned, folder / TUNED, plan, weights, options.batch_size)
+    melody_tuned = generate_melody_clips(tuned, folder / MELODY / TUNED, asked, plan, weights, options.batch_size)
     losses = None
     if losses_before is not None:
-        nll, count = clip_losses(tuned, tables.held_out, "fine-tuned model")
+        nll, count = clip_losses(tuned, tables.held_out, "fine-tuned model", melodies)
         losses = Losses(losses_before[0], nll, count, list(tables.held_out["source"]))
     del tuned
     release_memory()
@@ -136,7 +151,16 @@ def collect_data(
     )
     before, after = (load_clips(folder / side, plan, checkpoint.sampling_rate) for side in (BASE, TUNED))
     held_out_songs = held_out if has_held_out else None
-    data = EvaluationData(before, after, songs, held_out_songs, losses, embedder, key_phrase=record.key_phrase)
+    data = EvaluationData(
+        before,
+        after,
+        songs,
+        held_out_songs,
+        losses,
+        embedder,
+        key_phrase=record.key_phrase,
+        melodies=MelodyClips(asked, melody_base, melody_tuned) if asked else None,
+    )
     return data, checkpoint
 
 

@@ -101,7 +101,7 @@ def _evaluate(
 ) -> Evaluated:
     """Generates the clips of both models, measures them and writes the report."""
     run, word = Path(options.run), record.key_phrase or "your style"
-    data, checkpoint = collect_data(options, record, folder, tables, plan)
+    data, checkpoint = collect_data(options, record, folder, prepared, tables, plan)
     if embeddings is not None:
         save_embeddings(embeddings, data)
         log(f"sounds and embeddings for fadtk and kadtk: {embeddings}")

@@ -24,6 +24,7 @@ from musicgen_dreamboothing.evaluation.metrics.audio_distances import (
     separation,
 )
 from musicgen_dreamboothing.evaluation.metrics.losses import loss_changes
+from musicgen_dreamboothing.evaluation.metrics.melody import melody_scores
 from musicgen_dreamboothing.evaluation.metrics.prompts import mean_tag_divergence, text_audio_score, without_key_phrase
 from musicgen_dreamboothing.evaluation.metrics.shares import mean_score, score_difference
 from musicgen_dreamboothing.evaluation.metrics.statistics import (
@@ -62,6 +63,7 @@ def figures_of(data: EvaluationData) -> list[Figure]:
         _neutral_text(data),
         _tags(data),
         *_adherence(data),
+        *_melody(data),
         _diversity(data, STYLE, "diversity"),
         _diversity(data, NEUTRAL, "neutral_diversity"),
         _drift(data),
@@ -290,6 +292,23 @@ def _adherence(data: EvaluationData) -> list[Figure]:
         clips, chance, note = len(scores.rows), CHANCE[key], scores.note
         figures.append(_figure(data, key, base, tuned, change, clips=clips, chance=chance, note=note))
     return figures
+
+
+def _melody(data: EvaluationData) -> list[Figure]:
+    """How closely clips follow the melodies that were asked for; nothing for a base that takes none."""
+    melodies = data.melodies
+    if melodies is None:
+        return []
+    songs, asked = [one.song for one in melodies.asked], [one.classes for one in melodies.asked]
+    try:
+        base, tuned = (melody_scores(clips, asked, songs) for clips in (melodies.base, melodies.tuned))
+    except ValueError as error:
+        return [_missing(data, "melody_adherence", str(error))]
+    before, after = (mean_score(side.asked, songs) for side in (base, tuned))
+    change = score_difference(base.asked, tuned.asked, songs).interval
+    chance = float(np.mean([base.shuffled, tuned.shuffled]))
+    groups, clips = len(set(songs)), len(asked)
+    return [_figure(data, "melody_adherence", before, after, change, clips=clips, groups=groups, chance=chance)]
 
 
 def _diversity(data: EvaluationData, kind: str, key: str) -> Figure:

@@ -17,7 +17,8 @@ from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError, log, progress_bar
 from musicgen_dreamboothing.data.layout import TOKENS
 from musicgen_dreamboothing.data.run_record import RunRecord
-from musicgen_dreamboothing.data.tokens.split import Split
+from musicgen_dreamboothing.data.tokens.melodies import Melodies
+from musicgen_dreamboothing.data.tokens.split import MELODY, Split
 from musicgen_dreamboothing.data.tokens.store import clip_rows
 from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables, tables_of_split
 from musicgen_dreamboothing.evaluation.metrics.copies import TrainingClip
@@ -135,10 +136,13 @@ def decoded_clips(decode: Decode, clips: datasets.Dataset, rate: int) -> Iterato
 
 
 @torch.inference_mode()
-def clip_losses(generator: Generator, clips: datasets.Dataset, name: str) -> tuple[Array, Array]:
+def clip_losses(
+    generator: Generator, clips: datasets.Dataset, name: str, melodies: Melodies | None = None
+) -> tuple[Array, Array]:
     """Summed cross-entropy in nats and number of steps of each clip and codebook, both `[N, K]`.
 
-    The loss that training minimises, under teacher forcing with each clip's own caption.
+    The loss that training minimises, under teacher forcing with each clip's own caption, and its melody where the run
+    was trained with `melodies`.
     """
     checkpoint, rows = generator.checkpoint, clips.with_format("numpy")
     states = [
@@ -154,6 +158,9 @@ def clip_losses(generator: Generator, clips: datasets.Dataset, name: str) -> tup
         padded, mask = text.pad_states([state])
         batch = {"codes": inputs[None], "labels": labels[None], "text_states": padded, "text_mask": mask}
         batch["keep_caption"] = torch.ones(1, dtype=torch.bool)
+        if melodies is not None and row[MELODY]:
+            frames = codes.shape[1]
+            batch["melody"] = melodies.prefix([(str(row[MELODY]), frames)], 0, frames)[None]
         outputs = generator.model(**{key: value.to(generator.device) for key, value in batch.items()})
         sums.append(torch.stack([outputs.nll[0], outputs.count[0].to(outputs.nll.dtype)]).double().cpu())
     nll, count = torch.stack(sums, dim=1).numpy()

@@ -33,6 +33,7 @@ ADHERENCE = {
     "neutral_text_score": "the words of neutral prompts",
     "tempo_adherence": "the tempo",
     "key_adherence": "the key",
+    "melody_adherence": "the melody",
 }
 
 

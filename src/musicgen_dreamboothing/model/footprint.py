@@ -2,7 +2,7 @@
 
 The real classes run forward and backward on torch's `meta` device, where tensors have sizes and no content, while the
 bytes of all tensors alive are counted. Memory is linear in depth and batch size, so two depths and a few batches are
-enough; a melody model computes its prefix once for all clips from two clips on.
+enough; without melodies a melody model computes its prefix once for all clips from two clips on.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Step:
         caption_tokens: of the longest caption.
         with_prior: whether each clip comes with one of its class (prior preservation).
         with_divergence: whether the loss of the class clips is the divergence from the base.
+        with_melody: whether clips have melodies of their own, so that they do not share a prefix.
         shared: whether several processes train: each has its gradients twice, once in the buckets that are exchanged.
     """
 
@@ -53,6 +54,7 @@ class Step:
     caption_tokens: int = CAPTION_TOKENS
     with_prior: bool = False
     with_divergence: bool = False
+    with_melody: bool = False
     shared: bool = False
 
 
@@ -156,6 +158,8 @@ class Estimator:
         captions = torch.ones(rows, self._step.caption_tokens, dtype=torch.long)
         batch = {"codes": codes, "labels": codes, "text_mask": captions}
         batch["keep_caption"] = torch.ones(rows, dtype=torch.bool)
+        if self._step.with_melody:
+            batch["melody"] = torch.zeros(rows, self._checkpoint.config.chroma_length, dtype=torch.long)
         if self._step.with_divergence:
             batch["base_states"] = torch.zeros(clips, self._step.frames, self._width, dtype=self._step.dtype)
         if self._step.with_text_encoder:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from musicgen_dreamboothing.model.chroma import NULL_CLASS
 from musicgen_dreamboothing.model.delay import IGNORED
 from musicgen_dreamboothing.model.text import pad_states
 from musicgen_dreamboothing.training.dataset import INSTANCE, PRIOR
@@ -50,7 +51,21 @@ class Collator:
             batch["text_states"], batch["text_mask"] = pad_states([piece["text_states"] for piece in pieces])
         else:
             batch["input_ids"], batch["text_mask"] = self.tokenize([piece["caption"] for piece in pieces])
+        if (melody := _melodies(pieces)) is not None:
+            batch["melody"] = melody
         return batch
+
+
+def _melodies(pieces: list[dict[str, Any]]) -> torch.Tensor | None:
+    """Classes of the prefixes `[B, C]`; None where all are null, so that the clips share one prefix.
+
+    Pieces without the entry, such as clips of the class, have the null melody.
+    """
+    melodies = [piece.get("melody") for piece in pieces]
+    if all(melody is None or not melody.any() for melody in melodies):
+        return None
+    null = torch.full_like(next(melody for melody in melodies if melody is not None), NULL_CLASS)
+    return torch.stack([null if melody is None else melody for melody in melodies])
 
 
 def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:

@@ -20,7 +20,11 @@ from musicgen_dreamboothing.data.captions.captions import (
     with_word_dropout,
     word_dropout_variants,
 )
+from musicgen_dreamboothing.data.tokens.melodies import Melodies
+from musicgen_dreamboothing.data.tokens.passages import find_passages
+from musicgen_dreamboothing.data.tokens.split import MELODY
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.chroma import NULL_CLASS
 from musicgen_dreamboothing.model.delay import training_steps
 
 INSTANCE, PRIOR = "instance", "prior"  # what is to be learned, and what is to stay
@@ -31,6 +35,7 @@ class Drawing:
     """How pieces are drawn from clips; the defaults draw each clip as it is, for evaluation.
 
     With `vary_captions`, words behind the `key_phrase` are left out too, each at a probability of `word_dropout`.
+    A melody is dropped with its clip's caption, and else at a probability of `melody_dropout`, as audiocraft drops it.
     """
 
     crop_frames: int | None = None
@@ -40,6 +45,16 @@ class Drawing:
     seed: int = 0
     word_dropout: float = 0.0
     key_phrase: str = ""
+    melody_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Codec frames `begin` to `end` of clips that follow each other: `(row, first frame, frames)`."""
+
+    clips: list[tuple[int, int, int]]
+    begin: int
+    end: int
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -53,14 +68,22 @@ class ClipDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, clips: datasets.Dataset, captions: datasets.Dataset | None, checkpoint: Checkpoint, drawing: Drawing
+        self,
+        clips: datasets.Dataset,
+        captions: datasets.Dataset | None,
+        checkpoint: Checkpoint,
+        drawing: Drawing,
+        melodies: Melodies | None = None,
     ) -> None:
         self.clips = clips.with_format("numpy")
         self.captions = captions.with_format("numpy") if captions is not None else None
         self.checkpoint = checkpoint
         self.drawing = drawing
+        self.melodies = melodies
+        self._sounds: list[str] = [] if melodies is None else list(clips[MELODY])  # digests of what has the melodies
         self._caption_rows = {caption: row for row, caption in enumerate(captions["text"] if captions else [])}
-        self._passages = _passages(clips, checkpoint.frame_rate)
+        places = clips.select_columns(["source", "start", "seconds"]).to_list()
+        self._passages = find_passages(places, checkpoint.frame_rate)
         self._longest = max((round(s * checkpoint.frame_rate) for s in clips["seconds"]), default=0)
 
     def __len__(self) -> int:
@@ -69,13 +92,17 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, clip = divmod(index, len(self))
         rng = np.random.default_rng([self.drawing.seed, epoch, clip])
-        codes = torch.from_numpy(self._draw_codes(clip, rng).astype(np.int64))
+        span = self._draw_span(clip, rng)
+        codes = torch.from_numpy(self._codes_in(span).astype(np.int64))
         inputs, labels = training_steps(codes, self.checkpoint.delay, self.checkpoint.start_token_id)
         keep_caption = bool(rng.random() >= self.drawing.caption_dropout)
         caption = self._draw_caption(clip, rng)
         piece = {"codes": inputs, "labels": labels, "caption": caption, "keep_caption": keep_caption}
         if self.captions is not None:
             piece["text_states"] = self.captions[self._caption_rows[caption]]["states"]
+        if self.melodies is not None:  # drawn last: everything else is the same without melodies
+            keep_melody = keep_caption and bool(rng.random() >= self.drawing.melody_dropout)
+            piece["melody"] = self._melody_in(span, self.melodies, keep_melody)
         return piece
 
     def _draw_caption(self, clip: int, rng: np.random.Generator) -> str:
@@ -94,24 +121,37 @@ class ClipDataset(Dataset[dict[str, Any]]):
             return with_word_dropout(caption, phrase, dropout, rng)
         return word_dropout_variants(caption, phrase, dropout)[int(rng.integers(WORD_DROPOUT_VARIANTS))]
 
-    def _draw_codes(self, clip: int, rng: np.random.Generator) -> np.ndarray:
-        """Codes `[K, T]` of one piece. It is taken `max(delay)` frames longer, which the delay pattern eats."""
+    def _draw_span(self, clip: int, rng: np.random.Generator) -> _Span:
+        """Where a piece lies. It is taken `max(delay)` frames longer, which the delay pattern eats.
+
+        With melodies, random pieces begin where a frame of chroma does, so that they have the stored classes.
+        """
         passage, begin, length = self._passages[clip]
         if self.drawing.crop_frames is None and not self.drawing.random_crop:
-            return self._codes_of(clip)
+            return _Span([(clip, 0, length)], 0, length)
         frames = min((self.drawing.crop_frames or self._longest) + max(self.checkpoint.delay), passage.frames)
         if self.drawing.random_crop:
             begin = int(rng.integers(begin - frames // 2, begin - frames // 2 + length))
         begin = min(max(begin, 0), passage.frames - frames)
-        return self._cut(passage, begin, begin + frames)
+        if self.drawing.random_crop and self.melodies is not None:
+            begin -= begin % self.melodies.grid
+        return _Span(passage.clips, begin, begin + frames)
 
-    def _cut(self, passage: _Passage, begin: int, end: int) -> np.ndarray:
+    def _codes_in(self, span: _Span) -> np.ndarray:
+        """`[K, T]`."""
         parts = [
-            self._codes_of(clip)[:, max(begin - start, 0) : end - start]
-            for clip, start, length in passage.clips
-            if start < end and start + length > begin
+            self._codes_of(clip)[:, max(span.begin - start, 0) : span.end - start]
+            for clip, start, length in span.clips
+            if start < span.end and start + length > span.begin
         ]
         return np.concatenate(parts, axis=1)
+
+    def _melody_in(self, span: _Span, melodies: Melodies, keep: bool) -> torch.Tensor:
+        """Classes of the prefix `[C]`; those of the null melody where it is dropped, or a clip has none."""
+        sounds = [(self._sounds[clip], length) for clip, _, length in span.clips]
+        if not keep or not all(digest for digest, _ in sounds):
+            return torch.full((melodies.length,), NULL_CLASS)
+        return melodies.prefix(sounds, span.begin, span.end)
 
     def _codes_of(self, clip: int) -> np.ndarray:
         return np.asarray(self.clips[clip]["codes"])
@@ -128,32 +168,6 @@ class PairedDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {INSTANCE: self.songs[index], PRIOR: self.prior[index]}
-
-
-@dataclass
-class _Passage:
-    """Clips that follow each other in a song without a gap: `(row, first frame, frames)`."""
-
-    clips: list[tuple[int, int, int]]
-    frames: int = 0
-
-
-def _passages(clips: datasets.Dataset, frame_rate: float) -> list[tuple[_Passage, int, int]]:
-    """For each clip: its passage, where it begins there, and its length, in frames."""
-    columns = clips.select_columns(["source", "start", "seconds"])
-    rows = sorted(enumerate(columns.to_list()), key=lambda pair: (pair[1]["source"], pair[1]["start"]))
-    places: dict[int, tuple[_Passage, int, int]] = {}
-    passage, last = _Passage([]), None
-    for row, clip in rows:
-        follows = last is not None and clip["source"] == last[0] and abs(clip["start"] - last[1]) * frame_rate < 1
-        if not follows:
-            passage = _Passage([])
-        length = round(clip["seconds"] * frame_rate)
-        passage.clips.append((row, passage.frames, length))
-        places[row] = (passage, passage.frames, length)
-        passage.frames += length
-        last = (clip["source"], clip["start"] + clip["seconds"])
-    return [places[row] for row in range(len(clips))]
 
 
 class EpochSampler(Sampler[int]):

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from musicgen_dreamboothing.arguments import KL, POLICIES, TrainArguments
 from musicgen_dreamboothing.console import UserError, log, plural
+from musicgen_dreamboothing.data.tokens.melodies import melody_source
 from musicgen_dreamboothing.device import free_memory, parse_dtype
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.footprint import CAPTION_TOKENS, Estimator, Footprint, Step
@@ -133,6 +134,7 @@ def plan_step(
         longest_caption or CAPTION_TOKENS,
         options.with_prior_preservation,
         options.with_prior_preservation and options.prior == KL,
+        melody_source(options, checkpoint) is not None,
         shared=options.world_size > 1,
     )
     estimator = Estimator(checkpoint, step)

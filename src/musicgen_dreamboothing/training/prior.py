@@ -19,6 +19,7 @@ from accelerate import PartialState
 from musicgen_dreamboothing.arguments import KL, TrainArguments
 from musicgen_dreamboothing.console import UserError, log, plural
 from musicgen_dreamboothing.data.prepare import prepare_songs
+from musicgen_dreamboothing.data.tokens.melodies import NONE
 from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables
 from musicgen_dreamboothing.device import release_memory
 from musicgen_dreamboothing.files import write_array
@@ -79,6 +80,7 @@ def _own(options: TrainArguments, checkpoint: Checkpoint, folder: Path) -> Table
     own.instance_prompt, own.class_prompt, own.word_dropout = name, None, 0.0
     own.eval_split_name = own.target_audio_column_name = own.text_column_name = own.dataset_config_name = None
     own.push_metadata_repo_id = None
+    own.melody = NONE
     log(f"songs of the class {name!r}:")
     with_states = options.freeze_text_encoder
     songs = prepare_songs(str(options.class_data_dir), folder, own, checkpoint, text_states=with_states)

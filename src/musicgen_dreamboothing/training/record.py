@@ -9,6 +9,7 @@ from typing import Any
 from musicgen_dreamboothing.arguments import LORA_DEFAULTS, DataArguments, LoraArguments, ModelArguments, TrainArguments
 from musicgen_dreamboothing.console import UserError, log
 from musicgen_dreamboothing.data.run_record import FILE, RunRecord, read_record
+from musicgen_dreamboothing.data.tokens.melodies import NONE
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
 from musicgen_dreamboothing.training.longer import LENGTHS
 
@@ -21,7 +22,7 @@ RESULT_OPTIONS = (
     *("optim", "optim_args", "weight_decay", "dataloader_drop_last"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "dtype"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "dataset_name", "max_train_samples"),
-    *("eval_fraction", "crop_seconds", "random_crop", "caption_dropout", "quantization"),
+    *("eval_fraction", "crop_seconds", "random_crop", "caption_dropout", "melody_dropout", "quantization"),
     *("with_prior_preservation", "prior", "num_class_clips", "prior_loss_weight", "class_data_dir", "class_prompts"),
 )
 
@@ -41,6 +42,7 @@ def result_options(options: TrainArguments) -> dict[str, Any]:
 def changed_options(options: TrainArguments) -> dict[str, Any]:
     """The options of `result_options` that differ from the defaults of a LoRA training, for the card."""
     defaults = {entry.name: entry.default for entry in dataclasses.fields(TrainArguments)} | LORA_DEFAULTS
+    defaults["melody"] = NONE
     return {name: value for name, value in result_options(options).items() if value != _plain(defaults.get(name))}
 
 
@@ -106,7 +108,7 @@ def check_same_run(record: RunRecord, options: TrainArguments, folder: Path) -> 
     Raises:
         UserError: names the options that differ.
     """
-    usual = {entry.name: _plain(entry.default) for entry in dataclasses.fields(options)}
+    usual = {entry.name: _plain(entry.default) for entry in dataclasses.fields(options)} | {"melody": NONE}
     before, now = usual | record.options, result_options(options)  # older records lack newer options
     names = [name for name in now if name not in LENGTHS]  # a run may be trained longer
     changed = [f"{name} ({before.get(name)} -> {now[name]})" for name in names if before.get(name) != now[name]]

@@ -20,6 +20,7 @@ from musicgen_dreamboothing.data.captions.captions import key_phrase
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.prepare import prepare_songs, refresh
 from musicgen_dreamboothing.data.run_record import RunRecord
+from musicgen_dreamboothing.data.tokens.melodies import melody_source
 from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables
 from musicgen_dreamboothing.device import parse_dtype, return_freed_memory
 from musicgen_dreamboothing.model.adapter import SavedAdapter
@@ -168,6 +169,8 @@ def resolve_settings(options: TrainArguments, checkpoint: Checkpoint, initial: S
         text_states=options.freeze_text_encoder,
         key_phrase=key_phrase(options.instance_prompt, options.class_prompt),
         word_dropout=options.word_dropout,
+        melody=melody_source(options, checkpoint),
+        workers=options.preprocessing_num_workers,
     )
     log_data(tables, options)
     prior = None

@@ -26,7 +26,9 @@ from musicgen_dreamboothing.training.trainer import CodebookTrainer
 def make_trainer(settings: Settings) -> CodebookTrainer:
     """Loads the model and makes its Trainer, with samples, style distance and early stopping where asked for."""
     options, tables, checkpoint = settings.options, settings.tables, settings.checkpoint
-    held_out = ClipDataset(tables.held_out, tables.captions, checkpoint, Drawing()) if settings.evaluates else None
+    held_out = None
+    if settings.evaluates:
+        held_out = ClipDataset(tables.held_out, tables.captions, checkpoint, Drawing(), tables.melodies)
     trainer = CodebookTrainer(
         trainable_model(settings),
         settings.trainer_arguments(),
@@ -52,8 +54,13 @@ def _train_set(settings: Settings) -> Any:
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
     seed = options.seed if options.data_seed is None else options.data_seed
     drawing = Drawing(frames, options.random_crop, True, options.caption_dropout, seed)
-    with_dropout = replace(drawing, word_dropout=options.word_dropout, key_phrase=settings.key_phrase)
-    songs = ClipDataset(tables.train, tables.captions, checkpoint, with_dropout)
+    with_dropout = replace(
+        drawing,
+        word_dropout=options.word_dropout,
+        key_phrase=settings.key_phrase,
+        melody_dropout=options.melody_dropout,
+    )
+    songs = ClipDataset(tables.train, tables.captions, checkpoint, with_dropout, tables.melodies)
     if settings.prior is None:
         return songs
     return PairedDataset(songs, ClipDataset(settings.prior.train, settings.prior.captions, checkpoint, drawing))

@@ -15,6 +15,7 @@ from musicgen_dreamboothing.arguments import TrainArguments
 from musicgen_dreamboothing.console import UserError, log, quiet_libraries
 from musicgen_dreamboothing.data.prepare import checkpoint_of
 from musicgen_dreamboothing.data.run_record import RunRecord, read_record
+from musicgen_dreamboothing.data.tokens.melodies import NONE, melody_source
 from musicgen_dreamboothing.device import release_memory, reset_peak_memory
 from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.model.adapter import SavedAdapter
@@ -83,6 +84,8 @@ def _train(options: TrainArguments) -> TrainResult | None:
     options = with_values(options, **values)
     checkpoint = _load_base(options, initial)
     check_metric(options, checkpoint)
+    melody = melody_source(options, checkpoint)
+    options = with_values(options, melody=NONE if melody is None else melody.mode)
     if options.plan:
         plan_step(options, checkpoint)
         return None

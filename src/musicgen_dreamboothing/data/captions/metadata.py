@@ -13,7 +13,7 @@ from musicgen_dreamboothing.data.captions.describe import Description
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA
 from musicgen_dreamboothing.data.songs.clips import metadata_rows
 from musicgen_dreamboothing.data.songs.cutting import SongRecord
-from musicgen_dreamboothing.data.songs.song import Song
+from musicgen_dreamboothing.data.songs.song import MELODY_FILE, STEMS_FILE, Song
 from musicgen_dreamboothing.files import write_json_lines, write_text
 
 WRITTEN = "captions.json"  # captions as we wrote them, to tell a person's edits from ours
@@ -58,7 +58,8 @@ def update_metadata(
             if name in written and name not in present:
                 continue
             row = _row(clip, record, fresh[name], description, instance_prompt)
-            rows.append(_with_edits(row, present.get(name, {}), written.get(name)))
+            edited = _without_lost_files(present.get(name, {}), folder / CLIPS)
+            rows.append(_with_edits(row, edited, written.get(name)))
     ours = {clip["file_name"] for record in records for clip in record.clips}
     added = [row for name, row in present.items() if name not in written and name not in ours]
     write_json_lines(path, [*rows, *(row for row in added if os.path.isfile(folder / CLIPS / row["file_name"]))])
@@ -83,7 +84,14 @@ def _row(
         "split": record.split,
         "start": clip["start"],
         "seconds": clip["seconds"],
+        **{column: clip[column] for column in (MELODY_FILE, STEMS_FILE) if column in clip},
     } | (description.columns() if description else {})
+
+
+def _without_lost_files(row: dict[str, Any], clips: Path) -> dict[str, Any]:
+    """Without melody files of earlier runs that are gone: other programs would not load the folder."""
+    lost = [name for name in (MELODY_FILE, STEMS_FILE) if name in row and not (clips / str(row[name])).is_file()]
+    return {key: value for key, value in row.items() if key not in lost}
 
 
 def _with_edits(ours: dict[str, Any], present: dict[str, Any], written: str | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from musicgen_dreamboothing.data.songs.columns import (
     find_column,
     fingerprint_of_bytes,
 )
+from musicgen_dreamboothing.data.songs.melody_files import SIDECAR, is_melody_file, paired
 from musicgen_dreamboothing.data.songs.names import comparable, printable, unused
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES, JSON_ENDING, TEXT_ENDINGS, CaptionFiles
 from musicgen_dreamboothing.data.songs.song import Collection, Columns, Song
@@ -99,8 +100,17 @@ def songs_of_archives(
             continue
         song_name, read = unused(printable(f"{key}.{field}"), taken), sample[field].read
         caption = _caption(sample, field, columns.text, captions)
-        songs.append(Song(song_name, read, caption, role, fingerprint_of_bytes(read())))
+        song = Song(song_name, read, caption, role, fingerprint_of_bytes(read()))
+        songs.append(_with_melody(song, sample, columns) if columns.with_melodies else song)
     return Collection(songs, [*notes.lines(), *captions.notes()])
+
+
+def _with_melody(song: Song, sample: Sample, columns: Columns) -> Song:
+    """A song with the recording in its sample that has its melody; as it is where there is none."""
+    field = next(filter(_is_melody, sample), None) if columns.melody is None else find_column(sample, [columns.melody])
+    if field is None or (read := sample[field].read) == song.read:
+        return song
+    return paired(song, Song(sample[field].label, read, None, song.split, fingerprint_of_bytes(read())))
 
 
 def _place(archive: Path, root: Path) -> str:
@@ -119,8 +129,14 @@ def _samples(archive: Path, chosen: str | None) -> dict[str, dict[str, Member]]:
     samples = _grouped(members, lambda name: name.partition("."))
     fields = set(chain.from_iterable(samples.values()))
     if (chosen is None or find_column(fields, [chosen]) is None) and _cuts_titles(samples):
-        return _grouped(members, lambda name: name.rpartition("."))
+        return _grouped(members, _cut_at_suffix)
     return samples
+
+
+def _cut_at_suffix(name: str) -> tuple[str, str, str]:
+    """`Vol. 1` and `wav`, or `melody.wav`."""
+    match = SIDECAR.fullmatch(name)
+    return (match[1], ".", f"melody{match[2]}") if match and is_melody_file(name) else name.rpartition(".")
 
 
 def _members(archive: Path) -> Iterator[Member]:
@@ -153,7 +169,13 @@ def _cuts_titles(samples: Mapping[str, Sample]) -> bool:
 
 
 def _audio_fields(sample: Sample) -> list[str]:
-    return [field for field in sample if f".{field.rpartition('.')[2].lower()}" in AUDIO_SUFFIXES]
+    suffixes = {field: f".{field.rpartition('.')[2].lower()}" for field in sample if not _is_melody(field)}
+    return [field for field, suffix in suffixes.items() if suffix in AUDIO_SUFFIXES]
+
+
+def _is_melody(field: str) -> bool:
+    """Whether a field is `melody.wav`, of `song.melody.wav`, which is never a song."""
+    return is_melody_file(f"song.{field}")
 
 
 def _audio_field(sample: Sample, chosen: str | None, name: str) -> str | None:

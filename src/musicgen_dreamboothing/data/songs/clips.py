@@ -147,12 +147,12 @@ def _delete_strays(clips: Path, before: list[SongRecord], stems: set[str], recor
     Ours are those in the records; a killed run leaves numbered clips that neither records nor metadata list. All other
     files belong to the user and stay.
     """
-    current = {clip["file_name"] for record in records for clip in record.clips}
-    ours = {clip["file_name"] for record in before for clip in record.clips}
+    current = {name for record in records for name in record.files}
+    ours = {name for record in before for name in record.files}
     metadata = clips / METADATA
     listed = {row.get("file_name") for row in listed_clips(clips.parent)} if metadata.exists() else set()
     for path in clips.glob("*.flac"):
-        stem, _, number = path.stem.rpartition("-")
+        stem, _, number = path.stem.removesuffix(".melody").rpartition("-")
         left_over = stem in stems and re.fullmatch(r"\d{3,}", number) and path.name not in listed
         if path.name not in current and (path.name in ours or left_over):
             path.unlink()
@@ -215,6 +215,9 @@ def summary_lines(records: list[SongRecord]) -> list[str]:
         lines.append(f"{plural(silent, 'clip')} left out: mostly silent")
     lines += _level_lines(records)
     lines += [record.note for record in records if record.note and record.clips]
+    if melodies := [record for record in records if record.melody and record.clips]:
+        lines.append(f"{plural(len(melodies), 'song')} whose melody does not fit:")
+        lines += [f"  {record.source}: the recording with its melody is {record.melody}" for record in melodies]
     damaged = [record.damage for record in records if record.damage and not record.skipped]
     if damaged:
         lines.append(f"{plural(len(damaged), 'song')} damaged, the rest of each is used:")

@@ -22,7 +22,9 @@ import soundfile
 from musicgen_dreamboothing.console import UserError, first_names, plural
 from musicgen_dreamboothing.data.songs.names import comparable
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES
+from musicgen_dreamboothing.data.songs.song import MELODY_FILE
 
+MELODY_NAMES = (MELODY_FILE, "melody")  # `datasets` calls a column `melody` that an audiofolder calls the other way
 NO_AUDIO = "without audio"
 NO_WAVE = "whose audio array is not [S], [C, S] or [S, C]"
 INT16_SCALE, INT32_SCALE = 2.0**15, 2.0**31  # full scale of integer samples
@@ -112,6 +114,24 @@ def text_column(names: Iterable[str], chosen: str | None, name: str) -> str | No
     """The column with the captions: the chosen one, which must exist, or the first that has a usual name."""
     columns = list(names)
     return find_column(columns, CAPTION_NAMES) if chosen is None else existing_column(chosen, columns, name)
+
+
+def melody_column(schema: pa.Schema, chosen: str | None, audio: str, name: str) -> str | None:
+    """The column with other recordings of the songs: the chosen one, or one of a usual name; None without one.
+
+    Raises:
+        UserError: the chosen one does not exist, or cannot hold audio.
+    """
+    if chosen is None:
+        usual = find_column(schema.names, MELODY_NAMES)
+        return usual if usual not in (None, audio) and holds_audio(schema.field(usual).type) else None
+    column = existing_column(chosen, schema.names, name)
+    if not holds_audio(schema.field(column).type):
+        raise UserError(
+            f"column {chosen!r} of {name} holds {schema.field(column).type}, not audio; choose another "
+            "--conditional_audio_column_name, or none with --melody self"
+        )
+    return None if column == audio else column
 
 
 def label_names(feature: Any) -> list[str] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from musicgen_dreamboothing.analysis.levels import Levels
 from musicgen_dreamboothing.analysis.loudness import gain_to
 from musicgen_dreamboothing.analysis.rhythm import Rhythm, find_rhythm
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.data.songs.song import TRAIN, Song
+from musicgen_dreamboothing.data.songs.song import MELODY_FILE, STEMS_FILE, TRAIN, Song
 from musicgen_dreamboothing.data.songs.song_audio import INVALID, SongAudio, Span, slices
 
 SECTION_SECONDS = 300.0  # of a song that are analysed at once; a longer song is divided into equal sections
 VERSION = 2  # of the rules in this file: another number has all songs cut again
+MELODY_TOLERANCE = 0.128  # seconds, a frame of chroma, by which a recording with the melody may differ from its song
 NEARLY = 0.02  # of a bar that may be missing at the end of a song
 
 
@@ -82,6 +84,7 @@ class SongRecord:
     loudness: float | None = None  # of all its clips together, in LUFS; None where it was not changed
     soft_by: float = 0.0  # LU that it stays below the loudness of the others because of its peaks
     note: str | None = None  # what else the user should know
+    melody: str | None = None  # what is wrong with the recording that has its melody
     beats: list[float] = field(default_factory=list)  # seconds in the song, where it was listened to
     downbeats: list[float] = field(default_factory=list)
 
@@ -89,6 +92,11 @@ class SongRecord:
     def stem(self) -> str:
         """What the names of its clips begin with."""
         return str(self.clips[0]["file_name"]).rpartition("-")[0]
+
+    @property
+    def files(self) -> list[str]:
+        """Names of all files in `clips/`: of its clips, and of what has their melodies."""
+        return [clip[key] for clip in self.clips for key in ("file_name", MELODY_FILE, STEMS_FILE) if key in clip]
 
     def is_done(self, song: Song, cutting: Cutting) -> bool:
         return (self.fingerprint, self.cutting) == (song.fingerprint, cutting.signature)
@@ -112,8 +120,8 @@ def cut_song(song: Song, stem: str, folder: Path, cutting: Cutting) -> SongRecor
     except audio.AudioWriteError:
         raise  # a full disk is no fault of the song
     except audio.AudioError as error:
-        for clip in record.clips:
-            (folder / clip["file_name"]).unlink(missing_ok=True)
+        for name in record.files:
+            (folder / name).unlink(missing_ok=True)
         record.clips, record.skipped = [], str(error)
     return record
 
@@ -131,7 +139,7 @@ def _write_clips(song: Song, stem: str, folder: Path, cutting: Cutting, record: 
     if cutting.listens:
         sections = _analysed(sound, sections, cutting, record)
     clips = [(span, section.facts) for section in sections for span in _spans(section, cutting, record)]
-    waves = slices(sound.waves(), [span for span, _ in clips])
+    waves, written = slices(sound.waves(), [span for span, _ in clips]), list[Span]()
     for (span, facts), wave in zip(clips, waves, strict=True):
         if sound.is_invalid(span):
             record.invalid += 1
@@ -139,6 +147,9 @@ def _write_clips(song: Song, stem: str, folder: Path, cutting: Cutting, record: 
             record.silent += 1
         else:
             record.clips.append(_written(wave * gain, span, facts, f"{stem}-{len(record.clips):03d}", folder, cutting))
+            written.append(span)
+    if song.melody is not None and written:
+        _write_melodies(song, written, sound.levels.samples, folder, cutting, record)
     record.damage = sound.damage or song.damage
     record.offset = round(max(sound.levels.offset_share, song.offset), 4)
     if not record.clips:
@@ -153,6 +164,40 @@ def _written(
     audio.write(folder / f"{stem}.flac", wave, cutting.rate)
     start, seconds = (round(samples / cutting.rate, 3) for samples in (span[0], wave.shape[1]))
     return {"file_name": f"{stem}.flac", "start": start, "seconds": seconds} | facts
+
+
+def _write_melodies(
+    song: Song, spans: list[Span], samples: int, folder: Path, cutting: Cutting, record: SongRecord
+) -> None:
+    """Cuts the same spans from the recording that has the melody, as mono files beside the clips.
+
+    A recording that can't be read, or has another length, is recorded: its clips have no melody, or silence where it
+    has ended.
+
+    Args:
+        song: with its melody.
+        spans: of the clips that were written.
+        samples: of the song.
+        folder: of the clips.
+        cutting: as for the song.
+        record: of the song; its clips get the names of the files.
+    """
+    assert song.melody is not None
+    try:
+        sound = SongAudio(song.melody, cutting.rate)
+    except audio.AudioError as error:
+        record.melody = f"not used ({error})"
+        return
+    difference = (sound.levels.samples - samples) / cutting.rate
+    if abs(difference) > MELODY_TOLERANCE:
+        record.melody = f"{abs(difference):.2f} s {'longer' if difference > 0 else 'shorter'} than the song"
+    gain = np.float32(1 / max(sound.levels.peak, 1.0))
+    silence = np.zeros((1, max(0, spans[-1][1] - sound.levels.samples)), np.float32)
+    mono = chain((audio.to_channels(wave, 1) for wave in sound.waves()), [silence])
+    for clip, wave in zip(record.clips, slices(mono, spans), strict=True):
+        name = f"{Path(clip['file_name']).stem}.melody.flac"
+        audio.write(folder / name, wave * gain, cutting.rate)
+        clip[song.melody_column] = name
 
 
 def _why_nothing(record: SongRecord, cutting: Cutting, is_invalid: bool) -> str:

@@ -31,9 +31,11 @@ from musicgen_dreamboothing.data.songs.columns import (
     fingerprint_of_cell,
     label_names,
     may_hold_songs,
+    melody_column,
     text_column,
     values_of_text,
 )
+from musicgen_dreamboothing.data.songs.melody_files import paired
 from musicgen_dreamboothing.data.songs.scan import Listing, is_hidden
 from musicgen_dreamboothing.data.songs.song import EVAL, TRAIN, Collection, Columns, Song
 from musicgen_dreamboothing.data.songs.textfiles import caption_of
@@ -62,6 +64,7 @@ class _Table:
     audio: str
     text: str | None
     labels: list[str] | None  # names of the classes, where the text column holds ClassLabels
+    melody: str | None = None  # with other recordings of the songs
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -241,7 +244,9 @@ def _songs_of_files(files: Sequence[Path], split: str, role: str, columns: Colum
     schema = _joined(schemas.values())
     text = text_column(schema.names, columns.text, place.name)
     labels = label_names(declared_features(schema).get(text or ""))
-    table = _Table(schema, audio_column(schema, columns.audio, place.name), text, labels)
+    audio = audio_column(schema, columns.audio, place.name)
+    melody = melody_column(schema, columns.melody, audio, place.name) if columns.with_melodies else None
+    table = _Table(schema, audio, text, labels, melody)
     arrow_files = list(_arrow_files(schemas, table, notes, place))
     return Collection(list(_songs_of_table(arrow_files, table, split, role, place, notes)), notes.lines())
 
@@ -274,7 +279,7 @@ def _arrow_files(schemas: Mapping[Path, pa.Schema], table: _Table, notes: RowNot
             usable.append(file)
         else:
             notes.add(f"without a column {table.audio!r}", file.name, noun="file")
-    columns = [name for name in dict.fromkeys((table.audio, table.text)) if name is not None]
+    columns = [name for name in dict.fromkeys((table.audio, table.text, table.melody)) if name is not None]
     for requested, group in groupby(usable, key=lambda file: [n for n in columns if n in schemas[file].names]):
         files = list(group)
         yield from _converted(files, requested, table, place) if files[0].suffix == ".parquet" else files
@@ -330,7 +335,20 @@ def _songs_of_table(
             except ValueError:  # a number, say
                 notes.add("whose caption is no text and is left out", name)
                 caption = None
-            yield Song(name, partial(_read, file, table.audio, row, place.folders, name), caption, role, fingerprint)
+            song = Song(name, partial(_read, file, table.audio, row, place.folders, name), caption, role, fingerprint)
+            yield _with_melody(song, file, table, row, place) if table.melody in content.column_names else song
+
+
+def _with_melody(song: Song, file: Path, table: _Table, row: int, place: Place) -> Song:
+    """A song with the recording in its row that has its melody; as it is where there is none."""
+    assert table.melody is not None
+    try:
+        fingerprint = fingerprint_of_cell(_arrow_table(file).column(table.melody)[row], place.folders)
+    except UnusableCellError:
+        return song
+    name = f"{song.name} ({table.melody})"
+    read = partial(_read, file, table.melody, row, place.folders, name)
+    return paired(song, Song(name, read, None, song.split, fingerprint))
 
 
 def _read(file: Path, column: str, row: int, folders: tuple[Path, ...], name: str) -> Path | bytes:

@@ -55,7 +55,7 @@ RECORDS = {
 }
 DEMO_CLIPS = ("made_with", "files")  # in the `made.json` of a demo
 TOKENS_INFO = "info.json"  # in `tokens/`
-CLIP_FILE = re.compile(r".+-\d{3,}\.flac")  # in `clips/`, which has no metadata yet when a run is killed
+CLIP_FILE = re.compile(r".+-\d{3,}(\.melody)?\.flac")  # in `clips/`, which has no metadata yet when a run is killed
 OF_RUN = re.compile(r"samples|evaluation|checkpoint-\d+")  # folders beside `run.json`
 OF_WANDB = re.compile(r"(offline-)?run-\d")  # folders in `wandb/`, which keeps copies of samples
 STEMS = "stems"

@@ -20,6 +20,7 @@ from musicgen_dreamboothing.data.songs.kinds import (
     stem_files,
     why_not_read,
 )
+from musicgen_dreamboothing.data.songs.melody_files import is_melody_file
 from musicgen_dreamboothing.data.songs.names import printable
 
 SYSTEM_FOLDERS = frozenset(  # of Windows, network drives, macOS and recovery tools; hidden ones begin with a dot
@@ -156,7 +157,7 @@ class _Scan:
             self.listing.unread[reason].append(self.listing.name(path))
         elif path.suffix.lower() in PLAYLISTS:
             self.playlists.append(path)
-        elif stat.S_ISREG(status.st_mode) and not hidden and is_song(path):
+        elif stat.S_ISREG(status.st_mode) and not hidden and not is_melody_file(path.name) and is_song(path):
             if is_link:
                 self.linked_songs.append((path, _identity(status)))
             else:

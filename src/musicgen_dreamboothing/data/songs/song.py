@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TRAIN, EVAL = "train", "eval"
+# Columns of the metadata: the file beside a clip that has its melody; another recording, or stems of the clip's own.
+MELODY_FILE, STEMS_FILE = "melody_file_name", "stems_file_name"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Song:
     offset: float = 0.0  # the largest DC offset that was removed from the original, as a share of its peak
     start: float = 0.0  # seconds in the file: tracks of a cue sheet share one file
     end: float | None = None  # seconds; None is the end of the file
+    melody: Song | None = None  # what has its melody, second by second, if that is not the song itself
+    melody_column: str = MELODY_FILE  # of the metadata, which names the clips that are cut from it
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Columns:
     eval_split: str | None = None
     max_train_songs: int | None = None
     max_eval_songs: int | None = None
+    melody: str | None = None
+    with_melodies: bool = False  # whether other recordings have the melodies of songs
 
 
 @dataclass(frozen=True)

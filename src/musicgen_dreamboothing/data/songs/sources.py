@@ -22,6 +22,7 @@ from musicgen_dreamboothing.data.songs.dataset import (
     tables_of,
 )
 from musicgen_dreamboothing.data.songs.hub import Download, download
+from musicgen_dreamboothing.data.songs.melody_files import MelodyFiles, with_melody
 from musicgen_dreamboothing.data.songs.names import unique_names, unused
 from musicgen_dreamboothing.data.songs.scan import Listing, scan
 from musicgen_dreamboothing.data.songs.sidecars import Sidecars
@@ -122,16 +123,20 @@ def _collect(listing: Listing, tracks: Tracks, columns: Columns) -> Collection:
     names = unique_names(listing.songs, listing.root)
     songs = {path: _songs_in(path, names, tracks, columns) for path in listing.songs}
     every_name = [*names.values(), *(song.name for group in songs.values() for song in group)]
-    tables = captions_of_tables(listing, every_name, columns.text)
-    sidecars = Sidecars(listing.files)
-    captioned = []
+    tables = captions_of_tables(listing, every_name, columns.text, columns.melody)
+    sidecars, melodies = Sidecars(listing.files), MelodyFiles(listing.files)
+    captioned, others = list[Song](), {melody.resolve() for melody in tables.melodies.values()}
     for path, group in songs.items():
+        if path.resolve() in others:  # it has the melody of a song, and is none itself
+            continue
         of_file = sidecars.caption(path) or tables.by_name.get(names[path])
-        captioned += [
-            replace(song, caption=of_file if song.name == names[path] else tables.by_name.get(song.name) or of_file)
-            for song in group
-        ]
-    return Collection(captioned, [*_track_notes(tracks), *tables.notes, *sidecars.notes()])
+        melody = melodies.of(path) or tables.melodies.get(names[path])
+        for song in group:
+            text = of_file if song.name == names[path] else tables.by_name.get(song.name) or of_file
+            song = replace(song, caption=text)
+            captioned.append(with_melody(song, melody) if melody and columns.with_melodies else song)
+    notes = [] if listing.is_single_song else melodies.notes()
+    return Collection(captioned, [*_track_notes(tracks), *tables.notes, *sidecars.notes(), *notes])
 
 
 def _songs_in(path: Path, names: dict[Path, str], tracks: Tracks, columns: Columns) -> list[Song]:

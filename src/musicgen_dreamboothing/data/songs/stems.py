@@ -19,12 +19,14 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import plural, progress_bar
 from musicgen_dreamboothing.data.songs.kinds import STEM_FILE, STEMS
-from musicgen_dreamboothing.data.songs.song import Song
+from musicgen_dreamboothing.data.songs.melody_files import paired
+from musicgen_dreamboothing.data.songs.song import MELODY_FILE, STEMS_FILE, Song
 from musicgen_dreamboothing.data.songs.song_audio import INVALID, SongAudio
 from musicgen_dreamboothing.files import write_text
 from musicgen_dreamboothing.pretrained.separator import Separator, parse_stems, signature
 
 SOUND, DAMAGE, OFFSET, UNFINISHED = ".flac", ".txt", ".offset", ".part"  # files of one song
+MELODY_STEMS = ("vocals", "other")  # what Meta took melodies from (Copet et al. 2023, section 3.1)
 PROBE_RATE = 44_100  # Hz; any would do
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} songs [{elapsed}<{remaining}]"
 
@@ -62,9 +64,33 @@ def keep_stems(
     if share:
         _separate_all(share, stems, Separator(model, device=state.device, batch_size=batch_size, cache_dir=cache_dir))
     state.wait_for_everyone()
-    if state.is_main_process and not keep_others:
-        _delete_strays(folder / STEMS, {path.stem for path in paths})
+    if not keep_others:
+        delete_other_stems(folder, {path.stem for path in paths})
     return [_separated_song(song, path) if path.exists() else song for song, path in zip(songs, paths, strict=True)]
+
+
+def with_melody_stems(
+    folder: Path, songs: list[Song], mixes: list[Song], kept: Sequence[str] | None, **separation: Any
+) -> list[Song]:
+    """The songs with stems for their melodies: of the recording that has the melody already, or else of their mix.
+
+    Args:
+        folder: the prepared folder.
+        songs: what clips are cut from.
+        mixes: the same songs as they were before `keep_stems`.
+        kept: their stems after it; None for all. A melody has none that the songs lack.
+        separation: model, batch_size and cache_dir, as of `keep_stems`.
+    """
+    stems = [stem for stem in MELODY_STEMS if kept is None or stem in kept]
+    has_other = any(song.melody is not None for song in songs)
+    if not has_other and (not stems or set(stems) == set(kept or ())):
+        return songs  # they are their own melodies
+    sources = [song.melody or mix for song, mix in zip(songs, mixes, strict=True)]
+    separated = keep_stems(folder, sources, MELODY_STEMS if has_other else stems, keep_others=True, **separation)
+    return [
+        replace(paired(song, melody), melody_column=MELODY_FILE if song.melody is not None else STEMS_FILE)
+        for song, melody in zip(songs, separated, strict=True)
+    ]
 
 
 def _is_readable(song: Song) -> bool:
@@ -155,9 +181,21 @@ class _CheckedFile:
             raise self._error[0]
 
 
-def _delete_strays(folder: Path, current: set[str]) -> None:
-    """Deletes files of songs that are gone or were separated again, and what a killed run left; others stay."""
-    for path in folder.iterdir():
+def stems_in_use(songs: list[Song]) -> set[str]:
+    """Names of the files in `stems/` that songs, and what has their melodies, are read from."""
+    return {
+        Path(str(one.read())).stem for song in songs for one in (song, song.melody) if one is not None and one.original
+    }
+
+
+def delete_other_stems(folder: Path, current: set[str]) -> None:
+    """Deletes files of songs that are gone or were separated again, and what a killed run left; others stay.
+
+    Only the main process does.
+    """
+    if not PartialState().is_main_process or not (folder / STEMS).is_dir():
+        return
+    for path in (folder / STEMS).iterdir():
         is_ours = path.suffix in (SOUND, DAMAGE, OFFSET, UNFINISHED) and STEM_FILE.fullmatch(f"{path.stem}{SOUND}")
         if is_ours and (path.suffix == UNFINISHED or path.stem not in current):
             path.unlink()

@@ -17,6 +17,7 @@ from musicgen_dreamboothing.data.songs.columns import find_column, text_column
 from musicgen_dreamboothing.data.songs.names import NameIndex, printable
 from musicgen_dreamboothing.data.songs.scan import NAMED, Listing
 from musicgen_dreamboothing.data.songs.sidecars import CAPTION_NAMES, METADATA_FILES
+from musicgen_dreamboothing.data.songs.song import MELODY_FILE
 from musicgen_dreamboothing.data.songs.textfiles import caption_of, json_object, numbered_lines, read_text
 
 FILE_NAMES = ("file_name", "filename", "file", "file_path", "filepath", "path", "audio", "audio_file", "audio_path")
@@ -34,23 +35,28 @@ class Row:
     line: int
     file: str
     caption: str | None
+    melody: str | None = None  # another recording, relative to the table
 
 
 @dataclass
 class Captions:
-    """Captions by the names of songs, and what could not be used of the tables, in lines."""
+    """Captions and melody files by the names of songs, and what could not be used of the tables, in lines."""
 
     by_name: dict[str, str] = field(default_factory=dict)
+    melodies: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def captions_of_tables(listing: Listing, names: Iterable[str], column: str | None) -> Captions:
+def captions_of_tables(
+    listing: Listing, names: Iterable[str], column: str | None, melody: str | None = None
+) -> Captions:
     """Captions of songs from the metadata tables of a listing; each table describes songs beside and below it.
 
     Args:
         listing: of the folder.
         names: of all songs, files and tracks, relative to the root.
         column: of the captions; None takes the first of the usual ones.
+        melody: column of the melody files; None takes `melody_file_name`.
 
     Raises:
         UserError: a table is not text, or lacks the requested column.
@@ -65,7 +71,7 @@ def captions_of_tables(listing: Listing, names: Iterable[str], column: str | Non
     ]
     for *_, path in sorted(tables):  # those nearest to the songs come last and are preferred
         try:
-            rows, faults = _read_table(path, column)
+            rows, faults = _read_table(path, column, melody or MELODY_FILE)
         except ForeignTableError as error:
             foreign.append(f"{listing.name(path)} ({error})")
             continue
@@ -98,6 +104,8 @@ def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captio
         texts = [row.caption for row in own if row.caption]
         if texts:
             captions.by_name[prefix + name] = texts[-1]
+        if melodies := [melody for row in own if row.melody and (melody := path.parent / row.melody).is_file()]:
+            captions.melodies[prefix + name] = melodies[-1]
         if len(set(texts)) > 1:
             repeated.append(f"{name} (lines {', '.join(str(row.line) for row in own)})")
     if lost and not listing.is_single_song:
@@ -115,7 +123,7 @@ def _join(rows: list[Row], path: Path, listing: Listing, known: set[str], captio
 Faults = list[tuple[int, str]]  # numbers of lines, and what is wrong with each
 
 
-def _read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
+def _read_table(path: Path, column: str | None, melody: str) -> tuple[list[Row], list[str]]:
     """The rows of a table, and one line for each row that is broken.
 
     Raises:
@@ -124,7 +132,7 @@ def _read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
     """
     suffix, faults = path.suffix.lower(), Faults()
     if suffix == ".parquet":
-        rows = list(_parquet_rows(path, column))
+        rows = list(_parquet_rows(path, column, melody))
     else:
         rows = list((_json_rows if suffix == ".jsonl" else _csv_rows)(path, faults))
     columns = list(dict.fromkeys(str(name) for _, row in rows for name in row))
@@ -133,17 +141,20 @@ def _read_table(path: Path, column: str | None) -> tuple[list[Row], list[str]]:
             raise ForeignTableError(f"no usable line; line {faults[0][0]}: {faults[0][1]}")
         return [], []
     file, text = _file_column(columns), text_column(columns, column, str(path))
-    read = list(_read_rows(rows, file, text, faults))
+    read = list(_read_rows(rows, file, text, find_column(columns, [melody]), faults))
     return read, [f"line {line}: {fault}" for line, fault in sorted(faults)]
 
 
-def _read_rows(rows: list[tuple[int, dict[str, Any]]], file: str, text: str | None, faults: Faults) -> Iterator[Row]:
+def _read_rows(
+    rows: list[tuple[int, dict[str, Any]]], file: str, text: str | None, melody: str | None, faults: Faults
+) -> Iterator[Row]:
     for line, row in rows:
         name = row.get(file)
         try:
             caption = caption_of(row.get(text)) if text is not None else None
             if isinstance(name, str) and name.strip():
-                yield Row(line, name.strip(), caption)
+                other = row.get(melody) if melody is not None else None
+                yield Row(line, name.strip(), caption, other.strip() if isinstance(other, str) else None)
             elif name is not None and name != "":
                 raise ValueError(f"{file} must be text, not {name!r:.40}")
             elif caption:
@@ -167,10 +178,10 @@ def _json_rows(path: Path, faults: Faults) -> Iterator[tuple[int, dict[str, Any]
             faults.append((number, str(error)))
 
 
-def _parquet_rows(path: Path, column: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_rows(path: Path, column: str | None, melody: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         names = pa.parquet.read_schema(path).names
-        columns = (_file_column(names), text_column(names, column, str(path)))
+        columns = (_file_column(names), text_column(names, column, str(path)), find_column(names, [melody]))
         rows = pa.parquet.read_table(path, columns=[name for name in columns if name is not None]).to_pylist()
     except ForeignTableError:
         raise

@@ -12,6 +12,7 @@ from musicgen_dreamboothing.data.songs.song import EVAL
 
 MIN_SONGS_TO_SPLIT = 3  # of fewer songs none is held out
 COLUMNS = ("digest", "file_name", "source", "start", "seconds", "text", "variants")
+MELODY = "melody"  # a column of runs that are trained with melodies: the digest of the sound that has the clip's
 
 Row = dict[str, Any]
 
@@ -32,8 +33,10 @@ class Split:
 
     def to_json(self) -> dict[str, Any]:
         """For `run.json`; a clip is a list of values in the order of `columns`."""
-        train, held_out = ([[row[name] for name in COLUMNS] for row in rows] for rows in (self.train, self.held_out))
-        return {"codes": self.codes, "columns": list(COLUMNS), "train": train, "held_out": held_out}
+        has_melodies = any(row.get(MELODY) for row in [*self.train, *self.held_out])
+        columns = [*COLUMNS, *((MELODY,) if has_melodies else ())]
+        train, held_out = ([[row[name] for name in columns] for row in rows] for rows in (self.train, self.held_out))
+        return {"codes": self.codes, "columns": columns, "train": train, "held_out": held_out}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Split:

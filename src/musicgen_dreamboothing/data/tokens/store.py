@@ -32,8 +32,9 @@ from musicgen_dreamboothing.data.captions.caption_check import caption_notes
 from musicgen_dreamboothing.data.captions.captions import key_phrase, with_instance_prompt, word_dropout_variants
 from musicgen_dreamboothing.data.layout import CLIPS, METADATA, TOKENS
 from musicgen_dreamboothing.data.songs.clips import listed_clips
-from musicgen_dreamboothing.data.songs.song import TRAIN
+from musicgen_dreamboothing.data.songs.song import MELODY_FILE, STEMS_FILE, TRAIN
 from musicgen_dreamboothing.data.tokens.arrow_tables import append_rows, delete_unfinished, read_rows
+from musicgen_dreamboothing.data.tokens.melodies import MelodySource, add_melodies, with_melodies
 from musicgen_dreamboothing.data.tokens.text_states import add_states
 from musicgen_dreamboothing.device import release_memory
 from musicgen_dreamboothing.files import digest, write_json
@@ -82,6 +83,7 @@ def tokenize_clips(
     class_prompt: str | None = None,
     word_dropout: float = 0.0,
     text_states: bool = True,
+    melody: MelodySource | None = None,
 ) -> Tokenized:
     """Adds the missing tokens of a prepared folder; under `accelerate launch` the processes share the clips.
 
@@ -93,6 +95,7 @@ def tokenize_clips(
         instance_prompt, class_prompt: put in front of captions that do not begin with them.
         word_dropout: share of words that the extra copies of each caption lack; 0 makes no copies.
         text_states: False if the text encoder is trained, so that no states can be stored.
+        melody: which sounds have the melodies of the clips; None computes none.
 
     Raises:
         UserError: no clip is left.
@@ -105,6 +108,8 @@ def tokenize_clips(
             log(note)
     state.wait_for_everyone()
     encoded = _add_codes(folder, rows, checkpoint, batch_size, workers)
+    if melody is not None:
+        _add_melodies(folder, rows, checkpoint, melody, workers)
     captioned = 0
     if state.is_main_process:
         recordings_of(folder, rows, *read_codes(folder, codes_name(checkpoint)))
@@ -123,7 +128,7 @@ def codes_name(checkpoint: Checkpoint) -> str:
 
 def _clean_up(tokens: Path, checkpoint: Checkpoint) -> None:
     """Writes the name of the base, and deletes unfinished files and tables of earlier versions."""
-    for table in (*tokens.glob("codes-*"), *tokens.glob("text-*")):
+    for table in (*tokens.glob("codes-*"), *tokens.glob("text-*"), *tokens.glob("melody-*")):
         delete_unfinished(table)
     info = read_info(tokens)
     if "identity" in info:
@@ -184,6 +189,7 @@ def _clip_row(
             if text is not None
         ],
         "digest": digest(clips / name),
+        **{column: row[column] for column in (MELODY_FILE, STEMS_FILE) if isinstance(row.get(column), str)},
     }
 
 
@@ -216,6 +222,16 @@ def _add_codes(folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint,
         _encode_missing(folder, share, checkpoint, batch_size, workers)
     state.wait_for_everyone()
     return len(missing)
+
+
+def _add_melodies(
+    folder: Path, rows: list[dict[str, Any]], checkpoint: Checkpoint, source: MelodySource, workers: int
+) -> None:
+    """Computes the melodies that are missing, of clips as long as their codes."""
+    table, row_of = read_codes(folder, codes_name(checkpoint))
+    frames = table["frames"][:]
+    timed = [row | {"seconds": frames[row_of[row["digest"]]] / checkpoint.frame_rate} for row in rows]
+    add_melodies(folder, with_melodies(folder, timed, source), checkpoint, workers)
 
 
 def recordings_of(

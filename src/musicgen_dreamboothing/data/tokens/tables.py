@@ -11,14 +11,22 @@ import datasets
 
 from musicgen_dreamboothing.console import UserError, first_names, log, plural
 from musicgen_dreamboothing.data.tokens.arrow_tables import join_rows
-from musicgen_dreamboothing.data.tokens.split import Row, Split, split_songs
+from musicgen_dreamboothing.data.tokens.melodies import (
+    Melodies,
+    MelodySource,
+    add_melodies,
+    read_melodies,
+    with_melodies,
+)
+from musicgen_dreamboothing.data.tokens.split import MELODY, Row, Split, split_songs
 from musicgen_dreamboothing.data.tokens.store import captions_of, codes_name, read_codes, recordings_of
 from musicgen_dreamboothing.data.tokens.text_states import read_states
+from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 
 ROW_FEATURES = datasets.Features(
     {
-        **dict.fromkeys(("file_name", "source", "text"), datasets.Value("string")),
+        **dict.fromkeys(("file_name", "source", "text", MELODY), datasets.Value("string")),
         **dict.fromkeys(("start", "seconds"), datasets.Value("float64")),
         "variants": datasets.List(datasets.Value("string")),  # other captions of the clip
     }
@@ -36,6 +44,7 @@ class Tables:
     held_out: datasets.Dataset
     captions: datasets.Dataset | None = None
     split: Split = field(default_factory=Split)
+    melodies: Melodies | None = None  # of runs that are trained with melodies
 
     @property
     def fingerprint(self) -> str:
@@ -44,6 +53,8 @@ class Tables:
         for table in (self.train, self.held_out):
             for digest, caption, others in zip(table["digest"], table["text"], table["variants"], strict=True):
                 hasher.update("\n".join([f"{digest} {caption}", *others, ""]).encode())
+            if self.melodies is not None:
+                hasher.update("\n".join(table[MELODY]).encode())
         return hasher.hexdigest()[:16]
 
     @property
@@ -67,6 +78,8 @@ def load_tables(
     text_states: bool = True,
     key_phrase: str = "",
     word_dropout: float = 0.0,
+    melody: MelodySource | None = None,
+    workers: int = 1,
 ) -> Tables:
     """Splits the clips of a prepared folder with `split_songs`, and reads their tokens.
 
@@ -79,6 +92,8 @@ def load_tables(
         limits: largest number of clips to train on, and to hold out.
         text_states: whether to read the text states of all captions.
         key_phrase, word_dropout: of the run; see `captions_of`.
+        melody: which sounds have the melodies; None for a run without.
+        workers: threads that compute the melodies of passages that only this run has.
 
     Raises:
         UserError: nothing is left to train on.
@@ -89,6 +104,8 @@ def load_tables(
         raise UserError(f"clips of {folder} are not encoded; run the same command again")
     frames = table["frames"][:]
     rows = [row | {"seconds": frames[row_of[row["digest"]]] / checkpoint.frame_rate} for row in rows]
+    if melody is not None:
+        rows = with_melodies(folder, rows, melody)
     recordings = recordings_of(folder, rows, table, row_of)
     split = split_songs(rows, recordings, name, eval_fraction=eval_fraction, seed=seed)
     if not split.train:
@@ -96,7 +113,13 @@ def load_tables(
     split = split.limited(*limits)
     texts = captions_of([*split.train, *split.held_out], key_phrase, word_dropout)
     captions = read_states(folder, texts, checkpoint) if text_states else None
-    return Tables(*_clips_of(split, table, row_of), captions, split)
+    melodies = None
+    if melody is not None:
+        used = [*split.train, *split.held_out]
+        with folder_lock(folder, wait=True):  # a limit on samples makes passages that `prepare` does not know
+            add_melodies(folder, used, checkpoint, workers)
+        melodies = read_melodies(folder, checkpoint)
+    return Tables(*_clips_of(split, table, row_of), captions, split, melodies)
 
 
 def tables_of_split(folder: Path, split: Split) -> Tables:
@@ -130,7 +153,7 @@ def _clips_of(
 
     def joined(rows: Sequence[Row]) -> datasets.Dataset:
         rows = [row for row in rows if row["digest"] in row_of]
-        values = [{name: row[name] for name in ROW_FEATURES} for row in rows]
+        values = [{name: row.get(name, "") for name in ROW_FEATURES} for row in rows]
         return join_rows(codes, [row_of[row["digest"]] for row in rows], values, ROW_FEATURES)
 
     return joined(split.train), joined(split.held_out)
