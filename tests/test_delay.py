@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicgen_dreamboothing.model.delay import IGNORED, apply_delay, delays, training_steps, undo_delay
+from musicgen_dreamboothing.model.delay import IGNORED, apply_delay, delays, ignore_prompt, training_steps, undo_delay
 
 PAD = 2048
 
@@ -30,6 +30,19 @@ def test_the_pattern_of_the_paper() -> None:
         [-1, -1, 6, 7, 8, -1],
         [-1, -1, -1, 9, 10, 11],
     ]
+
+
+@pytest.mark.parametrize("kind", [(4, 1), (8, 2)])
+@pytest.mark.parametrize("prompt", [0, 1, 5, 9])
+def test_a_prompt_takes_the_labels_of_its_frames_and_no_others(kind: tuple[int, int], prompt: int) -> None:
+    delay, frames = delays(*kind), 10
+    codes = torch.arange(kind[0] * frames).view(kind[0], frames)
+    _, labels = training_steps(codes, delay, PAD)
+    left = ignore_prompt(labels, delay, prompt)
+    for codebook, shift in enumerate(delay):
+        asked = left[codebook][left[codebook] != IGNORED]
+        assert asked.tolist() == codes[codebook, prompt : frames - shift].tolist()
+        assert torch.equal(left[codebook, prompt + shift :], labels[codebook, prompt + shift :])
 
 
 def test_stereo_delays_pairs() -> None:

@@ -126,9 +126,8 @@ def test_the_loss_is_that_of_the_training(finished: Path) -> None:
     assert loss["change"][1] < 0
 
 
-@pytest.mark.parametrize(
-    ("dtype", "use_lora"), [("float32", "false"), pytest.param("bfloat16", "true", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "use_lora"), [("float32", "false"), ("bfloat16", "true")])
 def test_so_it_is_in_bf16_and_of_a_full_fine_tune(
     cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, dtype: str, use_lora: str
 ) -> None:

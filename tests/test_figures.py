@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from figure_data import data_of
 
-from musicgen_dreamboothing.evaluation.collect import EvaluationData
-from musicgen_dreamboothing.evaluation.figures import ONE_TAKE, _diversity, _drift, collapsed_prompts
+from musicgen_dreamboothing.evaluation.collect import EvaluationData, Losses
+from musicgen_dreamboothing.evaluation.figures import ONE_TAKE, _diversity, _drift, _losses, collapsed_prompts
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Figure, Originality
 from musicgen_dreamboothing.evaluation.verdict import direction, verdict
 
@@ -98,3 +100,15 @@ def test_a_base_without_variety_is_no_measure() -> None:
         assert figure.tuned is None
         assert "all takes of the base sound the same" in figure.reason
     assert collapsed_prompts(data) == []
+
+
+@pytest.mark.parametrize(("sides", "last"), [((), "codebook 8 of 8"), (("left", "right"), "codebook 8 of 8 (right)")])
+def test_losses_are_named_by_side_and_codebook(sides: tuple[str, ...], last: str) -> None:
+    rng = np.random.default_rng(0)
+    count = np.full((4, 8), 50.0)
+    losses = Losses(count * rng.uniform(3, 4, (4, 8)), count * rng.uniform(2, 3, (4, 8)), count, list("abcd"), sides)
+    titles = {figure.key: figure.title for figure in _losses(replace(neutral_data(), losses=losses))}
+    assert list(titles)[:2] == ["loss", "ppl"]
+    assert (titles["ce_q8"], titles["ppl_q8"]) == (f"loss, {last}", f"perplexity, {last}")
+    expected = {f"ce_{side}": f"loss, {side} channel" for side in sides}
+    assert {key: title for key, title in titles.items() if key in ("ce_left", "ce_right")} == expected

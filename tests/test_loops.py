@@ -59,12 +59,12 @@ def test_a_loop_has_the_nearest_whole_number_of_frames() -> None:
 
 
 def test_the_middle_of_three_copies_is_that_of_more(generator: Generator) -> None:
-    codes = torch.randint(generator.checkpoint.codebook_size, (8, 60), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(generator.checkpoint.codebook_size, (8, 30), generator=torch.Generator().manual_seed(1))
     wave = loop_wave(generator, Loop(codes, 0.0))
-    samples = 60 * generator.checkpoint.hop_length
+    samples = 30 * generator.checkpoint.hop_length
     assert wave.shape == (2, samples)
     more = generator.decode(codes.repeat(1, 5))[:, 2 * samples : 3 * samples]
-    assert np.abs(wave - more).max() < 1e-5 * np.abs(more).max()
+    assert np.abs(wave - more).max() < 3e-5 * np.abs(more).max()
     alone = generator.decode(codes)
     assert np.abs(wave - alone).max() > 1e-3 * np.abs(more).max()
 
@@ -112,25 +112,34 @@ def test_loop_points_are_read_back(samples: int, channels: int, tmp_path: Path) 
 
 
 def test_the_command_writes_loops(tiny: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
-    words = ("generate", tiny, "punk", "dub at 240 bpm", "--loop_bars", 1, "--bpm", 230, "--seconds", 3)
-    ran = cli(*words, "--output_dir", tmp_path, "--loop_takes", 2, "--variations", 2)
+    words = ("generate", tiny, "punk", "dub at 240 bpm", "--loop_bars", 1, "--bpm", 390, "--seconds", 3)
+    ran = cli(*words, "--output_dir", tmp_path, "--loop_takes", 2)
     assert ran.code == 0, ran.err
-    frames = 52  # 240 / 230 * 50 is 52.17
-    assert "loops of 1 bar in 1.04 s, 230.7692308 bpm, the best of 2 takes" in ran.out
+    frames = 31  # 240 / 390 * 50 is 30.77
+    assert "loops of 1 bar in 0.62 s, 387.0967742 bpm, the best of 2 takes" in ran.out
     assert "note: --seconds has no effect with --loop_bars" in ran.out
-    assert "4 clips of 1.04 s" in ran.out
+    assert "2 clips of 0.62 s" in ran.out
     files = sorted(tmp_path.glob("*.wav"))
-    assert [path.name.partition("_seed")[0] for path in files] == ["00_punk"] * 2 + ["01_dub-at-240-bpm"] * 2
+    assert [path.name.partition("_seed")[0] for path in files] == ["00_punk", "01_dub-at-240-bpm"]
     for path in files:
         assert soundfile.info(path).frames == frames * 320
         assert loop_points(path) == (0, 0, frames * 320 - 1)
     rows = [json.loads(line) for line in (tmp_path / "generated.jsonl").read_text().splitlines()]
     assert {row["prompt"] for row in rows} == {"punk", "dub at 240 bpm"}
     assert all(row["bpm"] == pytest.approx(12_000 / frames) and 0 <= row["join"] < 1 for row in rows)
-    more = cli(*words, "--output_dir", tmp_path / "more", "--loop_takes", 3, "--format", "flac")
-    assert "note: flac files have no loop points" in more.out
-    joins = [json.loads(line)["join"] for line in (tmp_path / "more" / "generated.jsonl").read_text().splitlines()]
-    assert joins[0] <= rows[0]["join"]
+
+
+@pytest.mark.slow
+def test_more_takes_make_a_better_loop(tiny: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
+    """And other formats lack loop points."""
+    joins = []
+    for takes in (1, 4):
+        words = ("--loop_bars", 1, "--bpm", 230, "--loop_takes", takes, "--format", "flac")
+        ran = cli("generate", tiny, "punk", *words, "--output_dir", tmp_path / str(takes))
+        assert "note: flac files have no loop points" in ran.out
+        (row,) = (tmp_path / str(takes) / "generated.jsonl").read_text().splitlines()
+        joins.append(json.loads(row)["join"])
+    assert joins[1] <= joins[0]
 
 
 def test_a_loop_needs_a_tempo(cli: Callable[..., Ran]) -> None:

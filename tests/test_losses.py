@@ -12,26 +12,36 @@ from musicgen_dreamboothing.evaluation.metrics.losses import loss_changes
 from musicgen_dreamboothing.training.trainer import codebook_metrics
 
 
-def sums(clips: int, seed: int, level: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and counts `[N, K]` of four codebooks, the later ones harder."""
+def sums(clips: int, seed: int, level: float = 2.0, codebooks: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts `[N, K]`, the later codebooks harder."""
     rng = np.random.default_rng(seed)
-    count = rng.integers(200, 400, (clips, 1)) - np.arange(4)
-    return count * (level + np.arange(4) + 0.2 * rng.standard_normal((clips, 1))), count
+    count = rng.integers(200, 400, (clips, 1)) - np.arange(codebooks)
+    return count * (level + np.arange(codebooks) + 0.2 * rng.standard_normal((clips, 1))), count
 
 
-def test_they_are_the_trainers() -> None:
+@pytest.mark.parametrize(("codebooks", "sides"), [(4, ()), (8, ("left", "right"))])
+def test_they_are_the_trainers(codebooks: int, sides: tuple[str, ...]) -> None:
     """Under the same names, which are audiocraft's."""
-    base, count = sums(12, 0)
-    tuned, _ = sums(12, 1)
-    changes = loss_changes(base, tuned, count)
+    base, count = sums(12, 0, codebooks=codebooks)
+    tuned, _ = sums(12, 1, codebooks=codebooks)
+    changes = loss_changes(base, tuned, count, sides=sides)
     for nll, side in ((base, "base"), (tuned, "tuned")):
-        expected = codebook_metrics(torch.tensor(nll.sum(0)), torch.tensor(count.sum(0)))
+        expected = codebook_metrics(torch.tensor(nll.sum(0)), torch.tensor(count.sum(0)), sides)
         assert {one.key: getattr(one, side).value for one in changes} == pytest.approx(expected)
     for one in changes:
         assert one.change.value == pytest.approx(one.tuned.value - one.base.value)
         for estimate in (one.base, one.tuned, one.change):
             assert estimate.interval is not None
             assert estimate.interval[0] < estimate.value < estimate.interval[1]
+
+
+def test_the_loss_of_a_side_is_that_of_its_codebooks() -> None:
+    """Codebook 2 k is of the left channel, 2 k + 1 of the right one."""
+    count = np.full((3, 8), 100)
+    nll = count * np.array([1.0, 5.0, 2.0, 6.0, 3.0, 7.0, 4.0, 8.0])
+    changes = {one.key: one.base.value for one in loss_changes(nll, nll, count, sides=("left", "right"))}
+    assert (changes["ce_left"], changes["ce_right"], changes["loss"]) == pytest.approx((2.5, 6.5, 4.5))
+    assert changes["ppl_right"] == pytest.approx(math.exp(6.5))
 
 
 def test_a_small_gain_on_each_clip_is_seen() -> None:

@@ -56,8 +56,15 @@ def following(melody: Classes | None, prompt: str = "punk", **options: Any) -> G
     return GenerationRequest(prompt, melody=melody, **options)
 
 
-@pytest.mark.parametrize("scale", [3.0, 1.0])
-@pytest.mark.parametrize("kind", ["melody", "melody-stereo"])
+@pytest.mark.parametrize(
+    ("kind", "scale"),
+    [
+        ("melody", 3.0),
+        pytest.param("melody-stereo", 1.0, marks=pytest.mark.slow),
+        pytest.param("melody", 1.0, marks=pytest.mark.slow),
+        pytest.param("melody-stereo", 3.0, marks=pytest.mark.slow),
+    ],
+)
 def test_greedy_codes_are_those_of_transformers(
     kind: str, scale: float, checkpoints: Folders, generators: Callable[..., Generator]
 ) -> None:
@@ -90,11 +97,11 @@ def test_a_clip_follows_its_own_melody_whatever_is_in_its_batch(generators: Call
         *(following(TUNE), following(OTHER), following(None), following(TUNE, PROMPTS[1])),
         *(following(TUNE, prompt_codes=prompt), following(OTHER, negative_prompt=PROMPTS[1])),
     ]
-    for sampling in (Sampling(), Sampling(melody_guidance=0.5)):
-        together = codes_of(generator, requests, sampling=sampling)
-        for asked, codes in zip(requests, together, strict=True):
-            assert torch.equal(codes, codes_of(generator, [asked], sampling=sampling)[0])
-        assert len({codes.numpy().tobytes() for codes in together}) == len(requests)
+    sampling = Sampling(melody_guidance=0.5)
+    together = codes_of(generator, requests, sampling=sampling)
+    for number in (0, 2, 5):
+        assert torch.equal(together[number], codes_of(generator, [requests[number]], sampling=sampling)[0])
+    assert len({codes.numpy().tobytes() for codes in together}) == len(requests)
 
 
 def test_class_c_throughout_is_no_melody(generators: Callable[..., Generator]) -> None:
@@ -187,23 +194,20 @@ def test_one_melody_for_all_prompts_and_one_for_each(
     words = ("generate", checkpoints("melody"), "--seconds", 0.1, "--melody_guidance", 0.5)
     runs = {
         "each": ("punk", "punk", "--melody", *tunes),
-        "all": ("punk", "dub", "--melody", tunes[1]),
-        "many": ("punk", "--melody", *tunes),
-        "e": ("punk", "--melody", tunes[0], "--melody_start", 2, "--melody_seconds", 1),
-        "none": ("punk",),
+        "all": ("punk", "dub", "--melody", tunes[1], "--melody_seconds", 1.9),
     }
     made = {}
     for name, more in runs.items():
         ran = cli(*words[:2], *more, *words[2:], "--output_dir", tmp_path / name)
         assert ran.code == 0, ran.err
         made[name] = [path.read_bytes() for path in sorted((tmp_path / name).glob("*.wav"))]
-    assert made["each"] == made["many"]
     assert made["all"][0] == made["each"][1]
-    assert len({*made["each"], *made["e"], *made["none"]}) == 4
+    assert made["each"][0] != made["each"][1]
     rows = [json.loads(line) for line in (tmp_path / "each" / "generated.jsonl").read_text().splitlines()]
     assert [row["melody"] for row in rows] == [str(tune) for tune in tunes]
 
 
+@pytest.mark.slow
 def test_a_section_names_its_melody(
     tunes: list[Path], checkpoints: Folders, tmp_path: Path, cli: Callable[..., Ran]
 ) -> None:
@@ -221,10 +225,8 @@ def test_a_text_model_takes_no_melody(tunes: list[Path], tiny: Path, tmp_path: P
     assert list(tmp_path.glob("out/*.wav")) == []
 
 
-def test_a_drone_on_c_is_named(checkpoints: Folders, tmp_path: Path, cli: Callable[..., Ran]) -> None:
+def test_a_drone_on_c_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     time = np.arange(2 * SAMPLING_RATE) / SAMPLING_RATE
     audio.write(tmp_path / "c.wav", 0.3 * np.sin(2 * np.pi * 261.63 * time)[None].astype(np.float32), SAMPLING_RATE)
-    words = ("--melody", tmp_path / "c.wav", "--seconds", 0.1, "--output_dir", tmp_path / "out")
-    ran = cli("generate", checkpoints("melody"), "punk", *words)
-    assert ran.code == 0, ran.err
-    assert "is a C throughout, or it is silent; for the model that is no melody" in ran.out
+    assert not read_melody(tmp_path / "c.wav").any()
+    assert "is a C throughout, or it is silent; for the model that is no melody" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +24,11 @@ from transformers import MusicgenForConditionalGeneration
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.arguments import TrainArguments, parse
 from musicgen_dreamboothing.console import UserError
-from musicgen_dreamboothing.model import language_model
+from musicgen_dreamboothing.model import footprint, language_model
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
 from musicgen_dreamboothing.model.delay import IGNORED, training_steps
 from musicgen_dreamboothing.model.footprint import Estimator, Live, Step, measure
+from musicgen_dreamboothing.model.footprint_cache import cache_file
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.model.quantized import Int8Linear, keep_trainable
 from musicgen_dreamboothing.model.recompute import use_full_recompute
@@ -211,20 +212,37 @@ def test_a_base_of_fewer_bits_is_smaller(checkpoints: Folders) -> None:
     assert plain > int8 > nf4
 
 
+def test_a_footprint_is_measured_once(
+    checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls: list[int] = []
+    monkeypatch.setattr(footprint, "measure", lambda model, batch: calls.append(1) or measure(model, batch))
+
+    def total(kind: str = "text", frames: int = 8) -> int:
+        checkpoint, step = read_checkpoint(checkpoints(kind)), Step(frames)
+        return Estimator(checkpoint, step, cache_file(checkpoint, step)).footprint("none", 1).total
+
+    first, measured = total(), len(calls)
+    assert measured > 0
+    assert total() == first
+    assert len(calls) == measured
+    assert total("melody") != first
+    assert total(frames=16) > first
+    assert len(calls) == 3 * measured
+    for path in tmp_path.rglob("*.json"):
+        path.write_text("{")
+    assert total() == first
+    assert len(calls) == 4 * measured
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    estimator = Estimator(read_checkpoint(tiny), Step(8), tmp_path / "file" / "x.json")
+    assert estimator.footprint("none", 1).total > 0
+
+
 # The plan
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_estimates() -> Iterator[None]:
-    """Plans of one kind of step share what was measured."""
-    made: dict[Any, Estimator] = {}
-
-    def estimator(checkpoint: Any, step: Step) -> Estimator:
-        return made.setdefault((checkpoint.name, step), Estimator(checkpoint, step))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "Estimator", estimator)
-        yield
 
 
 class Line:
@@ -376,7 +394,7 @@ def song(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "policy"),
     [
-        (("--memory", "452MB"), "full"),  # a process alone takes 450
+        pytest.param(("--memory", "452MB"), "full", marks=pytest.mark.slow),  # a process alone takes 450
         (("--memory", "8GB"), "none"),
         (("--recompute", "light"), "light"),
     ],

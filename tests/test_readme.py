@@ -47,6 +47,8 @@ def shortened(words: list[str], base: Path) -> list[str]:
         return [*words, "--seconds", "0.5", *continued, *loop]
     if words[0] == "doctor":
         return words
+    if words[0] == "warm-start":
+        return [words[0], str(base), *words[2:]]
     if words[0] == "evaluate":
         small = ["--seconds", "0.5", "--variations", "2", "--clap_model_name_or_path", "none"]
         return words if "--answers" in words else [*words, *small]
@@ -83,7 +85,16 @@ def test_commands_and_python_run(
             base = checkpoints("melody") if "facebook/musicgen-melody" in words else tiny
             ran = cli(*shortened(words, base))
             assert ran.code == 0, (words, ran.err)
-    assert verbs == ["prepare", "doctor", "train", "generate", *["train"] * 3, *["evaluate"] * 4, *["generate"] * 7]
+    assert verbs == [
+        "prepare",
+        "doctor",
+        "train",
+        "generate",
+        *["train"] * 3,
+        "warm-start",
+        *["evaluate"] * 4,
+        *["generate"] * 7,
+    ]
     assert list((home / "new-music").glob("00_punk-with-fast-drums*.wav"))
     (api,) = blocks("README.md", "python")
     api = api.replace("output_dir=", f"model_name_or_path={str(tiny)!r}, max_duration_in_seconds=2, output_dir=")

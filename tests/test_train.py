@@ -450,6 +450,7 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "save_steps": 1,
         "lora_dropout": 0.2,
         "caption_dropout": 0.5,
+        "continuation_fraction": 0.5,
         "crop_seconds": 1.5,
         "random_crop": True,
         "learning_rate": 2e-3,
@@ -712,6 +713,33 @@ def test_the_text_encoder_can_be_trained_too(cli: Cli, data: Path, base: Path, t
     assert abs(trained._states["punk"] - plain._states["punk"]).max() > 1e-2
 
 
+# --- continuation
+
+
+def test_prompts_leave_the_held_out_loss_and_the_seconds_as_they_are(
+    cli: Cli, data: Path, base: Path, tmp_path: Path
+) -> None:
+    def summary(fraction: float) -> dict[str, Any]:
+        folder = tmp_path / str(fraction)
+        options = ("--eval_on_start", "true", "--continuation_fraction", fraction)
+        ran = cli(*train_words(data, folder, base), *ONCE, *options)
+        assert ran.code == 0, ran.err
+        return dict(json.loads((folder / "run.json").read_text())["summary"])
+
+    whole, prompted = summary(0), summary(1)
+    assert prompted["loss_before"] == whole["loss_before"]
+    assert prompted["audio_seconds"] == whole["audio_seconds"]
+    assert prompted["train_loss"] != pytest.approx(whole["train_loss"], rel=1e-4)
+
+
+def test_a_run_is_not_continued_with_another_share_of_prompts(
+    cli: Cli, finished: tuple[Path, str], data: Path, base: Path
+) -> None:
+    ran = cli(*train_words(data, finished[0], base), "--continuation_fraction", 0.5)
+    assert ran.code == 1
+    assert "holds a run with other options: continuation_fraction (0.0 -> 0.5)" in ran.err
+
+
 # --- what is held out
 
 
@@ -754,8 +782,8 @@ def test_nothing_is_held_out_where_none_is_wanted(cli: Cli, data: Path, base: Pa
     assert "held-out" not in ran.out
 
 
-@pytest.mark.parametrize("metric", ["ce_q5", "eval_ppl_q9", "ce_q0"])
-def test_the_metric_of_a_codebook_that_is_not_there_is_refused(
+@pytest.mark.parametrize("metric", ["ce_q5", "eval_ppl_q9", "ce_q0", "eval_ce_left"])
+def test_the_metric_of_a_codebook_or_side_that_is_not_there_is_refused(
     cli: Cli, data: Path, base: Path, tmp_path: Path, metric: str
 ) -> None:
     """Else the first evaluation would end in a KeyError, after all the preparation."""

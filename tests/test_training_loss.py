@@ -27,7 +27,7 @@ from musicgen_dreamboothing.data.tokens.tables import ROW_FEATURES
 from musicgen_dreamboothing.data.tokens.text_states import STATE_FEATURES
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.delay import IGNORED, training_steps
+from musicgen_dreamboothing.model.delay import IGNORED, ignore_prompt, training_steps
 from musicgen_dreamboothing.model.loading import load_language_model
 from musicgen_dreamboothing.training.collator import Collator
 from musicgen_dreamboothing.training.dataset import ClipDataset, Drawing, EpochSampler
@@ -51,13 +51,18 @@ class Pieces(Dataset[Piece]):
         return self.pieces[index % len(self.pieces)]
 
 
-def random_pieces(checkpoint: Checkpoint, lengths: tuple[int, ...]) -> Pieces:
-    """Pieces of different lengths with captions of different lengths; every third one without its caption."""
+def random_pieces(checkpoint: Checkpoint, lengths: tuple[int, ...], *, prompts: bool = False) -> Pieces:
+    """Pieces of different lengths with captions of different lengths; every third one without its caption.
+
+    With `prompts` every other piece continues a prompt of half its length.
+    """
     rng = np.random.default_rng(0)
     pieces = []
     for number, frames in enumerate(lengths):
         codes = torch.from_numpy(rng.integers(0, checkpoint.codebook_size, (checkpoint.codebooks, frames)))
         inputs, labels = training_steps(codes, checkpoint.delay, checkpoint.start_token_id)
+        if prompts and number % 2:
+            labels = ignore_prompt(labels, checkpoint.delay, frames // 2)
         width = checkpoint.config.text_encoder.hidden_size
         states = rng.standard_normal((3 + 2 * number, width)).astype(np.float16)
         pieces.append(
@@ -134,13 +139,18 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 
 @pytest.mark.parametrize(
-    ("kind", "adapted"), [pytest.param("text", True, marks=pytest.mark.slow), ("melody-stereo", True), ("text", False)]
+    ("kind", "adapted", "prompts"),
+    [
+        pytest.param("text", True, False, marks=pytest.mark.slow),
+        ("melody-stereo", True, True),
+        ("text", False, False),
+    ],
 )
 def test_an_update_is_the_same_however_its_clips_are_split(
-    kind: str, adapted: bool, checkpoints: Folders, tmp_path: Path
+    kind: str, adapted: bool, prompts: bool, checkpoints: Folders, tmp_path: Path
 ) -> None:
     folder = checkpoints(kind)
-    pieces = random_pieces(read_checkpoint(folder), (4, 19, 7, 11, 5, 16, 8, 13))
+    pieces = random_pieces(read_checkpoint(folder), (4, 19, 7, 11, 5, 16, 8, 13), prompts=prompts)
     logs, weights = trained(folder, pieces, (8, 1), tmp_path, adapted)
     assert len(logs) == 1
     for split in ((1, 8), (2, 4)):
@@ -162,11 +172,11 @@ def test_a_short_last_window_weighs_as_one_batch_of_its_clips(checkpoints: Folde
         assert_same(weights, whole)
 
 
-@pytest.mark.parametrize("kind", ["text", "melody-stereo"])
-def test_the_logged_loss_is_the_papers(kind: str, checkpoints: Folders, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "prompts"), [("text", True), ("melody-stereo", False)])
+def test_the_logged_loss_is_the_papers(kind: str, prompts: bool, checkpoints: Folders, tmp_path: Path) -> None:
     """Mean over codebooks of the mean over all valid steps of that codebook in the update; not a mean of means."""
     folder = checkpoints(kind)
-    pieces = random_pieces(read_checkpoint(folder), (4, 19, 7, 11))
+    pieces = random_pieces(read_checkpoint(folder), (4, 19, 7, 11), prompts=prompts)
     logs, _ = trained(folder, pieces, (1, 4), tmp_path)
     model = language_model(folder)
     with torch.no_grad():
@@ -198,7 +208,7 @@ def test_lines_of_the_log_do_not_run_into_each_other(tiny: Path, tmp_path: Path)
 
 TWO = ["--dtype", "float32", "--seed", 3, "--use_cpu", "true", "--num_train_epochs", 1]
 TWO += ["--normalize_loudness", "false"]  # as the songs of the fixture are prepared
-TWO += ["--max_train_samples", 11]
+TWO += ["--max_train_samples", 11, "--continuation_fraction", 0.5]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -432,6 +442,40 @@ def test_captions_are_dropped_at_the_rate_that_was_asked_for(
 ) -> None:
     pieces = pieces_of(tables, tiny, crop_frames=4, random_crop=True, caption_dropout=rate)
     assert least <= sum(pieces[index]["keep_caption"] for index in range(100)) <= most
+
+
+def prompt_of(piece: Piece) -> int:
+    """Frames at the beginning of a piece that have no label in the first codebook."""
+    return int((piece["labels"][0] == IGNORED).sum())
+
+
+@pytest.mark.parametrize(("fraction", "least", "most"), [(0.5, 12, 28), (1.0, 40, 40)])
+def test_a_share_of_pieces_continues_a_prompt_and_all_else_stays(
+    fraction: float, least: int, most: int, tiny: Path
+) -> None:
+    """Songs of 8 s: prompts are 100 frames to two thirds of the piece, drawn anew in every epoch."""
+    tables = tables_of(*((song, 0.0, 8.0) for song in range(3)))
+    drawing = {"crop_frames": 297, "random_crop": True, "caption_dropout": 0.5, "vary_captions": True, "seed": 1}
+    plain, prompted = (pieces_of(tables, tiny, continuation_fraction=share, **drawing) for share in (0.0, fraction))
+    prompts = []
+    for index in range(40):
+        usual, piece = plain[index], prompted[index]
+        prompt = prompt_of(piece)
+        expected = ignore_prompt(usual["labels"], (0, 1, 2, 3), prompt)
+        assert same(piece, {**usual, "labels": expected})
+        prompts += [prompt] * (prompt > 0)
+    assert least <= len(prompts) <= most
+    assert 100 <= min(prompts) < 120 < 180 < max(prompts) <= 200
+    assert prompt_of(plain[0]) == 0
+
+
+@pytest.mark.parametrize(("crop", "prompt"), [(147, 100), (87, 60), (1, 2)])
+def test_the_prompt_of_a_short_piece_is_two_thirds_of_it(crop: int, prompt: int, tables: Tables, tiny: Path) -> None:
+    pieces = pieces_of(tables, tiny, crop_frames=crop, random_crop=True, continuation_fraction=1.0)
+    for index in range(20):
+        labels = pieces[index]["labels"]
+        assert labels.shape[1] == crop + 3
+        assert (labels != IGNORED).sum(1).tolist() == [max(crop + 3 - prompt - shift, 0) for shift in (0, 1, 2, 3)]
 
 
 def test_a_piece_has_the_states_of_its_caption(tables: Tables, tiny: Path) -> None:

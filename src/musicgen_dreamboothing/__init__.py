@@ -15,12 +15,22 @@ from typing import TYPE_CHECKING, Any
 from musicgen_dreamboothing.console import UserError, quiet_loggers
 
 if TYPE_CHECKING:
-    from musicgen_dreamboothing.api import doctor, evaluate, generate, prepare, train
+    from musicgen_dreamboothing.api import doctor, evaluate, generate, prepare, train, warm_start
     from musicgen_dreamboothing.generation.generator import Generator
     from musicgen_dreamboothing.generation.requests import GenerationRequest
 
 __version__ = "0.1.0"
-__all__ = ["GenerationRequest", "Generator", "UserError", "doctor", "evaluate", "generate", "prepare", "train"]
+__all__ = [
+    "GenerationRequest",
+    "Generator",
+    "UserError",
+    "doctor",
+    "evaluate",
+    "generate",
+    "prepare",
+    "train",
+    "warm_start",
+]
 
 MODULES = {"Generator": "generation.generator", "GenerationRequest": "generation.requests"}
 

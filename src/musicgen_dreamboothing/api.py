@@ -17,12 +17,14 @@ from musicgen_dreamboothing.arguments import (
     GenerateArguments,
     PrepareArguments,
     TrainArguments,
+    WarmStartArguments,
 )
 from musicgen_dreamboothing.data.doctor import checkup
 from musicgen_dreamboothing.data.prepare import prepare as run_prepare
 from musicgen_dreamboothing.evaluation.evaluate import evaluate as run_evaluate
 from musicgen_dreamboothing.generation.generate import generate as run_generate
 from musicgen_dreamboothing.training.train import train as run_train
+from musicgen_dreamboothing.training.warm_start import warm_start as run_warm_start
 
 Options = ParamSpec("Options")
 Arguments = TypeVar("Arguments")
@@ -48,3 +50,4 @@ doctor = _with_keywords(DoctorArguments, checkup.doctor)
 train = _with_keywords(TrainArguments, run_train)
 generate = _with_keywords(GenerateArguments, run_generate)
 evaluate = _with_keywords(EvaluateArguments, run_evaluate)
+warm_start = _with_keywords(WarmStartArguments, run_warm_start)

@@ -48,7 +48,7 @@ def spectrogram(wave: Wave, rate: int, loudest: float | None = None) -> bytes:
     db = 10 * np.log10(_power(wave, rate) + 1e-12)
     top = max(10 * np.log10((loudest or loudest_power(wave)) + 1e-12), -90.0)  # silence stays dark
     shades = np.clip((db - top) / RANGE_DB + 1, 0, 1) * 255
-    image = Image.fromarray(np.ascontiguousarray(shades.T[::-1]).astype(np.uint8))
+    image = Image.fromarray(shades[::-1].astype(np.uint8))
     image.putpalette(_palette())
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
@@ -61,13 +61,13 @@ def loudest_power(wave: Wave) -> float:
 
 
 def _power(wave: Wave, rate: int) -> np.ndarray:
-    """`[WIDTH, HEIGHT]`: the highest power of the frequencies that share a row."""
+    """`[HEIGHT, WIDTH]`: the highest power of the frequencies that share a row, the lowest first."""
     mono = to_channels(wave, 1)[0]
     hop = max(1, -(-len(mono) // WIDTH))
     frames = np.concatenate(list(spectra(mono, WINDOW, hop)))[:WIDTH]
     edges = np.geomspace(LOWEST_HZ, rate / 2, HEIGHT + 1) * WINDOW / rate
-    rows = np.maximum.reduceat(frames, np.minimum(edges[:-1].astype(int), WINDOW // 2), axis=1)
-    return np.square(rows)
+    firsts = np.minimum(edges[:-1].astype(int), WINDOW // 2)
+    return np.square(np.maximum.reduceat(np.ascontiguousarray(frames.T), firsts, axis=0))  # ten times as fast as by row
 
 
 def _palette() -> list[int]:

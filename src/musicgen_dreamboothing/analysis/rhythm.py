@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 
 from musicgen_dreamboothing.analysis.spectrum import mono_at, spectra
 from musicgen_dreamboothing.audio import Wave, is_silent
@@ -245,8 +246,8 @@ def _autocorrelation(curve: Array, lags: int) -> Array:
     """`[lags]`, 1 at lag 0, corrected for the overlap; 0 without overlap."""
     centred = curve - curve.mean()
     steps = len(centred)
-    spectrum = np.fft.rfft(centred, 2 * steps)
-    products = np.fft.irfft(np.abs(spectrum) ** 2)[: min(lags, steps)] / np.arange(steps, max(steps - lags, 0), -1)
+    spectrum = fft.rfft(centred, 2 * steps)
+    products = fft.irfft(np.abs(spectrum) ** 2)[: min(lags, steps)] / np.arange(steps, max(steps - lags, 0), -1)
     return products / max(products[0], 1e-9)
 
 

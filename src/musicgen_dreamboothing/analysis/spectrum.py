@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from scipy import fft
 
 from musicgen_dreamboothing.audio import Wave, resample, to_channels
 
@@ -34,4 +35,4 @@ def spectra(mono: Array, size: int, hop: int) -> Iterator[Array]:
         inside = mono[max(first, 0) : last]
         block = np.pad(inside, (max(-first, 0), max(last - max(first, 0) - len(inside), 0)))
         windows = sliding_window_view(block, size)[::hop]
-        yield np.abs(np.fft.rfft(windows * window)).astype(np.float32, copy=False)
+        yield np.abs(fft.rfft(windows * window)).astype(np.float32, copy=False)

@@ -33,11 +33,13 @@ from musicgen_dreamboothing.arguments.train import (
     RunArguments,
     TrainArguments,
 )
+from musicgen_dreamboothing.arguments.warm_start import EXACT, WarmStartArguments
 
 __all__ = [
     "CHECKPOINTING",
     "CLIPS",
     "DEFAULT_MODEL",
+    "EXACT",
     "FULL_DEFAULTS",
     "KL",
     "LORA_DEFAULTS",
@@ -60,6 +62,7 @@ __all__ = [
     "PrepareArguments",
     "RunArguments",
     "TrainArguments",
+    "WarmStartArguments",
     "check_values",
     "note_unused",
     "parse",

@@ -38,9 +38,7 @@ class GenerateArguments:
     continue_from: list[str] = option(
         [], "Sound files whose end is continued: one for all prompts, or one for each; any number for one prompt."
     )
-    prompt_seconds: float = option(
-        6.0, "How much of their end the model hears.", above=0, at_most=29, needs=("--continue_from",)
-    )
+    prompt_seconds: float = option(6.0, "Length of that end.", above=0, at_most=29, needs=("--continue_from",))
     keep_prompt: bool = option(
         True,
         "Begin each clip with that end, as it is in the file; false writes the new music alone.",

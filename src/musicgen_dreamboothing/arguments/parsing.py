@@ -22,6 +22,7 @@ from musicgen_dreamboothing.arguments.old_names import modernise
 from musicgen_dreamboothing.arguments.train import LoraArguments, RunArguments, TrainArguments
 from musicgen_dreamboothing.arguments.trainer_options import GROUPS
 from musicgen_dreamboothing.arguments.unknown import explain_unknown
+from musicgen_dreamboothing.arguments.warm_start import WarmStartArguments
 from musicgen_dreamboothing.console import UserError, one_line
 
 Arguments = TypeVar("Arguments")
@@ -33,6 +34,7 @@ VERBS: dict[str, type[Any]] = {
     "train": TrainArguments,
     "generate": GenerateArguments,
     "evaluate": EvaluateArguments,
+    "warm-start": WarmStartArguments,
     "demo": DemoArguments,
 }
 

@@ -24,7 +24,7 @@ with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, a
 
     from musicgen_dreamboothing.arguments.trainer_options import check_trainer_options
 
-METRICS = re.compile(r"(eval_)?(style|loss|ppl|(ce|ppl)_q[1-8])")  # of all the lowest is the best
+METRICS = re.compile(r"(eval_)?(style|loss|ppl|(ce|ppl)_(q[1-8]|left|right))")  # of all the lowest is the best
 STYLE_METRICS = ("style", "eval_style")
 PATIENCE = 4  # epochs of a long run without improvement, after which it stops by itself
 SHORT_EPOCHS = 8  # so many, or fewer, never stop early unless asked to
@@ -161,6 +161,13 @@ class RunArguments:
     )
     caption_dropout: float = option(
         0.2, "Share of crops trained without their caption (Meta: 0.3, melody 0.2).", at_least=0, at_most=1
+    )
+    continuation_fraction: float = option(
+        0.0,
+        "Share of crops whose loss begins only after a prompt of random length (2 s to two thirds of the crop), to "
+        "train the continuation of given music.",
+        at_least=0,
+        at_most=1,
     )
     melody_dropout: float = option(
         0.5,
@@ -306,7 +313,7 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         if metric is not None and not METRICS.fullmatch(metric):
             raise UserError(
                 f"--metric_for_best_model {shown(metric)} is unknown; it takes style, loss, ppl, or of one codebook "
-                "ce_q1 or ppl_q1"
+                "ce_q1 or ppl_q1, or of one side of a stereo base ce_left or ppl_left"
             )
         if metric is None and str(self.save_strategy) == "best":
             raise UserError("--save_strategy best needs --metric_for_best_model, e.g. style")

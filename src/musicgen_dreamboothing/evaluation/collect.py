@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import datasets
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,10 +23,19 @@ from musicgen_dreamboothing.evaluation.melodies import (
 )
 from musicgen_dreamboothing.evaluation.metrics.adherence import Adherence, adherence
 from musicgen_dreamboothing.evaluation.metrics.embedding import Embedder, load_embedder
-from musicgen_dreamboothing.evaluation.references import Excerpts, clip_losses, excerpts
+from musicgen_dreamboothing.evaluation.references import (
+    Excerpts,
+    Spans,
+    Spectrogram,
+    clip_losses,
+    decode_songs,
+    excerpt_spans,
+    searched_rows,
+)
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.hub import weights_fingerprint
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.delay import sides_of
 
 Array = NDArray[np.float64]
 
@@ -34,12 +44,16 @@ BASE, TUNED, MELODY = "base", "tuned", "melody"  # folders of clips
 
 @dataclass(frozen=True)
 class Losses:
-    """Sums of base and fine-tuned model and the number of steps, all `[N, K]`, and the song of each held-out clip."""
+    """Sums of base and fine-tuned model and the number of steps, all `[N, K]`, and the song of each held-out clip.
+
+    The codebooks of `sides` are interleaved; mono has none.
+    """
 
     base: Array
     tuned: Array
     count: Array
     songs: list[str]
+    sides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,7 @@ class EvaluationData:
         embedder: of all sounds.
         key_phrase: that style prompts may begin with; empty without one.
         melodies: clips that were asked to follow a melody; None for a base that takes none.
+        spectra: of the training clips that are searched for copies by sound, by their row.
     """
 
     base: list[EvaluatedClip]
@@ -78,6 +93,7 @@ class EvaluationData:
     embedder: Embedder
     key_phrase: str = ""
     melodies: MelodyClips | None = None
+    spectra: dict[int, Spectrogram] = field(default_factory=dict)
 
     @property
     def song_names(self) -> list[str]:
@@ -114,8 +130,8 @@ class EvaluationData:
 
 def collect_data(
     options: EvaluateArguments, record: RunRecord, folder: Path, prepared: Path, tables: Tables, plan: ClipPlan
-) -> tuple[EvaluationData, Checkpoint]:
-    """Generates and loads all that is compared; also returns the base checkpoint. One model is loaded at a time."""
+) -> EvaluationData:
+    """Generates and loads all that is compared. One model is loaded at a time."""
     base = _generator(options, *base_of(options, record), None)
     checkpoint, has_held_out = base.checkpoint, len(tables.held_out) > 0
     generate_clips(base, folder / BASE, plan, checkpoint.identity, options.batch_size)
@@ -125,9 +141,10 @@ def collect_data(
     melody_base = generate_melody_clips(
         base, folder / MELODY / BASE, asked, plan, checkpoint.identity, options.batch_size
     )
-    songs, held_out = (
-        excerpts(base.decode, checkpoint, clips, seconds=plan.seconds, most=options.song_excerpts, seed=options.seed)
-        for clips in (tables.train, tables.held_out)
+    searched = searched_rows(tables.train, base.device.type)
+    (songs, spectra), (held_out, _) = (
+        decode_songs(base.decode, checkpoint, clips, _spans(options, checkpoint, clips, plan), rows)
+        for clips, rows in ((tables.train, searched), (tables.held_out, []))
     )
     del base
     release_memory()
@@ -138,7 +155,8 @@ def collect_data(
     losses = None
     if losses_before is not None:
         nll, count = clip_losses(tuned, tables.held_out, "fine-tuned model", melodies)
-        losses = Losses(losses_before[0], nll, count, list(tables.held_out["source"]))
+        sides = sides_of(checkpoint.audio_channels)
+        losses = Losses(losses_before[0], nll, count, list(tables.held_out["source"]), sides)
     del tuned
     release_memory()
     embedder = load_embedder(
@@ -150,18 +168,21 @@ def collect_data(
         device=parse_device(options.device),
     )
     before, after = (load_clips(folder / side, plan, checkpoint.sampling_rate) for side in (BASE, TUNED))
-    held_out_songs = held_out if has_held_out else None
-    data = EvaluationData(
-        before,
-        after,
-        songs,
-        held_out_songs,
-        losses,
-        embedder,
+    return EvaluationData(
+        base=before,
+        tuned=after,
+        songs=songs,
+        held_out=held_out if has_held_out else None,
+        losses=losses,
+        embedder=embedder,
         key_phrase=record.key_phrase,
         melodies=MelodyClips(asked, melody_base, melody_tuned) if asked else None,
+        spectra=dict(zip(searched, spectra, strict=True)),
     )
-    return data, checkpoint
+
+
+def _spans(options: EvaluateArguments, checkpoint: Checkpoint, clips: datasets.Dataset, plan: ClipPlan) -> Spans:
+    return excerpt_spans(checkpoint, clips, seconds=plan.seconds, most=options.song_excerpts, seed=options.seed)
 
 
 def base_of(options: EvaluateArguments, record: RunRecord) -> tuple[str, str | None]:

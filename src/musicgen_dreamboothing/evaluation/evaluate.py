@@ -101,12 +101,12 @@ def _evaluate(
 ) -> Evaluated:
     """Generates the clips of both models, measures them and writes the report."""
     run, word = Path(options.run), record.key_phrase or "your style"
-    data, checkpoint = collect_data(options, record, folder, prepared, tables, plan)
+    data = collect_data(options, record, folder, prepared, tables, plan)
     if embeddings is not None:
         save_embeddings(embeddings, data)
         log(f"sounds and embeddings for fadtk and kadtk: {embeddings}")
     figures = figures_of(data)
-    nearest, originality = nearest_clips(options, data, folder, tables, prepared, checkpoint)
+    nearest, originality = nearest_clips(data, folder, tables, prepared)
     evaluation = Evaluation(
         run=run.resolve().name,
         base_model=Path(record.base_model).name if Path(record.base_model).is_dir() else record.base_model,

@@ -13,7 +13,7 @@ import yaml
 from numpy.typing import NDArray
 
 from musicgen_dreamboothing.console import plural
-from musicgen_dreamboothing.evaluation.collect import EvaluationData
+from musicgen_dreamboothing.evaluation.collect import EvaluationData, Losses
 from musicgen_dreamboothing.evaluation.metrics.adherence import CHANCE, SCORES, compare
 from musicgen_dreamboothing.evaluation.metrics.audio_distances import (
     FAR,
@@ -43,7 +43,7 @@ from musicgen_dreamboothing.evaluation.metrics.variety import (
     is_collapsed,
     variety_within,
 )
-from musicgen_dreamboothing.evaluation.result import CODEBOOK, NEITHER, NEUTRAL, STYLE, Figure, Interval, Originality
+from musicgen_dreamboothing.evaluation.result import LOSS_PARTS, NEITHER, NEUTRAL, STYLE, Figure, Interval, Originality
 
 Array = NDArray[np.float64]
 
@@ -126,13 +126,13 @@ def _figure(
         chance: what clips that have nothing to do with their prompts would have.
         note: is added to its meaning.
     """
-    kind, _, number = key.partition(CODEBOOK)
-    texts = _texts()[kind + CODEBOOK if number else key]
-    values = {"embedding": data.embedder.name, "number": number}
+    kind, _, part = key.partition("_")
+    is_part = key.startswith(LOSS_PARTS)
+    texts, values = _texts()[f"{kind}_part" if is_part else key], {"embedding": data.embedder.name}
     if chance is not None:
         values["chance"] = f"{100 * chance:.0f} %"
-    if data.losses is not None:
-        values["codebooks"] = str(data.losses.count.shape[1])
+    if is_part and data.losses is not None:
+        values |= _loss_part(data.losses, part)
     return Figure(
         key=key,
         title=texts["title"].format(**values),
@@ -154,6 +154,16 @@ def _figure(
     )
 
 
+def _loss_part(losses: Losses, part: str) -> dict[str, str]:
+    """Names of a part of the loss for the texts: a side, or a codebook `q3`, which in stereo is of a side."""
+    number = part.removeprefix("q")
+    if number == part:
+        return {"part": f"{part} channel", "name": part}
+    title = f"codebook {number} of {losses.count.shape[1]}"
+    side = f" ({losses.sides[(int(number) - 1) % len(losses.sides)]})" if losses.sides else ""
+    return {"part": title + side, "name": part}
+
+
 def _missing(data: EvaluationData, key: str, reason: str, chance: float | None = None) -> Figure:
     return _figure(data, key, None, None, reason=reason, chance=chance)
 
@@ -172,7 +182,7 @@ def _losses(data: EvaluationData) -> list[Figure]:
     losses = data.losses
     if losses is None:
         return [_missing(data, "loss", "no song was held out; --eval_fraction holds some out")]
-    changes = loss_changes(losses.base, losses.tuned, losses.count, losses.songs)
+    changes = loss_changes(losses.base, losses.tuned, losses.count, losses.songs, losses.sides)
     clips, scope = len(losses.count), _scope(losses.songs, "held-out ")
     return [_figure(data, one.key, one.base, one.tuned, one.change.interval, clips=clips, **scope) for one in changes]
 

@@ -6,40 +6,27 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-from musicgen_dreamboothing.arguments import EvaluateArguments
 from musicgen_dreamboothing.console import log
 from musicgen_dreamboothing.data.layout import CLIPS
 from musicgen_dreamboothing.data.tokens.store import read_codes, recordings_of
 from musicgen_dreamboothing.data.tokens.tables import Tables
-from musicgen_dreamboothing.device import parse_device
 from musicgen_dreamboothing.evaluation.clips import EvaluatedClip
 from musicgen_dreamboothing.evaluation.collect import EvaluationData
 from musicgen_dreamboothing.evaluation.metrics.code_index import CODES, CodeIndex
 from musicgen_dreamboothing.evaluation.metrics.copies import Match
 from musicgen_dreamboothing.evaluation.metrics.sound_index import SOUND, SoundIndex
-from musicgen_dreamboothing.evaluation.references import decoded_clips, spread_over_songs, training_clips
+from musicgen_dreamboothing.evaluation.references import training_clips
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, CopyCounts, Likeness, Nearest, Originality
 from musicgen_dreamboothing.files import digest
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
-from musicgen_dreamboothing.model.codec import decode_clip
 
 SONGS = "songs"  # folder of the training clips that were copied
 SEARCHES = 2  # of each clip
-# Of training clips that are compared by sound, as the codec has to decode them; but at least a clip of each song.
-MOST_SECONDS = {"cpu": 3600.0}
-MOST_SECONDS_ON_A_GPU = 72_000.0
 
 
 def nearest_clips(
-    options: EvaluateArguments,
-    data: EvaluationData,
-    folder: Path,
-    tables: Tables,
-    prepared: Path,
-    checkpoint: Checkpoint,
+    data: EvaluationData, folder: Path, tables: Tables, prepared: Path
 ) -> tuple[list[Nearest], Originality]:
     """The nearest training clip of each clip of the fine-tuned model, and how many clips of either are near-copies.
 
@@ -48,10 +35,8 @@ def nearest_clips(
     codes, names = training_clips(tables.train, _recordings(tables, prepared))
     tests = SEARCHES * len(data.tuned)
     code_index = CodeIndex(codes, names, codes[0].shape[1] / tables.train["seconds"][0], tests)
-    rows = _searched_by_sound(tables, parse_device(options.device).type)
-    decode = partial(decode_clip, load_codec(checkpoint, parse_device(options.device)), checkpoint=checkpoint)
-    training = decoded_clips(decode, tables.train.select(rows), checkpoint.sampling_rate)
-    sound_index = SoundIndex(training, [names[row] for row in rows], tests)
+    rows = list(data.spectra)
+    sound_index = SoundIndex(list(data.spectra.values()), [names[row] for row in rows], tests)
     base, tuned = (_search(code_index, sound_index, clips) for clips in (data.base, data.tuned))
     nearest = [
         _nearest(match, clip, folder, tables, prepared)
@@ -77,14 +62,6 @@ def _recordings(tables: Tables, prepared: Path) -> dict[str, str]:
     table, row_of = read_codes(prepared, tables.split.codes)
     rows = [row for row in tables.split.train if row["digest"] in row_of]
     return recordings_of(prepared, rows, table, row_of)
-
-
-def _searched_by_sound(tables: Tables, device: str) -> list[int]:
-    """Rows of the training clips that are compared by sound: all, or as many as the codec may decode on this device."""
-    seconds, songs = list(tables.train["seconds"]), list(tables.train["source"])
-    allowed = MOST_SECONDS.get(device, MOST_SECONDS_ON_A_GPU)
-    most = len(seconds) if sum(seconds) <= allowed else int(allowed * len(seconds) / sum(seconds))
-    return spread_over_songs(list(range(len(seconds))), songs, max(most, len(set(songs))))
 
 
 def _search(codes: CodeIndex, sounds: SoundIndex, clips: Sequence[EvaluatedClip]) -> list[tuple[Match, Match]]:

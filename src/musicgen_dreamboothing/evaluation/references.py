@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -22,6 +22,7 @@ from musicgen_dreamboothing.data.tokens.split import MELODY, Split
 from musicgen_dreamboothing.data.tokens.store import clip_rows
 from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables, tables_of_split
 from musicgen_dreamboothing.evaluation.metrics.copies import TrainingClip
+from musicgen_dreamboothing.evaluation.metrics.semitones import spectrogram
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
@@ -29,6 +30,11 @@ from musicgen_dreamboothing.model.delay import training_steps
 
 Array = NDArray[np.float64]
 Decode = Callable[[torch.Tensor], Wave]  # codes [K, T] to a wave [C, S]
+Spectrogram = NDArray[np.float16]  # of `semitones.spectrogram`, [T, bands]
+
+# Of training clips that are compared by sound, as the codec has to decode them; but at least a clip of each song.
+MOST_SECONDS = {"cpu": 3600.0}
+MOST_SECONDS_ON_A_GPU = 72_000.0
 
 
 @dataclass(frozen=True)
@@ -73,21 +79,26 @@ def tables_of(record: RunRecord, prepared: Path, base: Callable[[], Checkpoint])
     )
 
 
-def excerpts(
-    decode: Decode,
-    checkpoint: Checkpoint,
-    clips: datasets.Dataset,
-    *,
-    seconds: float,
-    most: int,
-    seed: int,
-) -> Excerpts:
-    """Pieces of clips, from random places, decoded by the codec, whose faults are then not the model's.
+class Span(NamedTuple):
+    """A piece of a clip: the row of the clip, and its first frame."""
+
+    row: int
+    begin: int
+
+
+class Spans(NamedTuple):
+    """Pieces of clips, all of so many frames."""
+
+    frames: int
+    places: list[Span]
+
+
+def excerpt_spans(checkpoint: Checkpoint, clips: datasets.Dataset, *, seconds: float, most: int, seed: int) -> Spans:
+    """Pieces of clips from random places.
 
     Args:
-        decode: codes `[K, T]` to a wave `[C, S]`.
         checkpoint: the base.
-        clips: rows with `codes` and `source`.
+        clips: rows with `seconds` and `source`.
         seconds: length of a piece; shorter clips are left out, unless all are shorter.
         most: number of pieces, which are spread over the songs, then over their clips; a clip has as many as fit.
         seed: of the places.
@@ -99,15 +110,49 @@ def excerpts(
     turns = spread_over_songs(list(range(len(pieces))), [clips["source"][row] for _, row in pieces], most)
     chosen = sorted((row, number) for number, row in (pieces[turn] for turn in turns))
     counts, rng = Counter(row for row, _ in chosen), np.random.default_rng(seed)
-    starts: dict[int, int] = {}
-    waves = []
-    for row, number in progress_bar(chosen, unit="clip", desc="decoding songs", leave=False):
-        codes = np.asarray(clips[row]["codes"], np.int64)
-        if row not in starts:
-            starts[row] = int(rng.integers(max(0, codes.shape[1] - counts[row] * frames) + 1))
-        begin = starts[row] + number * frames
-        waves.append((decode(torch.from_numpy(codes[:, begin : begin + frames])), checkpoint.sampling_rate))
-    return Excerpts(waves, [clips["source"][row] for row, _ in chosen])
+    starts = {row: int(rng.integers(max(0, lengths[row] - count * frames) + 1)) for row, count in counts.items()}
+    return Spans(frames, [Span(row, starts[row] + number * frames) for row, number in chosen])
+
+
+def decode_songs(
+    decode: Decode, checkpoint: Checkpoint, clips: datasets.Dataset, spans: Spans, searched: Sequence[int] = ()
+) -> tuple[Excerpts, list[Spectrogram]]:
+    """Excerpts of clips, and spectrograms of entire clips for the search for copies by sound; each is decoded once.
+
+    They are decoded by the codec, whose faults are then not the model's.
+
+    Args:
+        decode: codes `[K, T]` to a wave `[C, S]`.
+        checkpoint: the base.
+        clips: rows with `codes` and `source`.
+        spans: of the excerpts.
+        searched: rows whose spectrograms are returned, in their order.
+    """
+    begins: dict[int, list[int]] = {row: [] for row in searched}
+    for row, begin in spans.places:
+        begins.setdefault(row, []).append(begin)
+    rate, hop = checkpoint.sampling_rate, checkpoint.hop_length
+    cut: dict[Span, Wave] = {}
+    spectra: dict[int, Spectrogram] = {}
+    for row in progress_bar(sorted(begins), unit="clip", desc="decoding songs", leave=False):
+        codes = torch.from_numpy(np.asarray(clips[row]["codes"], np.int64))
+        if row in searched:
+            wave = decode(codes)
+            spectra[row] = spectrogram(wave, rate).astype(np.float16)
+            parts = {begin: wave[:, begin * hop : (begin + spans.frames) * hop].copy() for begin in begins[row]}
+        else:
+            parts = {begin: decode(codes[:, begin : begin + spans.frames]) for begin in begins[row]}
+        cut |= {Span(row, begin): part for begin, part in parts.items()}
+    waves = [(cut[span], rate) for span in spans.places]
+    return Excerpts(waves, [clips["source"][span.row] for span in spans.places]), [spectra[row] for row in searched]
+
+
+def searched_rows(clips: datasets.Dataset, device: str) -> list[int]:
+    """Rows of the training clips that are compared by sound: all, or as many as the codec may decode on this device."""
+    seconds, songs = list(clips["seconds"]), list(clips["source"])
+    allowed = MOST_SECONDS.get(device, MOST_SECONDS_ON_A_GPU)
+    most = len(seconds) if sum(seconds) <= allowed else int(allowed * len(seconds) / sum(seconds))
+    return spread_over_songs(list(range(len(seconds))), songs, max(most, len(set(songs))))
 
 
 def spread_over_songs(rows: list[int], songs: list[str], most: int) -> list[int]:
@@ -127,12 +172,6 @@ def training_clips(
     codes = [np.asarray(row["codes"]) for row in clips.with_format("numpy")]
     names = zip(clips["source"], clips["start"], clips["file_name"], strict=True)
     return codes, [TrainingClip(song, start, file, recordings[song]) for song, start, file in names]
-
-
-def decoded_clips(decode: Decode, clips: datasets.Dataset, rate: int) -> Iterator[tuple[Wave, int]]:
-    """The clips as the codec decodes them, one by one."""
-    for row in clips.with_format("numpy"):
-        yield decode(torch.from_numpy(np.asarray(row["codes"], np.int64))), rate
 
 
 @torch.inference_mode()

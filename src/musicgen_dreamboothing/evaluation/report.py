@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.evaluation.result import (
-    CODEBOOK,
+    LOSS_PARTS,
     NEUTRAL,
     STYLE,
     CopyCounts,
@@ -30,6 +32,7 @@ from musicgen_dreamboothing.evaluation.result import (
 from musicgen_dreamboothing.evaluation.verdict import BETTER, WORSE, by_strength, clock, direction
 from musicgen_dreamboothing.files import write_json, write_text
 from musicgen_dreamboothing.pages import COARSE, data_uri, loudest_power, mp3, render, spectrogram
+from musicgen_dreamboothing.workers import in_threads
 
 PAGE = "report.html"
 PAGE_SECONDS = 400.0  # of before and after, all together: some 8 MB with the pictures, where a clip lasts 8 s
@@ -37,7 +40,6 @@ COPIES = 12  # near-copies that get players; a pair takes some 300 KB
 EXCERPT_SECONDS = (5.0, 15.0)  # of a near-copy, at least and at most
 BAR_WIDTH, BAR_HEIGHT = 160, 36  # of a figure's drawing, in its own units
 CURVE_WIDTH, CURVE_HEIGHT = 420, 150
-CODEBOOKS = ("ce_q", "ppl_q")  # figures of single codebooks, which have a table of their own
 TICKS, DOTS = 3, 30  # of a curve; more points are a line only
 TONES = {BETTER: "better", WORSE: "worse"}
 GROUPS = {STYLE: "What it was taught", NEUTRAL: "What it could do before"}
@@ -51,13 +53,14 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
     """
     pairs, nearest = _fitting(folder, evaluation.pairs), by_strength(evaluation.nearest)
     copies = [one for one in nearest if one.is_copy]
+    sides = list(in_threads(partial(_sides, folder), pairs, os.cpu_count() or 1, unit="pair", doing="drawing"))
     text = render(
         "evaluation.html.jinja",
         one=evaluation,
-        groups=[(title, _prompts(folder, pairs, kind)) for kind, title in GROUPS.items()],
+        groups=[(title, _prompts(pairs, sides, kind)) for kind, title in GROUPS.items()],
         left_out=len(evaluation.pairs) - len(pairs),
-        figures=[_row(figure) for figure in evaluation.figures if CODEBOOK not in figure.key],
-        codebooks=[_row(figure) for figure in evaluation.figures if CODEBOOK in figure.key],
+        figures=[_row(figure) for figure in evaluation.figures if not figure.key.startswith(LOSS_PARTS)],
+        codebooks=[_row(figure) for figure in evaluation.figures if figure.key.startswith(LOSS_PARTS)],
         bar=(BAR_WIDTH, BAR_HEIGHT),
         curves=[drawn for curve in evaluation.curves if (drawn := _drawn(curve))],
         curve=(CURVE_WIDTH, CURVE_HEIGHT),
@@ -153,11 +156,12 @@ def _fitting(folder: Path, pairs: list[Pair]) -> list[Pair]:
     return chosen
 
 
-def _prompts(folder: Path, pairs: list[Pair], kind: str) -> list[tuple[str, list[dict[str, Any]]]]:
+def _prompts(pairs: list[Pair], sides: list[list[_Side]], kind: str) -> list[tuple[str, list[dict[str, Any]]]]:
     """Each prompt of a kind with what the template needs of its takes."""
     takes: dict[str, list[dict[str, Any]]] = {}
-    for pair in (pair for pair in pairs if pair.kind == kind):
-        takes.setdefault(pair.prompt, []).append({"notes": pair.notes, "sides": _sides(folder, pair)})
+    for pair, shown in zip(pairs, sides, strict=True):
+        if pair.kind == kind:
+            takes.setdefault(pair.prompt, []).append({"notes": pair.notes, "sides": shown})
     return list(takes.items())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 STYLE, NEUTRAL = "style", "neutral"  # prompts for the new style, and for other music
 LOWER, HIGHER, NEITHER = "lower", "higher", "neither"  # which way is better
 
-CODEBOOK = "_q"  # in the keys of single codebooks' losses
+LOSS_PARTS = ("ce_", "ppl_")  # keys of the losses of single sides and codebooks begin with one of them
 ENOUGH_GROUPS = 6  # below that an interval is called rough
 
 Interval = tuple[float, float]  # confidence interval of 95 %

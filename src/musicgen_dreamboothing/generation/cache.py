@@ -148,13 +148,13 @@ class Cache:
     def _texts_of(self, rows: slice) -> list[tuple[Text, list[int], list[int]]]:
         """The texts of some rows, each with the places of its rows among them, and in the text."""
         numbers = list(range(len(self._keys_values[0])))
-        found = []
+        selected = []
         for text in self._texts:
             own = numbers if text.rows is None else torch.tensor(numbers)[text.rows].tolist()
             pairs = [(place, own.index(row)) for place, row in enumerate(numbers[rows]) if row in own]
             if pairs:
-                found.append((text, [place for place, _ in pairs], [number for _, number in pairs]))
-        return found
+                selected.append((text, [place for place, _ in pairs], [number for _, number in pairs]))
+        return selected
 
     def _right_aligned(self, states: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The prefix with its padding moved from the end to the start, and its additive mask."""

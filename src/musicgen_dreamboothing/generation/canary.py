@@ -1,4 +1,4 @@
-"""Whether a model listens to its conditions: with others, the logits of the first new step must be others.
+"""Checks that a model depends on its conditions: with others, the logits of the first new step must be others.
 
 Versions of transformers, wrong weights or an adapter for another base have made models ignore them without an error.
 """

@@ -55,8 +55,10 @@ def generate(options: GenerateArguments) -> Generation:
     play = _clips if options.loop_bars is None else _loops
     files = {(number, variation): path for number, variation, path in play(generator, entries, options, writer)}
     elapsed = time.perf_counter() - started
-    speed, length = writer.seconds / elapsed, round(writer.seconds / len(files), 2)
-    log(f"{plural(len(files), 'clip')} of {length:g} s in {elapsed:.1f} s: {speed:.2f}x real time")
+    speed, length = writer.seconds / elapsed, writer.seconds / len(files)
+    if abs(length - options.seconds) * generator.checkpoint.frame_rate <= 1:
+        length = options.seconds  # it was rounded to whole frames
+    log(f"{plural(len(files), 'clip')} of {round(length, 2):g} s in {elapsed:.1f} s: {speed:.2f}x real time")
     in_order = [files[place] for place in sorted(files)]
     for path in in_order:
         log(f"  {path}")
@@ -104,12 +106,12 @@ def _loops(generator: Generator, entries: Sequence[Entry], options: GenerateArgu
         sampling=_sampling(options),
         batch_size=options.batch_size,
     )
-    found: dict[tuple[int, int], list[Loop]] = {}
+    loops: dict[tuple[int, int], list[Loop]] = {}
     for request, codes in drawn:
         place = places[id(request)]
-        found.setdefault(place, []).append(best_loop(codes, generator.decode(codes), length))
-        if len(found[place]) == takes:
-            best = min(found.pop(place), key=lambda loop: loop.join)
+        loops.setdefault(place, []).append(best_loop(codes, generator.decode(codes), length))
+        if len(loops[place]) == takes:
+            best = min(loops.pop(place), key=lambda loop: loop.join)
             wave = loop_wave(generator, best)
             facts = {"bpm": length.bpm, "loop": (0, wave.shape[1] - 1), "join": round(best.join, 3)}
             yield *place, writer.write(*place, [wave], facts)

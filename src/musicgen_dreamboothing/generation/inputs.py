@@ -83,21 +83,21 @@ def read_entries(inputs: Sequence[Input], options: GenerateArguments, generator:
     songs: dict[Path, AudioPrompt] = {}
     tunes: dict[Path, Classes] = {}
     entries = []
-    for wanted in inputs:
-        if wanted.song is not None and wanted.song not in songs:
-            songs[wanted.song] = generator.audio_prompt(wanted.song, options.prompt_seconds)
-        if wanted.melody is not None and wanted.melody not in tunes:
-            tunes[wanted.melody] = read_melody(wanted.melody, options.melody_start, options.melody_seconds)
-        continued = None if wanted.song is None else songs[wanted.song]
+    for item in inputs:
+        if item.song is not None and item.song not in songs:
+            songs[item.song] = generator.audio_prompt(item.song, options.prompt_seconds)
+        if item.melody is not None and item.melody not in tunes:
+            tunes[item.melody] = read_melody(item.melody, options.melody_start, options.melody_seconds)
+        continued = None if item.song is None else songs[item.song]
         request = GenerationRequest(
-            _with_tempo(wanted.name, options.bpm) if options.loop_bars else wanted.name,
-            melody=None if wanted.melody is None else tunes[wanted.melody],
+            _with_tempo(item.name, options.bpm) if options.loop_bars else item.name,
+            melody=None if item.melody is None else tunes[item.melody],
             prompt_codes=None if continued is None else continued.codes,
             negative_prompt=options.negative_prompt,
-            sections=tuple(section.loaded() for section in wanted.sections),
+            sections=tuple(section.loaded() for section in item.sections),
         )
         facts = {} if options.negative_prompt is None else {"negative_prompt": options.negative_prompt}
-        entries.append(Entry(wanted, request, continued, facts | wanted.facts()))
+        entries.append(Entry(item, request, continued, facts | item.facts()))
     return entries
 
 

@@ -84,4 +84,4 @@ def continued(codes: torch.Tensor | None, drawn: torch.Tensor, window: Window) -
     """All codes `[B, K, end]` up to a window's end, from those before it and its own `[B, K, frames]`."""
     if codes is None:
         return drawn
-    return torch.cat([codes[..., : window.first], drawn[..., window.first - window.start :]], dim=-1)
+    return torch.cat([codes[..., : window.first].to(drawn.device), drawn[..., window.first - window.start :]], dim=-1)

@@ -13,7 +13,7 @@ from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.convolutions import ChannelsLast
 
-# Frames that the convolutions of the encoder process at once. The first layers have 64 channels at the sampling rate: a
+# Frames that convolutions process at once. The first layers of the encoder have 64 channels at the sampling rate: a
 # quarter of a GB each for 30 s. In chunks a CPU is faster, and both CPU and GPU need less memory.
 CPU_FRAMES, GPU_FRAMES = 100, 1500
 
@@ -93,11 +93,21 @@ def decode(codec: EncodecModel, codes: torch.Tensor, checkpoint: Checkpoint) -> 
     """Codes `[B, K, T]` to waveforms `[B, C, T * hop length]`, float32 on the CPU."""
     channels = checkpoint.audio_channels
     codes = codes.to(codec.device)
+    if codec.device.type == "cpu" and _is_local(codec):
+        return torch.stack([_decode_in_chunks(codec, clip, checkpoint) for clip in codes])
     waves = [
         codec.decode(codes[None, :, channel::channels], [None] * codes.shape[0]).audio_values
         for channel in range(channels)
     ]
     return torch.cat(waves, dim=1).float().cpu()
+
+
+def _decode_in_chunks(codec: EncodecModel, codes: torch.Tensor, checkpoint: Checkpoint) -> torch.Tensor:
+    """`[K, T]` -> `[C, S]`."""
+    decoder = StreamDecoder(codec, checkpoint)
+    chunks = codes.split(CPU_FRAMES, dim=-1)
+    waves = [decoder.push(chunk, last=number == len(chunks)) for number, chunk in enumerate(chunks, 1)]
+    return torch.cat(waves, dim=-1)
 
 
 def decode_clip(codec: EncodecModel, codes: torch.Tensor, checkpoint: Checkpoint) -> np.ndarray:
@@ -134,20 +144,38 @@ class StreamDecoder:
         return torch.cat([side.push(codes[channel :: self._channels], last) for side, channel in sides]).float().cpu()
 
 
+class _Frames:
+    """The latest of a growing row of frames `[..., T]`, numbered from the beginning of the clip."""
+
+    def __init__(self) -> None:
+        self._latest: torch.Tensor | None = None
+        self._begin = 0  # of the latest ones
+        self.end = 0
+
+    def append(self, frames: torch.Tensor) -> None:
+        """Adds frames at the end."""
+        self._latest = frames if self._latest is None else torch.cat([self._latest, frames], dim=-1)
+        self.end += frames.shape[-1]
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Frames `begin` to `end`; the ones before are forgotten."""
+        assert self._latest is not None
+        self._latest, self._begin = self._latest[..., begin - self._begin :], begin
+        return self._latest[..., : end - begin]
+
+
 class _Side:
     """One channel of a `StreamDecoder`."""
 
     def __init__(self, codec: EncodecModel) -> None:
         self._codec = codec
-        self._first, self._lstm, *self._rest = codec.decoder.layers
+        self._first, self._lstm, *rest = codec.decoder.layers
         self._first_reach = _decoder_reach([self._first])
-        self._rest_reach = _decoder_reach(self._rest)
-        # What is still needed: codes [k, frames] and outputs of the LSTM [1, D, frames], and their first frames.
-        self._codes: torch.Tensor | None = None
-        self._hidden: torch.Tensor | None = None
-        self._first_code = self._first_hidden = 0
+        self._rest_reach = _decoder_reach(rest)
+        self._rest = ChannelsLast(rest) if codec.device.type == "cpu" else nn.Sequential(*rest)
+        self._codes, self._hidden = _Frames(), _Frames()  # [k, T], and outputs of the LSTM [1, D, T]
         self._state: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._recurrent = self._decoded = 0  # frames that the LSTM and the last layer are done with
+        self._decoded = 0  # frames that the last layer is done with
 
     @property
     def lookahead(self) -> int:
@@ -155,48 +183,31 @@ class _Side:
 
     def push(self, codes: torch.Tensor, last: bool) -> torch.Tensor:
         """`[k, T]` -> `[1, S]`."""
-        self._codes = codes if self._codes is None else torch.cat([self._codes, codes], dim=-1)
-        total = self._first_code + self._codes.shape[-1]
-        self._run_lstm(total if last else total - self._first_reach)
-        wave = self._decode(self._recurrent if last else self._recurrent - self._rest_reach)
-        self._forget()
-        return wave
-
-    def _forget(self) -> None:
-        """Drops what no later frame depends on, so that memory does not grow with the length of the sound."""
-        if self._codes is not None:
-            first = max(0, self._recurrent - self._first_reach)
-            self._codes, self._first_code = self._codes[:, first - self._first_code :], first
-        if self._hidden is not None:
-            first = max(0, self._decoded - self._rest_reach)
-            self._hidden, self._first_hidden = self._hidden[..., first - self._first_hidden :].clone(), first
+        self._codes.append(codes)
+        self._run_lstm(self._codes.end if last else self._codes.end - self._first_reach)
+        return self._decode(self._hidden.end if last else self._hidden.end - self._rest_reach)
 
     def _run_lstm(self, end: int) -> None:
         """Runs the first convolution and the LSTM up to a frame."""
-        if end <= self._recurrent:
+        done = self._hidden.end
+        if end <= done:
             return
-        assert self._codes is not None
-        begin = max(0, self._recurrent - self._first_reach)
-        window = self._codes[:, begin - self._first_code : end + self._first_reach - self._first_code]
+        begin = max(0, done - self._first_reach)
+        window = self._codes.read(begin, end + self._first_reach)
         hidden = self._first(self._codec.quantizer.decode(window[:, None]))
-        hidden = hidden[..., self._recurrent - begin : end - begin].permute(2, 0, 1)
+        hidden = hidden[..., done - begin : end - begin].permute(2, 0, 1)
         output, self._state = self._lstm.lstm(hidden, self._state)
-        new = (output + hidden).permute(1, 2, 0)
-        self._hidden = new if self._hidden is None else torch.cat([self._hidden, new], dim=-1)
-        self._recurrent = end
+        self._hidden.append((output + hidden).permute(1, 2, 0))
 
     def _decode(self, end: int) -> torch.Tensor:
         """Runs the other layers up to a frame: `[1, S]`."""
         if end <= self._decoded:
             return torch.zeros(1, 0)
-        assert self._hidden is not None
         begin = max(0, self._decoded - self._rest_reach)
-        hidden = self._hidden[..., begin - self._first_hidden : end + self._rest_reach - self._first_hidden]
-        frames = hidden.shape[-1]
-        for layer in self._rest:
-            hidden = layer(hidden)
-        hop = hidden.shape[-1] // frames
-        wave = hidden[0, :, (self._decoded - begin) * hop : (end - begin) * hop]
+        hidden = self._hidden.read(begin, end + self._rest_reach)
+        frames, decoded = hidden.shape[-1], self._rest(hidden)
+        hop = decoded.shape[-1] // frames
+        wave = decoded[0, :, (self._decoded - begin) * hop : (end - begin) * hop]
         self._decoded = end
         return wave.cpu()
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 
 UNFILLED = -1  # a code that is not drawn yet
+SIDES = ("left", "right")  # codebook k of a stereo checkpoint is of side k % 2
 IGNORED = -100  # label of a position that carries no loss, as in torch.nn.functional.cross_entropy
 
 
@@ -24,6 +25,11 @@ def delays(codebooks: int, audio_channels: int) -> tuple[int, ...]:
     if codebooks % audio_channels:
         raise ValueError(f"{codebooks} codebooks can't be shared by {audio_channels} channels")
     return tuple(codebook // audio_channels for codebook in range(codebooks))
+
+
+def sides_of(audio_channels: int) -> tuple[str, ...]:
+    """Names of the sides whose codebooks are interleaved; none for mono."""
+    return SIDES if audio_channels == len(SIDES) else ()
 
 
 def apply_delay(codes: torch.Tensor, delay: tuple[int, ...], fill: int) -> torch.Tensor:
@@ -53,3 +59,13 @@ def training_steps(codes: torch.Tensor, delay: tuple[int, ...], start: int) -> t
     targets = labels.masked_fill(labels == IGNORED, start)
     inputs = torch.cat([torch.full_like(targets[..., :1], start), targets[..., :-1]], dim=-1)
     return inputs, labels
+
+
+def ignore_prompt(labels: torch.Tensor, delay: tuple[int, ...], frames: int) -> torch.Tensor:
+    """Labels `[K, T]` without those of the first `frames` frames, whose codes are known when a prompt is continued.
+
+    The label of frame t stands at step `t + delay[k]` in codebook k.
+    """
+    steps = torch.arange(labels.shape[-1], device=labels.device)
+    ends = frames + torch.tensor(delay, device=labels.device)
+    return labels.masked_fill(steps < ends[:, None], IGNORED)

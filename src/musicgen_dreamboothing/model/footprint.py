@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter, trained_parameters
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.footprint_cache import read_cache, write_cache
 from musicgen_dreamboothing.model.language_model import MelodyLM, PlaceholderEncoder, TextLM
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.model.seams import TorchDispatchMode, set_attention, storage_id, tree_leaves
@@ -81,24 +83,28 @@ class Footprint:
 
 
 class Estimator:
-    """Footprints of one kind of step, for any recompute policy and number of clips."""
+    """Footprints of one kind of step, for any recompute policy and number of clips.
 
-    def __init__(self, checkpoint: Checkpoint, step: Step) -> None:
-        self._checkpoint, self._step = checkpoint, step
+    Args:
+        checkpoint: the base.
+        step: the kind of step.
+        file: where measured values are kept for the next time; None keeps them nowhere.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, step: Step, file: Path | None = None) -> None:
+        self._checkpoint, self._step, self._file = checkpoint, step, file
         self._layers = int(checkpoint.config.decoder.num_hidden_layers)
         self._models: dict[tuple[str, int], Any] = {}
-        self._measured: dict[tuple[str, int, int], tuple[int, int]] = {}
-        self._weights: tuple[int, int] | None = None
+        self._measured = {} if file is None else read_cache(file)
 
     def footprint(self, policy: str, clips: int) -> Footprint:
         """The memory of a step on so many clips at once."""
         kept, peak = (self._extrapolated(policy, clips, place) for place in (0, 1))
-        if self._weights is None:
-            self._weights = self._count_weights()
+        weights = self._once("weights", self._count_weights)
         unpacked = 0
         if self._step.quantization != "none":  # a dequantised weight of the feed-forward layers
             unpacked = int(self._checkpoint.config.decoder.ffn_dim) * self._width * self._step.dtype.itemsize
-        return Footprint(*self._weights, kept, max(0, peak - kept) + unpacked)
+        return Footprint(weights[0], weights[1], kept, max(0, peak - kept) + unpacked)
 
     @property
     def _width(self) -> int:
@@ -115,15 +121,24 @@ class Estimator:
 
         return int(self._to_all_layers(*(at(depth) for depth in DEPTHS)))
 
-    def _measure(self, policy: str, depth: int, clips: int) -> tuple[int, int]:
-        """(bytes kept, bytes at the peak)."""
-        case = (policy, depth, clips)
+    def _once(self, case: str, measured: Callable[[], tuple[int, int]]) -> list[int]:
+        """Two numbers of bytes, measured the first time."""
         if case not in self._measured:
-            with _sizes_only(self._step.dtype if self._step.lora else torch.float32):
-                if case[:2] not in self._models:
-                    self._models[case[:2]] = self._prepared_model(policy, depth)
-                self._measured[case] = measure(self._models[case[:2]], self._batch(clips))
+            self._measured[case] = list(measured())
+            if self._file is not None:
+                write_cache(self._file, self._measured)
         return self._measured[case]
+
+    def _measure(self, policy: str, depth: int, clips: int) -> list[int]:
+        """[bytes kept, bytes at the peak]."""
+
+        def measured() -> tuple[int, int]:
+            with _sizes_only(self._step.dtype if self._step.lora else torch.float32):
+                if (policy, depth) not in self._models:
+                    self._models[policy, depth] = self._prepared_model(policy, depth)
+                return measure(self._models[policy, depth], self._batch(clips))
+
+        return self._once(f"{policy}, {depth} layers, {clips} clips", measured)
 
     def _prepared_model(self, policy: str, depth: int) -> Any:
         model = self._model(depth)

@@ -18,6 +18,7 @@ from musicgen_dreamboothing.data.prepare import check_durations
 from musicgen_dreamboothing.device import check_device
 from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.delay import sides_of
 from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.model import lora_settings
@@ -51,11 +52,14 @@ def check_options(options: TrainArguments) -> None:
 
 
 def check_metric(options: TrainArguments, checkpoint: Checkpoint) -> None:
-    """Refuses a metric of a codebook that the base does not have.
+    """Refuses a metric of a codebook or side that the base does not have.
 
     Raises:
         UserError: names the codebooks that there are.
     """
+    side = re.search(r"_(left|right)$", str(options.metric_for_best_model))
+    if side and not sides_of(checkpoint.audio_channels):
+        raise UserError(f"--metric_for_best_model {options.metric_for_best_model}: {checkpoint.name} is mono")
     number = re.search(r"_q(\d+)$", str(options.metric_for_best_model))
     if number and not 1 <= int(number[1]) <= checkpoint.codebooks:
         raise UserError(

@@ -25,9 +25,11 @@ from musicgen_dreamboothing.data.tokens.passages import find_passages
 from musicgen_dreamboothing.data.tokens.split import MELODY
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.chroma import NULL_CLASS
-from musicgen_dreamboothing.model.delay import training_steps
+from musicgen_dreamboothing.model.delay import ignore_prompt, training_steps
 
 INSTANCE, PRIOR = "instance", "prior"  # what is to be learned, and what is to stay
+SHORTEST_PROMPT = 2.0  # seconds, of a continuation
+LONGEST_PROMPT = 2, 3  # as a fraction of the piece
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Drawing:
     """How pieces are drawn from clips; the defaults draw each clip as it is, for evaluation.
 
     With `vary_captions`, words behind the `key_phrase` are left out too, each at a probability of `word_dropout`.
+    A share `continuation_fraction` of the pieces is a continuation: it has no labels in its first frames, the prompt.
     A melody is dropped with its clip's caption, and else at a probability of `melody_dropout`, as audiocraft drops it.
     """
 
@@ -45,6 +48,7 @@ class Drawing:
     seed: int = 0
     word_dropout: float = 0.0
     key_phrase: str = ""
+    continuation_fraction: float = 0.0
     melody_dropout: float = 0.0
 
 
@@ -97,6 +101,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         inputs, labels = training_steps(codes, self.checkpoint.delay, self.checkpoint.start_token_id)
         keep_caption = bool(rng.random() >= self.drawing.caption_dropout)
         caption = self._draw_caption(clip, rng)
+        # The last draw: with or without prompts, pieces have the same codes and captions.
+        labels = ignore_prompt(labels, self.checkpoint.delay, self._draw_prompt(codes.shape[-1], rng))
         piece = {"codes": inputs, "labels": labels, "caption": caption, "keep_caption": keep_caption}
         if self.captions is not None:
             piece["text_states"] = self.captions[self._caption_rows[caption]]["states"]
@@ -120,6 +126,15 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if self.captions is None:
             return with_word_dropout(caption, phrase, dropout, rng)
         return word_dropout_variants(caption, phrase, dropout)[int(rng.integers(WORD_DROPOUT_VARIANTS))]
+
+    def _draw_prompt(self, frames: int, rng: np.random.Generator) -> int:
+        """Frames of a piece that are its prompt; 0 where it is no continuation."""
+        fraction = self.drawing.continuation_fraction
+        if not fraction or rng.random() >= fraction:
+            return 0
+        longest = frames * LONGEST_PROMPT[0] // LONGEST_PROMPT[1]
+        shortest = min(round(SHORTEST_PROMPT * self.checkpoint.frame_rate), longest)
+        return int(rng.integers(shortest, longest + 1))
 
     def _draw_span(self, clip: int, rng: np.random.Generator) -> _Span:
         """Where a piece lies. It is taken `max(delay)` frames longer, which the delay pattern eats.

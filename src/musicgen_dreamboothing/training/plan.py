@@ -15,6 +15,7 @@ from musicgen_dreamboothing.data.tokens.melodies import melody_source
 from musicgen_dreamboothing.device import free_memory, parse_dtype
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.footprint import CAPTION_TOKENS, Estimator, Footprint, Step
+from musicgen_dreamboothing.model.footprint_cache import cache_file
 from musicgen_dreamboothing.training.model import lora_settings
 
 RESERVE = 0.1  # of the memory stays free: allocators leave holes, and the estimate may err
@@ -137,7 +138,7 @@ def plan_step(
         melody_source(options, checkpoint) is not None,
         shared=options.world_size > 1,
     )
-    estimator = Estimator(checkpoint, step)
+    estimator = Estimator(checkpoint, step, cache_file(checkpoint, step))
     rows = 2 if step.with_prior else 1
     sizes, policies = sizes_of(options, device, rows * step.frames), policies_of(options, device)
     clips = options.per_device_train_batch_size * options.gradient_accumulation_steps

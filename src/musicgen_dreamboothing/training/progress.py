@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from musicgen_dreamboothing.console import log
+from musicgen_dreamboothing.model.delay import SIDES
 
 EXTRAS = {"instance_loss": "songs", "prior_loss": "class", "eval_style": "distance to your songs"}
 
@@ -36,11 +37,10 @@ def line_of(logs: dict[str, Any]) -> str:
         return ""
     parts = [f"epoch {float(logs.get('epoch', 0)):.2f}"]
     if f"{prefix}loss" in logs:
-        codebooks = [value for key, value in logs.items() if key.startswith(f"{prefix}ce_q")]
         parts += [
             "held-out" if prefix else "training",
             f"loss {float(logs[prefix + 'loss']):.4f}",
-            "(codebooks " + " ".join(f"{float(value):.3f}" for value in codebooks) + ")",
+            f"({_codebooks(logs, prefix)})",
         ]
     for key, name in EXTRAS.items():
         if key in logs:
@@ -48,3 +48,11 @@ def line_of(logs: dict[str, Any]) -> str:
     if "learning_rate" in logs:
         parts.append(f"lr {float(logs['learning_rate']):.2e}")
     return "  ".join(parts)
+
+
+def _codebooks(logs: dict[str, Any], prefix: str) -> str:
+    """The losses of the codebooks, those of a stereo model by side."""
+    values = [f"{float(value):.3f}" for key, value in logs.items() if key.startswith(f"{prefix}ce_q")]
+    if f"{prefix}ce_{SIDES[0]}" not in logs:
+        return f"codebooks {' '.join(values)}"
+    return ", ".join(f"{side} {' '.join(values[number :: len(SIDES)])}" for number, side in enumerate(SIDES))

@@ -22,7 +22,8 @@ RESULT_OPTIONS = (
     *("optim", "optim_args", "weight_decay", "dataloader_drop_last"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "data_seed", "dtype"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "dataset_name", "max_train_samples"),
-    *("eval_fraction", "crop_seconds", "random_crop", "caption_dropout", "melody_dropout", "quantization"),
+    *("eval_fraction", "crop_seconds", "random_crop", "caption_dropout", "melody_dropout"),
+    *("continuation_fraction", "quantization"),
     *("with_prior_preservation", "prior", "num_class_clips", "prior_loss_weight", "class_data_dir", "class_prompts"),
 )
 

@@ -53,7 +53,14 @@ def _train_set(settings: Settings) -> Any:
     options, tables, checkpoint = settings.options, settings.tables, settings.checkpoint
     frames = round(options.crop_seconds * checkpoint.frame_rate) if options.crop_seconds else None
     seed = options.seed if options.data_seed is None else options.data_seed
-    drawing = Drawing(frames, options.random_crop, True, options.caption_dropout, seed)
+    drawing = Drawing(
+        frames,
+        options.random_crop,
+        vary_captions=True,
+        caption_dropout=options.caption_dropout,
+        seed=seed,
+        continuation_fraction=options.continuation_fraction,
+    )
     with_dropout = replace(
         drawing,
         word_dropout=options.word_dropout,

@@ -22,7 +22,7 @@ from musicgen_dreamboothing.evaluation.metrics.embedding import load_embedder
 from musicgen_dreamboothing.evaluation.metrics.statistics import TooFewError
 from musicgen_dreamboothing.evaluation.metrics.style import style_distance
 from musicgen_dreamboothing.evaluation.plan import style_prompts
-from musicgen_dreamboothing.evaluation.references import Excerpts, excerpts
+from musicgen_dreamboothing.evaluation.references import Excerpts, decode_songs, excerpt_spans
 from musicgen_dreamboothing.generation.requests import GeneratedClip
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
@@ -68,11 +68,10 @@ def _songs(options: TrainArguments, checkpoint: Checkpoint, tables: Tables, seco
     """The report's excerpts of all songs, those that are trained on and those that are held out."""
     report = EvaluateArguments()
     decode = partial(decode_clip, load_codec(checkpoint, options.device), checkpoint=checkpoint)
-    sets = [
-        excerpts(decode, checkpoint, clips, seconds=seconds, most=report.song_excerpts, seed=report.seed)
-        for clips in (tables.train, tables.held_out)
-        if len(clips)
-    ]
+    sets = []
+    for clips in (tables.train, tables.held_out):
+        spans = excerpt_spans(checkpoint, clips, seconds=seconds, most=report.song_excerpts, seed=report.seed)
+        sets.append(decode_songs(decode, checkpoint, clips, spans)[0])
     return Excerpts([wave for one in sets for wave in one.waves], [song for one in sets for song in one.songs])
 
 

@@ -14,6 +14,7 @@ from musicgen_dreamboothing.console import best_effort, log, plural
 from musicgen_dreamboothing.data.tokens.tables import Tables
 from musicgen_dreamboothing.device import peak_memory, peak_reserved_memory
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.delay import SIDES
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
 
 
@@ -131,7 +132,11 @@ def log_summary(
     )
     if metrics:
         before = summary["loss_before"]
-        log(f"Held-out loss {'' if before is None else f'{before:.4f} before, '}{metrics['eval_loss']:.4f} after")
+        sides = [f"{side} {metrics[key]:.4f}" for side in SIDES if (key := f"eval_ce_{side}") in metrics]
+        log(
+            f"Held-out loss {'' if before is None else f'{before:.4f} before, '}{metrics['eval_loss']:.4f} after"
+            + (f" ({', '.join(sides)})" if sides else "")
+        )
     if summary["kept"]:
         log(summary["kept"])
     log(f"Saved in {folder}")

@@ -20,6 +20,7 @@ from musicgen_dreamboothing.device import release_memory, reset_peak_memory
 from musicgen_dreamboothing.files import folder_lock
 from musicgen_dreamboothing.model.adapter import SavedAdapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.stereo import read_origin
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 from musicgen_dreamboothing.sharing.repository import Repository
 from musicgen_dreamboothing.sharing.runs import open_repository, upload
@@ -133,6 +134,10 @@ def _open_repository(options: TrainArguments, checkpoint: Checkpoint) -> Reposit
     repository = open_repository(name, token=options.hub_token or options.token, private=options.hub_private_repo)
     if options.use_lora and checkpoint.is_local:
         log(f"note: the adapter will name its base {checkpoint.name}, a folder that exists only on this machine")
+        if (origin := read_origin(Path(checkpoint.name))) is not None:
+            log(
+                f"note: others get that base by `warm-start {origin.base} --variant {origin.variant}`, as the card says"
+            )
     return repository
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from musicgen_dreamboothing.arguments import KL
 from musicgen_dreamboothing.console import UserError, log, plural
 from musicgen_dreamboothing.device import is_out_of_memory, release_memory
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
-from musicgen_dreamboothing.model.delay import IGNORED
+from musicgen_dreamboothing.model.delay import IGNORED, sides_of
 from musicgen_dreamboothing.model.recompute import use_full_recompute
 from musicgen_dreamboothing.model.seams import switch_autocast_off
 from musicgen_dreamboothing.signals import Stopped
@@ -40,12 +41,13 @@ class CodebookTrainer(StoppableTrainer):
     # Trainer divides by the number of accumulation steps unless the loss is marked as scaled.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, compute_metrics=evaluation_metrics, **kwargs)
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        self._sides = sides_of(model.config.decoder.audio_channels)
+        super().__init__(model, *args, compute_metrics=partial(evaluation_metrics, sides=self._sides), **kwargs)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._sampler = EpochSampler(len(self.train_dataset), seed)
         self._train_sums: torch.Tensor | None = None  # [2, G, K]: nll and count since the last line of the log
-        self._frames: Any = 0  # of audio that all processes were trained on since their start, padding left out
+        self._frames: Any = 0  # of audio that this process was trained on since its start, padding left out
         self._parts = 1  # a micro-batch is computed in so many, since memory ran out
         self._recomputes_all = self.args.recompute == "full"
         self._earlier_batches: list[dict[str, torch.Tensor]] = []  # micro-batches of this update before the one at hand
@@ -72,10 +74,8 @@ class CodebookTrainer(StoppableTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         if batches and self.accelerator.gradient_state.end_of_dataloader:
             self._ignore_repeats(batches[-1])
-        steps = self._get_num_items_in_batch(batches, device)
-        if steps is not None:
-            self._frames = self._frames + steps[:, 0].sum().long()  # the first codebook has a label in every frame
-        return batches, steps
+        self._frames = sum((_frames(batch["labels"]) for batch in batches), self._frames)
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def _ignore_repeats(self, batch: dict[str, torch.Tensor]) -> None:
         """Leaves out the clips from an epoch's start with which accelerate fills its last batch for all processes."""
@@ -231,7 +231,7 @@ class CodebookTrainer(StoppableTrainer):
         """Adds cross-entropy and perplexity of each codebook to the training lines."""
         if "loss" in logs and self._train_sums is not None:
             nll, count = self.accelerator.reduce(self._train_sums, reduction="sum").cpu()
-            metrics = codebook_metrics(nll[0], count[0])
+            metrics = codebook_metrics(nll[0], count[0], self._sides)
             if len(nll) > 1:  # what Trainer calls loss is the weighted sum of these two
                 logs |= {"instance_loss": metrics["loss"], "prior_loss": codebook_metrics(nll[1], count[1])["loss"]}
             logs |= {key: value for key, value in metrics.items() if key != "loss"}
@@ -239,8 +239,9 @@ class CodebookTrainer(StoppableTrainer):
         super().log(logs, start_time)
 
     def audio_seconds(self, checkpoint: Checkpoint) -> float:
-        """Seconds of audio that all processes were trained on since their start."""
-        return float(self._frames) / checkpoint.frame_rate
+        """Seconds of audio that all processes were trained on since their start; all of them have to ask."""
+        frames = torch.as_tensor(self._frames, device=self.accelerator.device)
+        return float(self.accelerator.reduce(frames, reduction="sum")) / checkpoint.frame_rate
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Keeps with it how micro-batches were split: a resumed run would run out of memory again."""
@@ -287,18 +288,28 @@ def _groups(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([~is_prior, is_prior]).float().to(batch["labels"].device)
 
 
-def codebook_metrics(nll: torch.Tensor, count: torch.Tensor) -> dict[str, float]:
-    """Mean cross-entropy (nats) and perplexity, for all and for each codebook, named as audiocraft names them.
+def _frames(labels: torch.Tensor) -> torch.Tensor:
+    """Frames of audio in labels `[B, K, S]`, prompts included: codebook 1 has its last label in a clip's last frame."""
+    steps = torch.arange(1, labels.shape[-1] + 1, device=labels.device)
+    return ((labels[:, 0] != IGNORED) * steps).amax(-1).sum()
+
+
+def codebook_metrics(nll: torch.Tensor, count: torch.Tensor, sides: tuple[str, ...] = ()) -> dict[str, float]:
+    """Mean cross-entropy (nats) and perplexity, for all, each side and each codebook, named as audiocraft names them.
 
     Args:
         nll: summed cross-entropy of each codebook `[K]`.
         count: number of valid steps of each codebook `[K]`.
+        sides: names of the sides whose codebooks are interleaved.
     """
     means = (nll.double() / count.clamp(min=1)).tolist()
     mean = sum(means) / len(means)
     metrics = {"loss": mean, "ppl": _perplexity(mean)}
-    for number, value in enumerate(means, start=1):
-        metrics |= {f"ce_q{number}": value, f"ppl_q{number}": _perplexity(value)}
+    of_sides = {side: means[number :: len(sides)] for number, side in enumerate(sides)}
+    parts = {side: sum(books) / len(books) for side, books in of_sides.items()}
+    parts |= {f"q{number}": value for number, value in enumerate(means, start=1)}
+    for name, value in parts.items():
+        metrics |= {f"ce_{name}": value, f"ppl_{name}": _perplexity(value)}
     return metrics
 
 
@@ -306,7 +317,7 @@ def _perplexity(cross_entropy: float) -> float:
     return math.exp(cross_entropy) if cross_entropy < 700 else math.inf  # a double ends near exp(709)
 
 
-def evaluation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+def evaluation_metrics(prediction: EvalPrediction, sides: tuple[str, ...] = ()) -> dict[str, float]:
     """Metrics of held-out clips from their sums and counts, both `[N, K]`."""
     nll, count = torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids)
-    return codebook_metrics(nll.double().sum(0), count.sum(0))
+    return codebook_metrics(nll.double().sum(0), count.sum(0), sides)

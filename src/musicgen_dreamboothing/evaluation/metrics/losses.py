@@ -20,7 +20,7 @@ class LossChange:
 
     Attributes:
         key: `loss`, the mean over codebooks in nats, and `ppl`, its exponential; `ce_q1`, `ppl_q1` and so on are of
-            each codebook, as audiocraft calls them (`solvers/musicgen.py`).
+            each codebook, as audiocraft calls them (`solvers/musicgen.py`); `ce_left`, `ppl_left` and so on of a side.
         base, tuned: the losses.
         change: tuned - base.
     """
@@ -31,7 +31,9 @@ class LossChange:
     change: Estimate
 
 
-def loss_changes(base: Array, tuned: Array, count: Array, songs: Sequence[str] | None = None) -> list[LossChange]:
+def loss_changes(
+    base: Array, tuned: Array, count: Array, songs: Sequence[str] | None = None, sides: Sequence[str] = ()
+) -> list[LossChange]:
     """Mean cross-entropies of held-out clips, and their perplexities.
 
     Intervals are of the jackknife over songs; of one or two songs over clips, and then they hold for these songs.
@@ -40,6 +42,7 @@ def loss_changes(base: Array, tuned: Array, count: Array, songs: Sequence[str] |
         base, tuned: sums over valid steps in nats, `[N, K]`.
         count: numbers of valid steps, `[N, K]`.
         songs: the song of each clip.
+        sides: names of the sides whose codebooks are interleaved.
 
     Raises:
         ValueError: the shapes differ, or there is no clip.
@@ -50,14 +53,16 @@ def loss_changes(base: Array, tuned: Array, count: Array, songs: Sequence[str] |
     groups = group_numbers(songs, len(steps))
 
     def losses(rows: Rows) -> Array:
-        """Of both models, `[2 (K + 1) 2]`: nats and perplexity, of each codebook and of their mean."""
+        """Of both models, `[2 (1 + sides + K) 2]`: nats and perplexity of all codebooks, each side, each codebook."""
         chosen = np.isin(groups, rows)
         books = sums[:, chosen].sum(axis=1) / np.maximum(steps[chosen].sum(axis=0), 1)  # [2, K]
-        nats = np.concatenate([books.mean(axis=1, keepdims=True), books], axis=1)
+        of_sides = [books[:, number :: len(sides)] for number in range(len(sides))]
+        nats = np.concatenate([*(part.mean(axis=1, keepdims=True) for part in (books, *of_sides)), books], axis=1)
         return np.stack([nats, np.exp(nats)], axis=-1).ravel()
 
     known = Jackknife.of(losses, int(groups.max()) + 1)
-    keys = ["loss", "ppl", *(f"{name}_q{book + 1}" for book in range(steps.shape[1]) for name in ("ce", "ppl"))]
+    parts = [*sides, *(f"q{book + 1}" for book in range(steps.shape[1]))]
+    keys = ["loss", "ppl", *(f"{name}_{part}" for part in parts for name in ("ce", "ppl"))]
     changes = []
     for number, key in enumerate(keys):
         before, after = np.zeros((2, 2 * len(keys)))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.audio import Wave
@@ -48,7 +49,7 @@ def spectrogram(wave: Wave, rate: int) -> Floats:
     mono = np.pad(audio.resample(audio.to_channels(wave, 1), rate, RATE)[0], SIZE // 2)
     frames = np.lib.stride_tricks.sliding_window_view(mono, SIZE)[:: RATE // STEPS_HZ]
     hann, bands = np.hanning(SIZE).astype(np.float32), _bands()
-    blocks = [np.abs(np.fft.rfft(frames[at : at + BLOCK] * hann)) ** 2 @ bands for at in range(0, len(frames), BLOCK)]
+    blocks = [np.abs(fft.rfft(frames[at : at + BLOCK] * hann)) ** 2 @ bands for at in range(0, len(frames), BLOCK)]
     power = np.concatenate(blocks).astype(np.float32)
     loud = max(float(np.quantile(power.mean(axis=1), 0.95)), 1e-10)
     padded = np.pad(10 * np.log10(power / loud + 10 ** (-RANGE_DB / 10)), ((1, 1), (0, 0)), mode="edge")
@@ -58,7 +59,7 @@ def spectrogram(wave: Wave, rate: int) -> Floats:
 @cache
 def _bands() -> Floats:
     """Triangular filters a semitone apart, `[F, BANDS + 2 * MOST_SEMITONES]`, each with a sum of 1."""
-    hertz = np.fft.rfftfreq(SIZE, 1 / RATE)
+    hertz = fft.rfftfreq(SIZE, 1 / RATE)
     semitones = 12 * np.log2(np.maximum(hertz, 1.0) / LOWEST_HZ)[:, None]
     distance = np.abs(semitones - np.arange(-MOST_SEMITONES, BANDS + MOST_SEMITONES))
     filters = np.maximum(0, 1 - distance)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 from transformers.audio_utils import mel_filter_bank
 
 Array = NDArray[np.float64]
@@ -41,7 +42,7 @@ def mel_db(wave: NDArray[np.float32], rate: int) -> Array:
     starts = np.round(np.arange(steps) * rate / ENVELOPE_HZ).astype(int)
     hann = np.hanning(window + 1)[:-1]
     size = 2 ** math.ceil(math.log2(2 * window))  # twice as fine as the window, for the narrow lowest bands
-    spectrum = np.fft.rfft(padded[starts[:, None] + np.arange(window)] * hann, size)
+    spectrum = fft.rfft(padded[starts[:, None] + np.arange(window)] * hann, size)
     power = np.abs(spectrum) ** 2 / (hann.sum() / 2) ** 2
     highest = min(HIGHEST_HZ, rate / 2)
     filters = mel_filter_bank(size // 2 + 1, BANDS, LOWEST_HZ, highest, rate, norm=None, mel_scale="htk")
@@ -65,8 +66,8 @@ def autocorrelation(envelope: Array, lags: Array) -> Array:
     """
     centred = envelope - envelope.mean()
     steps = len(centred)
-    spectrum = np.fft.rfft(centred, 2 * steps)
-    full = np.fft.irfft(np.abs(spectrum) ** 2)[:steps] / np.arange(steps, 0, -1)
+    spectrum = fft.rfft(centred, 2 * steps)
+    full = fft.irfft(np.abs(spectrum) ** 2)[:steps] / np.arange(steps, 0, -1)
     if full[0] < 1e-9:
         return np.zeros(len(lags))
     return np.interp(lags, np.arange(steps), full / full[0], right=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,7 @@ class SoundIndex:
     recordings share is no evidence. The strength of a stretch is the sum of its evidence in seconds.
 
     Args:
-        waves: of each training clip, `[C, S]`, with its rate in Hz; read one by one, only spectrograms are kept.
+        spectra: of each training clip, from `semitones.spectrogram`.
         clips: the name of each.
         tests: number of clips times searches in a report; see `copies.calibrate`.
 
@@ -71,13 +71,10 @@ class SoundIndex:
     """
 
     def __init__(
-        self, waves: Iterable[tuple[Wave, int]], clips: Sequence[TrainingClip], tests: int = copies.USUAL_TESTS
+        self, spectra: Sequence[NDArray[Any]], clips: Sequence[TrainingClip], tests: int = copies.USUAL_TESTS
     ) -> None:
-        bar: Iterable[tuple[Wave, int]]
-        bar = progress_bar(waves, total=len(clips), unit="clip", desc="reading training clips", leave=False)
-        self._spectra = [semitones.spectrogram(*sound).astype(np.float16) for sound in bar]
-        copies.check_clips(self._spectra, clips)
-        self._clips, self._tests = clips, tests
+        copies.check_clips(spectra, clips)
+        self._spectra, self._clips, self._tests = spectra, clips, tests
         self._recordings = copies.recording_numbers(clips)
         self._thresholds: dict[int, Threshold] = {}
         coarse = [semitones.windows(self._shapes(number), self._starts(number, COARSE)) for number in range(len(clips))]
