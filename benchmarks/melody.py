@@ -27,7 +27,7 @@ MODES = {SELF: "self", NONE: "none"}
 ENOUGH = 0.9  # of the base's margin over shuffled melodies
 TOOL = Path(__file__).parents[1] / "tools" / "tiny" / "make_melody.py"
 HELD_OUT_SEED = 1  # of tunes that the checkpoint was not trained on
-LEARNING_RATE, BATCH = 2e-3, 4
+LEARNING_RATE, BATCH, MELODY_DROPOUT = 5e-4, 4, 0.2
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _options() -> argparse.Namespace:
         "--steps", type=int, help="updates of the checkpoint; by default those of tools/tiny/melody.yaml"
     )
     parser.add_argument("--tunes", type=int, help="that it is trained on; by default as many as the tool makes")
-    parser.add_argument("--updates", type=int, default=120, help="of each adapter")
+    parser.add_argument("--updates", type=int, default=150, help="of each adapter")
     parser.add_argument("--clips", type=int, default=24, help="generated for each set of melodies")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -114,6 +114,7 @@ def _trained(run: Path, base: Path, mode: str, options: argparse.Namespace) -> P
             min_duration_in_seconds=tool.SECONDS / 2,
             normalize_loudness=False,  # the codec was trained on music at the level of these songs
             melody=mode,
+            melody_dropout=MELODY_DROPOUT,
             max_steps=options.updates,
             learning_rate=LEARNING_RATE,
             per_device_train_batch_size=BATCH,

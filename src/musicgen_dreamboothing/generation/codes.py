@@ -223,6 +223,11 @@ class CodeGenerator:
                 f"models with one are {', '.join(MELODY_CHECKPOINTS)} and what is trained on them"
             )
         for request in requests:
+            if request.prompt_codes is not None and len(request.prompt_codes) != self.checkpoint.codebooks:
+                raise UserError(
+                    f"prompt codes of {len(request.prompt_codes)} codebooks for {self.checkpoint.name}, "
+                    f"which has {self.checkpoint.codebooks}: encode the sound with this model"
+                )
             if request.negative_prompt in {part.prompt for part in request.parts(0)}:
                 raise UserError(
                     f"the negative prompt {request.negative_prompt!r} is the prompt itself; describe something else"
