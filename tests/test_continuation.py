@@ -21,6 +21,7 @@ from musicgen_dreamboothing.generation.decoding import CodeStream, GraphedCodeSt
 from musicgen_dreamboothing.generation.engine import Decoder
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.generation.guidance import Sampling, TextRows, guided, guided_conditioning
+from musicgen_dreamboothing.generation.melodies import read_melody
 from musicgen_dreamboothing.generation.requests import GenerationRequest
 from musicgen_dreamboothing.model import codec, text
 
@@ -203,6 +204,23 @@ def test_a_short_sound_is_cut_to_whole_frames_from_the_left(tmp_path: Path, gene
     prompt = generator.audio_prompt(tmp_path / "short.wav")
     assert prompt.codes.shape[-1] == 10
     assert np.abs(prompt.wave - wave[:, 37:]).max() < 1e-4
+
+
+def test_a_prompt_has_a_frame_at_least(song: Path, generators: Generators) -> None:
+    assert generators("text").audio_prompt(song, 0.001).codes.shape[-1] == 1
+
+
+def test_damage_of_a_continued_file_is_named(
+    tmp_path: Path, generators: Generators, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio.write(tmp_path / "cut.flac", tone_song(3.0, 2), SAMPLING_RATE)
+    content = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
+    generators("text").audio_prompt(tmp_path / "cut.flac", 0.1)
+    read_melody(tmp_path / "cut.flac")
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2
+    assert all("cut.flac: " in line and "s decoded of the 3.0 s" in line for line in printed)
 
 
 def test_a_kept_prompt_is_the_original_and_fades_into_the_decoded_sound() -> None:

@@ -26,7 +26,7 @@ def read_melody(path: Path, start: float = 0.0, seconds: float | None = None) ->
     if not path.is_file():
         raise UserError(f"no file at {path} with a melody; --melody takes audio files")
     end = None if seconds is None else start + seconds
-    waves = audio.stream(path, SAMPLING_RATE, start=start, end=end)
+    waves = audio.stream(path, SAMPLING_RATE, start=start, end=end, on_damage=log)
     classes = chroma_of_pieces(torch.from_numpy(audio.to_channels(wave, 1)[0]) for wave in waves).numpy()
     if is_null(classes):
         log(f"note: the strongest note of {path} is a C throughout, or it is silent; for the model that is no melody")
