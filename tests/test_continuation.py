@@ -266,10 +266,11 @@ def test_many_songs_with_one_prompt_and_a_prompt_for_each(
 ) -> None:
     other = tmp_path / "other.wav"
     audio.write(other, tone_song(0.5, 3), SAMPLING_RATE)  # shorter than the prompt that is asked for
-    short = ("--prompt_seconds", 0.6, "--seconds", 0.8, "--continue_from", song, other)
+    short = ("--prompt_seconds", 0.6, "--seconds", 0.8, "--keep_prompt", "false", "--continue_from", song, other)
     ran = cli("generate", tiny, *prompts, "--output_dir", tmp_path / "out", *short)
     assert ran.code == 0, ran.err
     first, second = sorted((tmp_path / "out").glob("*.wav"))
+    assert "2 clips of 0.2 to 0.3 s in " in ran.out
     assert (first.name[:7], second.name[:6]) == ("00_punk", f"01_{prompts[-1][:3]}")
     assert first.read_bytes() != second.read_bytes()
 
@@ -278,7 +279,7 @@ def test_many_songs_with_one_prompt_and_a_prompt_for_each(
     ("words", "message"),
     [
         (["punk", "--continue_from", "nowhere.wav"], "no file at nowhere.wav; --continue_from takes sound files"),
-        (["a", "b", "c", "--continue_from", "s.wav", "s.wav"], "2 --continue_from don't fit to 3 of the others"),
+        (["a", "b", "c", "--continue_from", "s.wav", "s.wav"], "--continue_from has 2 values, and another option 3"),
         (["punk", "--continue_from", "silent.wav"], "the last 1 s of silent.wav are silent"),
         (
             ["punk", "--continue_from", "s.wav", "--seconds", "1"],

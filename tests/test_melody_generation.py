@@ -221,7 +221,7 @@ def test_a_section_names_its_melody(
 def test_a_text_model_takes_no_melody(tunes: list[Path], tiny: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
     ran = cli("generate", tiny, "punk", "--melody", tunes[0], "--output_dir", tmp_path / "out")
     assert (ran.code, ran.err.count("\n")) == (1, 1)
-    assert "takes no melody: it is a text model; models with one are facebook/musicgen-melody" in ran.err
+    assert "takes no melody: it is a text model; take facebook/musicgen-melody" in ran.err
     assert list(tmp_path.glob("out/*.wav")) == []
 
 
