@@ -164,6 +164,15 @@ def test_a_model_that_ignores_its_melody_is_refused(checkpoints: Folders) -> Non
         codes_of(generator, [following(TUNE)])
 
 
+def test_a_model_that_ignores_its_prompt_is_refused_with_a_melody_too(checkpoints: Folders) -> None:
+    generator = Generator(checkpoints("melody"), device="cpu", dtype="float32")
+    with torch.no_grad():
+        for weight in generator._model.enc_to_dec_proj.parameters():
+            weight.zero_()
+    with pytest.raises(UserError, match="the prompt changes nothing in this model"):
+        codes_of(generator, [following(TUNE)])
+
+
 # The command
 
 
