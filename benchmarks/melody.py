@@ -59,7 +59,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--tunes", type=int, help="that it is trained on; by default as many as the tool makes")
     parser.add_argument("--material", choices=("style", "songs"), default="style", help="what the adapters learn")
-    parser.add_argument("--updates", type=int, default=100, help="of each adapter")
+    parser.add_argument("--updates", type=int, default=60, help="of each adapter")
     parser.add_argument("--clips", type=int, default=24, help="generated for each set of melodies")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -125,7 +125,7 @@ def _trained(run: Path, base: Path, mode: str, options: argparse.Namespace) -> P
             **held_out,
             max_duration_in_seconds=tool.SECONDS,
             min_duration_in_seconds=tool.SECONDS / 2,
-            normalize_loudness=False,  # the codec was trained on music at the level of these songs
+            normalize_loudness=options.material == "style",  # as of the base's tunes; the codec knows the songs' level
             melody=mode,
             melody_dropout=MELODY_DROPOUT,
             max_steps=options.updates,
@@ -145,7 +145,7 @@ def _trained(run: Path, base: Path, mode: str, options: argparse.Namespace) -> P
 
 def _style() -> Any:
     """The instrument that the adapters learn."""
-    return _tool().Timbre("lead guitar", (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.3), 1.0)
+    return _tool().Timbre("lead guitar", (1.0, 0.4, 0.3, 0.2, 0.15), 0.4)
 
 
 def _tunes(timbres: Sequence[Any], seed: int, number: int) -> list[Any]:
