@@ -90,8 +90,9 @@ def test_commands_and_python_run(
         "doctor",
         "train",
         "generate",
-        *["train"] * 3,
+        *["train"] * 2,
         "warm-start",
+        "train",
         *["evaluate"] * 4,
         *["generate"] * 7,
     ]
