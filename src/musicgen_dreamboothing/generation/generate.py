@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +55,8 @@ def generate(options: GenerateArguments) -> Generation:
     play = _clips if options.loop_bars is None else _loops
     files = {(number, variation): path for number, variation, path in play(generator, entries, options, writer)}
     elapsed = time.perf_counter() - started
-    speed, length = writer.seconds / elapsed, writer.seconds / len(files)
-    if abs(length - options.seconds) * generator.checkpoint.frame_rate <= 1:
-        length = options.seconds  # it was rounded to whole frames
-    log(f"{plural(len(files), 'clip')} of {round(length, 2):g} s in {elapsed:.1f} s: {speed:.2f}x real time")
+    speed = writer.seconds / elapsed
+    log(f"{plural(len(files), 'clip')} of {_range(writer.lengths)} s in {elapsed:.1f} s: {speed:.2f}x real time")
     in_order = [files[place] for place in sorted(files)]
     for path in in_order:
         log(f"  {path}")
@@ -117,6 +115,11 @@ def _loops(generator: Generator, entries: Sequence[Entry], options: GenerateArgu
             yield *place, writer.write(*place, [wave], facts)
 
 
+def _range(lengths: Collection[float]) -> str:
+    """The shortest and the longest of some lengths; one number where they are the same."""
+    return " to ".join(f"{length:g}" for length in sorted({round(min(lengths), 2), round(max(lengths), 2)}))
+
+
 def _describe(generator: Generator, model: str) -> str:
     """One or two lines on what was loaded, and whether the adapter is active."""
     base = generator.checkpoint
@@ -145,5 +148,8 @@ def _warn(generator: Generator, entries: Sequence[Entry], options: GenerateArgum
             f"note: {longest:g} s is longer than the {TRAINED_SECONDS:g} s the models were trained on; "
             f"it is made in windows that continue the last {overlap:.0f} s before them"
         )
+    with_melody = any(part.melody is not None for entry in entries for part in entry.request.parts(0))
+    if options.sections is not None and options.melody_guidance != 1 and not with_melody:
+        log(f"note: --melody_guidance has no effect: no section in {options.sections} has a melody")
     if options.loop_bars is not None and suffix_of(options.format) != ".wav":
         log(f"note: {options.format} files have no loop points; the loop is the whole file")

@@ -80,10 +80,10 @@ def write_stereo_checkpoint(
         UserError: the checkpoint is incomplete.
     """
     weights = open_weights(mono.name, mono.source.arguments(), lambda name: name, convert=False)
-    found = [match for name in weights if (match := OF_CODEBOOK.fullmatch(name))]
-    if len(found) != 2 * mono.codebooks:
+    copied = sum(OF_CODEBOOK.fullmatch(name) is not None for name in weights)
+    if copied != 2 * mono.codebooks:
         raise UserError(
-            f"{mono.name} has {len(found)} heads and embeddings, not {2 * mono.codebooks}; take a complete checkpoint"
+            f"{mono.name} has {copied} heads and embeddings, not {2 * mono.codebooks}; take a complete checkpoint"
         )
     config = copy.deepcopy(mono.config)
     config.decoder.num_codebooks, config.decoder.audio_channels = len(SIDES) * mono.codebooks, len(SIDES)
