@@ -119,6 +119,14 @@ def write_answers(path: Path, key: Path) -> None:
     path.write_text(json.dumps({"test": test["test"], "answers": answers}))
 
 
+def test_the_example_of_a_verdict_is_that_of_the_demo() -> None:
+    (shown,) = re.findall(r"^```\n(- It learned.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    demo = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8"))
+    assert [" ".join(sentence.split()) for sentence in re.split(r"^- ", shown, flags=re.MULTILINE)[1:]] == demo[
+        "verdict"
+    ]
+
+
 def test_the_script_reads_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
     (words,) = [shlex.split(line)[1:] for line in re.findall(r"`(python finetune_musicgen\.py [^`]+)`", README)]
     monkeypatch.chdir(ROOT)
