@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,8 @@ def generate(options: GenerateArguments) -> Generation:
     files = {(number, variation): path for number, variation, path in play(generator, entries, options, writer)}
     elapsed = time.perf_counter() - started
     speed = writer.seconds / elapsed
-    log(f"{plural(len(files), 'clip')} of {_range(writer.lengths)} s in {elapsed:.1f} s: {speed:.2f}x real time")
+    lengths = _range(writer.lengths, options.seconds, 1 / generator.checkpoint.frame_rate)
+    log(f"{plural(len(files), 'clip')} of {lengths} s in {elapsed:.1f} s: {speed:.2f}x real time")
     in_order = [files[place] for place in sorted(files)]
     for path in in_order:
         log(f"  {path}")
@@ -115,9 +116,13 @@ def _loops(generator: Generator, entries: Sequence[Entry], options: GenerateArgu
             yield *place, writer.write(*place, [wave], facts)
 
 
-def _range(lengths: Collection[float]) -> str:
-    """The shortest and the longest of some lengths; one number where they are the same."""
-    return " to ".join(f"{length:g}" for length in sorted({round(min(lengths), 2), round(max(lengths), 2)}))
+def _range(lengths: Iterable[float], asked: float, frame: float) -> str:
+    """The shortest and the longest of some lengths in seconds; one number where they are the same.
+
+    What is within a frame of the length that was asked for was rounded to whole frames, and counts as that.
+    """
+    rounded = [round(asked if abs(length - asked) <= frame else length, 2) for length in lengths]
+    return " to ".join(f"{length:g}" for length in sorted({min(rounded), max(rounded)}))
 
 
 def _describe(generator: Generator, model: str) -> str:
