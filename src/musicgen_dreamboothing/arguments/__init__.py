@@ -15,6 +15,7 @@ from musicgen_dreamboothing.arguments.data import (
 )
 from musicgen_dreamboothing.arguments.demo import DemoArguments
 from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
+from musicgen_dreamboothing.arguments.export import ExportArguments, ExtractArguments, ImportArguments
 from musicgen_dreamboothing.arguments.fields import WAIT
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
 from musicgen_dreamboothing.arguments.old_names import RENAMED, RETIRED, WITHOUT_SUCCESSOR
@@ -56,7 +57,10 @@ __all__ = [
     "DemoArguments",
     "DoctorArguments",
     "EvaluateArguments",
+    "ExportArguments",
+    "ExtractArguments",
     "GenerateArguments",
+    "ImportArguments",
     "LoraArguments",
     "ModelArguments",
     "PrepareArguments",

@@ -63,6 +63,32 @@ def write_stereo_card(folder: Path, name: str, origin: Origin, mono: Checkpoint,
     write_text(folder / "README.md", text)
 
 
+def write_audiocraft_card(
+    folder: Path, name: str, checkpoint: Checkpoint, licence: str | None, *, is_merged: bool
+) -> None:
+    """Writes `README.md` of a package for audiocraft.
+
+    Args:
+        folder: of the package.
+        name: what the card calls it.
+        checkpoint: the exported model, or the base of the adapter that was merged into it.
+        licence: of the base.
+        is_merged: whether there was an adapter.
+    """
+    base = Path(checkpoint.name).resolve().name if checkpoint.is_local else checkpoint.name  # paths are private
+    text = _template("audiocraft_card.md.jinja").render(
+        name=name,
+        base=base,
+        base_on_hub=None if checkpoint.is_local else checkpoint.name,
+        revision=checkpoint.revision,
+        is_merged=is_merged,
+        is_melody=checkpoint.is_melody,
+        licence=licence,
+        notice=licence_notice(base, licence),
+    )
+    write_text(folder / "README.md", text)
+
+
 def _template(name: str) -> Template:
     text = files("musicgen_dreamboothing.assets").joinpath(name).read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
