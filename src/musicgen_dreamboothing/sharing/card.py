@@ -89,6 +89,19 @@ def write_audiocraft_card(
     write_text(folder / "README.md", text)
 
 
+def write_imported_card(folder: Path, name: str, origin: dict[str, str], *, is_melody: bool) -> None:
+    """Writes `README.md` of a model that was imported from audiocraft; its licence is not in such files.
+
+    Args:
+        folder: of the model.
+        name: what the card calls it.
+        origin: the names of `checkpoint`, `base` and `codec`.
+        is_melody: whether it takes melodies.
+    """
+    text = _template("imported_card.md.jinja").render(name=name, origin=origin, is_melody=is_melody)
+    write_text(folder / "README.md", text)
+
+
 def _template(name: str) -> Template:
     text = files("musicgen_dreamboothing.assets").joinpath(name).read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
