@@ -164,9 +164,7 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def refused(
-    path: Path, error: UnpicklingError, advice: str = "Take the checkpoint in safetensors"
-) -> UserError:
+def refused(path: Path, error: UnpicklingError, advice: str = "Take the checkpoint in safetensors") -> UserError:
     """Names the import that a file was refused for, and what to do instead."""
     reason = str(error).rpartition("WeightsUnpickler error: ")[2]
     named = re.search(r"GLOBAL ([\w.]+)", reason)

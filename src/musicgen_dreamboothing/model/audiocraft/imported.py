@@ -176,9 +176,7 @@ def _config(sizes: Sizes, text_encoder: Any, codec: EncodecConfig) -> Any:
             parts = {"text_encoder": text_encoder, "audio_encoder": codec}
             length = {"num_chroma": CLASSES, "chroma_length": sizes.chroma_frames}
             return MusicgenMelodyConfig(**parts, decoder=MusicgenMelodyDecoderConfig(**decoder), **length)
-        return MusicgenConfig(
-            text_encoder=text_encoder, audio_encoder=codec, decoder=MusicgenDecoderConfig(**decoder)
-        )
+        return MusicgenConfig(text_encoder=text_encoder, audio_encoder=codec, decoder=MusicgenDecoderConfig(**decoder))
 
 
 def _generation_config(sizes: Sizes, codec: EncodecConfig) -> GenerationConfig:

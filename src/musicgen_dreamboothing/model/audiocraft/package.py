@@ -167,4 +167,3 @@ def _without(names: Mapping[str, torch.Tensor], prefix: str) -> Iterator[tuple[s
             yield name.removeprefix(prefix), tensor
         elif name.startswith(SEPARATE):
             yield name, tensor
-
