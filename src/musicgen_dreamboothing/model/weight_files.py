@@ -168,11 +168,11 @@ def refused(path: Path, error: UnpicklingError, advice: str = "Take the checkpoi
     """Names the import that a file was refused for, and what to do instead."""
     reason = str(error).rpartition("WeightsUnpickler error: ")[2]
     named = re.search(r"GLOBAL ([\w.]+)", reason)
-    imports = [named[1]] if named else [name for name in imports(path) if not TENSOR_IMPORTS.match(name)]
-    if not imports:
+    names = [named[1]] if named else [name for name in imports(path) if not TENSOR_IMPORTS.match(name)]
+    if not names:
         return damaged(path, UnpicklingError(reason))
     return UserError(
-        f"{path} is refused: it asks for {imports[0]}, and a pickle with more than tensors could run any program; "
+        f"{path} is refused: it asks for {names[0]}, and a pickle with more than tensors could run any program; "
         f"nothing of it was executed. {advice}"
     )
 

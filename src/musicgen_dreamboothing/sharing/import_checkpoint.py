@@ -184,7 +184,8 @@ def _log_result(
     log(f"Codec: {codec_name}, {codec.config.sampling_rate} Hz; text encoder: {_shown(text_encoder.name)}")
     if sizes.seconds < 30:
         log(
-            f"note: it was trained on clips of {sizes.seconds:g} s; train with --max_duration_in_seconds {sizes.seconds:g}"
+            f"note: it was trained on clips of {sizes.seconds:g} s; "
+            f"train on such clips: --max_duration_in_seconds {sizes.seconds:g}"
         )
     log(notice)
     words = shlex.join(["--model_name_or_path", str(folder), "--output_dir", "runs/imported"])

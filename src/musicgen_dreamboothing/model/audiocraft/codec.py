@@ -106,7 +106,7 @@ def _number(value: Any, settings: Mapping[str, Any], name: str) -> int:
 
 
 def codec_to_audiocraft(weights: Mapping[str, Any], config: EncodecConfig) -> dict[str, torch.Tensor]:
-    """audiocraft's state dict from transformers' weights, whose names begin with `encoder.`, `decoder.`, `quantizer.`"""
+    """audiocraft's state dict from transformers' weights, which are named as in `EncodecModel`."""
     transposed = _transposed(config)
     return {_to_audiocraft(name, transposed): weights[name][...].clone() for name in weights}
 

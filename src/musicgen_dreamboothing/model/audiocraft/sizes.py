@@ -147,8 +147,8 @@ def _heads(settings: Mapping[str, Any], width: int) -> int:
         return heads
     if width % HEAD_WIDTH:
         raise UserError(
-            f"the checkpoint has no xp.cfg with transformer_lm.num_heads, and its width {width} is that of no published "
-            "model; give one that has it"
+            f"the checkpoint has no xp.cfg with transformer_lm.num_heads, and no published model has its "
+            f"width {width}; give a checkpoint with xp.cfg"
         )
     return width // HEAD_WIDTH
 
