@@ -24,6 +24,7 @@ FUNCTIONS = {
     "export": "sharing.export",
     "import": "sharing.import_checkpoint",
     "extract": "sharing.extract",
+    "push": "training.push",
     "demo": "demo.chain",
 }  # the module of each verb's function, which has the verb's name, with _ for -
 FUNCTION_NAMES = {"import": "import_checkpoint"}  # of verbs that are words of Python
@@ -37,6 +38,7 @@ ABOUT = {
     "export": "Write a model, or a base with an adapter merged in, in audiocraft's format, which other players read.",
     "import": "Turn a checkpoint of audiocraft into a model to train on and to play; nothing in it is executed.",
     "extract": "Make a LoRA adapter of the difference between a full fine-tune and its base.",
+    "push": "Upload a finished run with a card that plays it; what goes up is listed first.",
     "demo": "Teach the built-in tiny checkpoint a new style, offline, and show before and after on one page.",
 }
 USAGE = {
@@ -49,6 +51,7 @@ USAGE = {
     "export": "export MODEL --output_dir DIR [--option value ...]",
     "import": "import CHECKPOINT --base BASE --output_dir DIR [--option value ...]",
     "extract": "extract FINETUNE --base BASE --output_dir DIR [--option value ...]",
+    "push": "push RUN --hub_model_id you/punk [--private]",
     "demo": "demo [--output_dir DIR]",
 }
 # What the system says, or torch of a checkpoint that it could not write to the end.
@@ -60,6 +63,7 @@ STOPPED = {
     "generate": "stopped; the finished clips are saved",
     "evaluate": "stopped; the finished clips are saved, and the same command resumes from there",
     **dict.fromkeys(("warm-start", "export", "import", "extract"), "stopped; nothing was written"),
+    "push": "stopped; the same command continues the upload",
     "demo": "stopped; what is done is saved, and the same command resumes from there",
 }
 SIGNALLED = 128  # and the number of the signal: what a shell expects of a program that one has ended
@@ -74,7 +78,8 @@ SMALLER = {
     "generate": "try --batch_size 1, shorter clips (--seconds 10), or --quantization int8",
     "evaluate": "try --batch_size 1, or shorter clips (--seconds 5)",
     **dict.fromkeys(
-        ("warm-start", "export", "import", "extract", "demo"), "close other programs, and run the same command again"
+        ("warm-start", "export", "import", "extract", "push", "demo"),
+        "close other programs, and run the same command again",
     ),
 }
 ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")

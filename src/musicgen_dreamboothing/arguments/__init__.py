@@ -20,6 +20,7 @@ from musicgen_dreamboothing.arguments.fields import WAIT
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
 from musicgen_dreamboothing.arguments.old_names import RENAMED, RETIRED, WITHOUT_SUCCESSOR
 from musicgen_dreamboothing.arguments.parsing import VERBS, parse, parser, words_of_file
+from musicgen_dreamboothing.arguments.push import PushArguments
 from musicgen_dreamboothing.arguments.train import (
     CHECKPOINTING,
     CLIPS,
@@ -64,6 +65,7 @@ __all__ = [
     "LoraArguments",
     "ModelArguments",
     "PrepareArguments",
+    "PushArguments",
     "RunArguments",
     "TrainArguments",
     "WarmStartArguments",

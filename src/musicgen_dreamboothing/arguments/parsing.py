@@ -20,6 +20,7 @@ from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
 from musicgen_dreamboothing.arguments.export import ExportArguments, ExtractArguments, ImportArguments
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
 from musicgen_dreamboothing.arguments.old_names import modernise
+from musicgen_dreamboothing.arguments.push import PushArguments
 from musicgen_dreamboothing.arguments.train import LoraArguments, RunArguments, TrainArguments
 from musicgen_dreamboothing.arguments.trainer_options import GROUPS
 from musicgen_dreamboothing.arguments.unknown import explain_unknown
@@ -39,6 +40,7 @@ VERBS: dict[str, type[Any]] = {
     "export": ExportArguments,
     "import": ImportArguments,
     "extract": ExtractArguments,
+    "push": PushArguments,
     "demo": DemoArguments,
 }
 

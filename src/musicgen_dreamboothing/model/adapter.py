@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -189,11 +190,12 @@ def as_saved(model: PeftModel) -> SavedAdapter:
     return SavedAdapter("in training", config, weights)
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Writes a trained adapter of `add_adapter` as one for the original base."""
+def save_adapter(model: PeftModel, folder: Path, header: Mapping[str, str] | None = None) -> None:
+    """Writes a trained adapter of `add_adapter` as one for the original base, with more entries in its file's header."""
     saved = as_saved(model)
     saved.config.save_pretrained(folder)
-    save_file(saved.weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    metadata = {**(header or {}), "format": "pt", "rank": str(saved.config.r)}
+    save_file(saved.weights, folder / "adapter_model.safetensors", metadata=metadata)
 
 
 def _with_initial(name: str, weight: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from musicgen_dreamboothing.model.adapter import has_learned, save_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_whole, save_processor
 from musicgen_dreamboothing.model.saved_adapter import name_base
 from musicgen_dreamboothing.sharing.card import CardFacts, write_card
+from musicgen_dreamboothing.sharing.header import header_of
 from musicgen_dreamboothing.training.record import changed_options
 from musicgen_dreamboothing.training.settings import Settings
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
@@ -37,7 +38,8 @@ def save_run(trainer: CodebookTrainer, settings: Settings, metrics: dict[str, fl
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     if isinstance(model, PeftModel):
-        save_adapter(model, staging)
+        base = Path(checkpoint.name).resolve().name if checkpoint.is_local else checkpoint.name
+        save_adapter(model, staging, header_of(checkpoint, base, settings.options.instance_prompt, licence))
         name_base(staging / "adapter_config.json", checkpoint)
         (staging / "README.md").unlink(missing_ok=True)  # PEFT's; ours is next
     else:

@@ -33,7 +33,7 @@ OMEGACONF = {
     "omegaconf.base.Metadata",
     "omegaconf.base.ContainerMetadata",
 }
-BUILT_IN = {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("dict", "list", "int")}
+BUILT_IN = {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("dict", "list", "int", "long")}
 PLAIN = BUILT_IN | {"typing.Any"}
 EXPORT_FIRST = "Where it comes from, export it with audiocraft (audiocraft.utils.export)"
 WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|mha)\.")
