@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-
-from safetensors.torch import save_file
 
 from musicgen_dreamboothing.arguments import ExtractArguments, check_values
 from musicgen_dreamboothing.console import UserError, best_effort, log, quiet_libraries
@@ -16,7 +13,9 @@ from musicgen_dreamboothing.hub import Source
 from musicgen_dreamboothing.model.adapter import SavedAdapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint, save_processor
 from musicgen_dreamboothing.model.extraction import Extraction, extract_adapter, lost_kinds
+from musicgen_dreamboothing.model.header import save_with_header
 from musicgen_dreamboothing.model.saved_adapter import name_base
+from musicgen_dreamboothing.sharing.header import header_of
 from musicgen_dreamboothing.sharing.licence import licence_notice, licence_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -63,9 +62,10 @@ def _write(folder: Path, adapter: SavedAdapter, base: Checkpoint) -> None:
     adapter.config.inference_mode = True
     adapter.config.save_pretrained(folder)
     name_base(folder / CONFIG, base)
-    rank = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["r"]
     weights = {name: weight.contiguous() for name, weight in adapter.weights.items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt", "rank": str(rank)})
+    name = Path(base.name).resolve().name if base.is_local else base.name
+    header = header_of(base, name, None, licence_of(base)) | {"rank": str(adapter.config.r)}
+    save_with_header(weights, folder / WEIGHTS, header)
 
 
 def _log_result(folder: Path, extraction: Extraction, rank: int) -> None:

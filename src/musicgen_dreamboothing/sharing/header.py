@@ -1,4 +1,4 @@
-"""What an adapter's file says of itself in the header of its safetensors file, which is readable without the weights."""
+"""Facts about an adapter in the header of its safetensors file, which is readable without the weights."""
 
 from __future__ import annotations
 

@@ -6,12 +6,13 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors.torch import save_file
+from peft.utils import load_peft_weights
 
 from musicgen_dreamboothing.console import UserError, log
 from musicgen_dreamboothing.files import write_json
 from musicgen_dreamboothing.model.adapter import SavedAdapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
+from musicgen_dreamboothing.model.header import save_with_header
 from musicgen_dreamboothing.model.saved_adapter import name_base
 from musicgen_dreamboothing.model.weight_files import AUDIOCRAFT
 from musicgen_dreamboothing.sharing.card import Listening
@@ -70,9 +71,9 @@ def republish_adapter(
         licence: of the base.
     """
     base = Path(checkpoint.name).resolve().name if checkpoint.is_local else checkpoint.name
-    header = header_of(checkpoint, base, key_word, licence) | {"format": "pt", "rank": str(adapter.config.r)}
-    weights = {name: weight.contiguous() for name, weight in adapter.weights.items()}
-    save_file(weights, staging / WEIGHTS, metadata=header)
+    header = header_of(checkpoint, base, key_word, licence) | {"rank": str(adapter.config.r)}
+    weights = {name: weight.contiguous() for name, weight in load_peft_weights(str(folder), device="cpu").items()}
+    save_with_header(weights, staging / WEIGHTS, header)
     (staging / CONFIG).write_bytes((folder / CONFIG).read_bytes())
     name_base(staging / CONFIG, checkpoint)
     if checkpoint.is_local:

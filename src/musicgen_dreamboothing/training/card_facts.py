@@ -30,7 +30,7 @@ def facts_of_record(record: RunRecord | None, name: str, *, is_adapter: bool, so
     """
     if record is None:
         return CardFacts(name, is_adapter, None, [], 0, 0.0, 0, {}, None, {}, songs_licence)
-    split = Split([], [], []) if record.clips is None else Split.from_json(record.clips)
+    split = Split("", [], []) if record.clips is None else Split.from_json(record.clips)
     options = {key: without_path(value) for key, value in changed_values(record.options).items()}
     return CardFacts(
         name=name,
