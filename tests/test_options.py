@@ -34,6 +34,10 @@ WORDS = {
     "generate": ["model", "punk"],
     "evaluate": ["run"],
     "warm-start": ["base", "--output_dir", "stereo"],
+    "export": ["model", "--output_dir", "out"],
+    "import": ["state_dict.bin", "--output_dir", "out"],
+    "extract": ["tuned", "--base", "base", "--output_dir", "out"],
+    "push": ["run", "--hub_model_id", "you/punk"],
     "demo": [],
 }
 LONGEST_MESSAGE = 500

@@ -49,6 +49,10 @@ def shortened(words: list[str], base: Path) -> list[str]:
         return words
     if words[0] == "warm-start":
         return [words[0], str(base), *words[2:]]
+    if words[0] in ("export", "import", "extract"):
+        return [word if word != "facebook/musicgen-small" else str(base) for word in words]
+    if words[0] == "push":
+        return [*words, "--list_only"]
     if words[0] == "evaluate":
         small = ["--seconds", "0.5", "--variations", "2", "--clap_model_name_or_path", "none"]
         return words if "--answers" in words else [*words, *small]
@@ -77,7 +81,7 @@ def test_commands_and_python_run(
     (plan,) = blocks("generation.md", "yaml")
     (home / "plan.yaml").write_text(re.sub(r"seconds: \d+", "seconds: 0.2", plan))
     verbs = []
-    for page in ("data.md", "README.md", "training.md", "evaluation.md", "generation.md"):
+    for page in ("data.md", "README.md", "training.md", "evaluation.md", "generation.md", "sharing.md"):
         for words in commands(page, "musicgen-dreamboothing"):
             verbs.append(words[0])
             if "--answers" in words:
@@ -95,6 +99,7 @@ def test_commands_and_python_run(
         "train",
         *["evaluate"] * 4,
         *["generate"] * 7,
+        *("push", "export", "push", "import", "extract"),
     ]
     assert list((home / "new-music").glob("00_punk-with-fast-drums*.wav"))
     (api,) = blocks("README.md", "python")

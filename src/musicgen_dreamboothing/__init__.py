@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any
 from musicgen_dreamboothing.console import UserError, quiet_loggers
 
 if TYPE_CHECKING:
-    from musicgen_dreamboothing.api import doctor, evaluate, generate, prepare, train, warm_start
+    from musicgen_dreamboothing.api import (
+        doctor,
+        evaluate,
+        export,
+        extract,
+        generate,
+        import_checkpoint,
+        prepare,
+        push,
+        train,
+        warm_start,
+    )
     from musicgen_dreamboothing.generation.generator import Generator
     from musicgen_dreamboothing.generation.requests import GenerationRequest
 
@@ -26,8 +37,12 @@ __all__ = [
     "UserError",
     "doctor",
     "evaluate",
+    "export",
+    "extract",
     "generate",
+    "import_checkpoint",
     "prepare",
+    "push",
     "train",
     "warm_start",
 ]

@@ -14,8 +14,12 @@ from typing import ParamSpec, TypeVar
 from musicgen_dreamboothing.arguments import (
     DoctorArguments,
     EvaluateArguments,
+    ExportArguments,
+    ExtractArguments,
     GenerateArguments,
+    ImportArguments,
     PrepareArguments,
+    PushArguments,
     TrainArguments,
     WarmStartArguments,
 )
@@ -23,6 +27,10 @@ from musicgen_dreamboothing.data.doctor import checkup
 from musicgen_dreamboothing.data.prepare import prepare as run_prepare
 from musicgen_dreamboothing.evaluation.evaluate import evaluate as run_evaluate
 from musicgen_dreamboothing.generation.generate import generate as run_generate
+from musicgen_dreamboothing.sharing.export import export as run_export
+from musicgen_dreamboothing.sharing.extract import extract as run_extract
+from musicgen_dreamboothing.sharing.import_checkpoint import import_checkpoint as run_import
+from musicgen_dreamboothing.training.push import push as run_push
 from musicgen_dreamboothing.training.train import train as run_train
 from musicgen_dreamboothing.training.warm_start import warm_start as run_warm_start
 
@@ -51,3 +59,7 @@ train = _with_keywords(TrainArguments, run_train)
 generate = _with_keywords(GenerateArguments, run_generate)
 evaluate = _with_keywords(EvaluateArguments, run_evaluate)
 warm_start = _with_keywords(WarmStartArguments, run_warm_start)
+export = _with_keywords(ExportArguments, run_export)
+import_checkpoint = _with_keywords(ImportArguments, run_import)
+extract = _with_keywords(ExtractArguments, run_extract)
+push = _with_keywords(PushArguments, run_push)

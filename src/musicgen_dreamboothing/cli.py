@@ -21,8 +21,13 @@ FUNCTIONS = {
     "generate": "generation.generate",
     "evaluate": "evaluation.evaluate",
     "warm-start": "training.warm_start",
+    "export": "sharing.export",
+    "import": "sharing.import_checkpoint",
+    "extract": "sharing.extract",
+    "push": "training.push",
     "demo": "demo.chain",
 }  # the module of each verb's function, which has the verb's name, with _ for -
+FUNCTION_NAMES = {"import": "import_checkpoint"}  # of verbs that are words of Python
 ABOUT = {
     "prepare": "Cut songs into clips, caption them and encode them to tokens.",
     "doctor": "Examine a prepared folder: what in it hurts a training, on one screen and as a page.",
@@ -30,6 +35,10 @@ ABOUT = {
     "generate": "Make new music with an adapter, a full fine-tune or a base checkpoint.",
     "evaluate": "Compare a run with its base: did it learn the style, does it still follow prompts, is it original?",
     "warm-start": "Make a stereo base of a mono checkpoint, where no stereo checkpoint is published.",
+    "export": "Write a model, or a base with an adapter merged in, in audiocraft's format, which other players read.",
+    "import": "Turn a checkpoint of audiocraft into a model to train on and to play; nothing in it is executed.",
+    "extract": "Make a LoRA adapter of the difference between a full fine-tune and its base.",
+    "push": "Upload a finished run with a card that plays it; what goes up is listed first.",
     "demo": "Teach the built-in tiny checkpoint a new style, offline, and show before and after on one page.",
 }
 USAGE = {
@@ -39,6 +48,10 @@ USAGE = {
     "generate": 'generate MODEL "prompt" ["prompt" ...] [--option value ...]',
     "evaluate": "evaluate RUN [--option value ...]",
     "warm-start": "warm-start BASE --output_dir DIR [--option value ...]",
+    "export": "export MODEL --output_dir DIR [--option value ...]",
+    "import": "import CHECKPOINT --base BASE --output_dir DIR [--option value ...]",
+    "extract": "extract FINETUNE --base BASE --output_dir DIR [--option value ...]",
+    "push": "push RUN --hub_model_id you/punk [--private]",
     "demo": "demo [--output_dir DIR]",
 }
 # What the system says, or torch of a checkpoint that it could not write to the end.
@@ -49,7 +62,8 @@ STOPPED = {
     "train": "stopped; the same command resumes from the last checkpoint",
     "generate": "stopped; the finished clips are saved",
     "evaluate": "stopped; the finished clips are saved, and the same command resumes from there",
-    "warm-start": "stopped; nothing was written",
+    **dict.fromkeys(("warm-start", "export", "import", "extract"), "stopped; nothing was written"),
+    "push": "stopped; the same command continues the upload",
     "demo": "stopped; what is done is saved, and the same command resumes from there",
 }
 SIGNALLED = 128  # and the number of the signal: what a shell expects of a program that one has ended
@@ -63,8 +77,10 @@ SMALLER = {
     ),
     "generate": "try --batch_size 1, shorter clips (--seconds 10), or --quantization int8",
     "evaluate": "try --batch_size 1, or shorter clips (--seconds 5)",
-    "warm-start": "close other programs, and run the same command again",
-    "demo": "close other programs, and run the same command again",
+    **dict.fromkeys(
+        ("warm-start", "export", "import", "extract", "push", "demo"),
+        "close other programs, and run the same command again",
+    ),
 }
 ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
@@ -147,7 +163,7 @@ def _run(verb: str, words: list[str]) -> None:
     with quiet_libraries():
         options: object = arguments.parse(arguments.VERBS[verb], verb, ABOUT[verb], words)
         module = importlib.import_module(f"{__package__}.{FUNCTIONS[verb]}")
-        getattr(module, verb.replace("-", "_"))(options)
+        getattr(module, FUNCTION_NAMES.get(verb, verb.replace("-", "_")))(options)
 
 
 def _guarded(words: list[str]) -> int:

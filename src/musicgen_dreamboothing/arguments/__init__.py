@@ -15,10 +15,12 @@ from musicgen_dreamboothing.arguments.data import (
 )
 from musicgen_dreamboothing.arguments.demo import DemoArguments
 from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
+from musicgen_dreamboothing.arguments.export import ExportArguments, ExtractArguments, ImportArguments
 from musicgen_dreamboothing.arguments.fields import WAIT
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
 from musicgen_dreamboothing.arguments.old_names import RENAMED, RETIRED, WITHOUT_SUCCESSOR
 from musicgen_dreamboothing.arguments.parsing import VERBS, parse, parser, words_of_file
+from musicgen_dreamboothing.arguments.push import PushArguments
 from musicgen_dreamboothing.arguments.train import (
     CHECKPOINTING,
     CLIPS,
@@ -56,10 +58,14 @@ __all__ = [
     "DemoArguments",
     "DoctorArguments",
     "EvaluateArguments",
+    "ExportArguments",
+    "ExtractArguments",
     "GenerateArguments",
+    "ImportArguments",
     "LoraArguments",
     "ModelArguments",
     "PrepareArguments",
+    "PushArguments",
     "RunArguments",
     "TrainArguments",
     "WarmStartArguments",

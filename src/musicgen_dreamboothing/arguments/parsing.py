@@ -17,8 +17,10 @@ from musicgen_dreamboothing.arguments.checking import rule_of
 from musicgen_dreamboothing.arguments.data import DataArguments, DoctorArguments, ModelArguments, PrepareArguments
 from musicgen_dreamboothing.arguments.demo import DemoArguments
 from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
+from musicgen_dreamboothing.arguments.export import ExportArguments, ExtractArguments, ImportArguments
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
 from musicgen_dreamboothing.arguments.old_names import modernise
+from musicgen_dreamboothing.arguments.push import PushArguments
 from musicgen_dreamboothing.arguments.train import LoraArguments, RunArguments, TrainArguments
 from musicgen_dreamboothing.arguments.trainer_options import GROUPS
 from musicgen_dreamboothing.arguments.unknown import explain_unknown
@@ -35,6 +37,10 @@ VERBS: dict[str, type[Any]] = {
     "generate": GenerateArguments,
     "evaluate": EvaluateArguments,
     "warm-start": WarmStartArguments,
+    "export": ExportArguments,
+    "import": ImportArguments,
+    "extract": ExtractArguments,
+    "push": PushArguments,
     "demo": DemoArguments,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +15,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.model import seams
+from musicgen_dreamboothing.model.header import save_with_header
 
 ATTENTION = r"decoder\.model\.decoder\.layers\.\d+\.(self_attn|encoder_attn)\.(q_proj|k_proj|v_proj|out_proj)"
 FEED_FORWARD = r"decoder\.model\.decoder\.layers\.\d+\.(fc1|fc2)"
@@ -189,11 +190,13 @@ def as_saved(model: PeftModel) -> SavedAdapter:
     return SavedAdapter("in training", config, weights)
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Writes a trained adapter of `add_adapter` as one for the original base."""
+def save_adapter(model: PeftModel, folder: Path, header: Mapping[str, str] | None = None) -> None:
+    """Writes a trained adapter of `add_adapter` for the original base; `header` goes into its file's metadata."""
     saved = as_saved(model)
     saved.config.save_pretrained(folder)
-    save_file(saved.weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_with_header(
+        saved.weights, folder / "adapter_model.safetensors", {**(header or {}), "rank": str(saved.config.r)}
+    )
 
 
 def _with_initial(name: str, weight: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:

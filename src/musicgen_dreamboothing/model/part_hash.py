@@ -40,7 +40,7 @@ def part_hash(part: str, config: PreTrainedConfig, name: str, hub: Hub, *more: A
     """
     digest = hashlib.blake2b(json.dumps([_settings(config), more], sort_keys=True).encode(), digest_size=8)
     read = tuple(f"{part}.{prefix}" for prefix in PREFIXES[part])  # some files have weights that are not used
-    weights = open_weights(name, hub, lambda key: _current_name(key) if key.startswith(read) else None, convert=False)
+    weights = open_weights(name, hub, lambda key: current_name(key) if key.startswith(read) else None, convert=False)
     for key in sorted(weights):
         weight = weights[key][...]
         digest.update(f"{key} {weight.dtype} {list(weight.shape)}".encode())
@@ -55,7 +55,8 @@ def _settings(config: PreTrainedConfig) -> dict[str, Any]:
     return {key: value for key, value in config.to_diff_dict().items() if key in own}
 
 
-def _current_name(key: str) -> str:
+def current_name(key: str) -> str:
+    """The name of a weight in the current version of transformers."""
     for old, new in RENAMED:
         key = key.replace(old, new)
     return key

@@ -6,6 +6,7 @@ It may come from this package or from plain PEFT, trained on the composite model
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from peft.utils import load_peft_weights
 from torch import nn
 
 from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.files import write_json
 from musicgen_dreamboothing.hub import weights_fingerprint
 from musicgen_dreamboothing.model.adapter import (
     PLAIN_INITIALISATIONS,
@@ -150,3 +152,21 @@ def _trainable(adapter: SavedAdapter, dropout: float, with_text_encoder: bool) -
     if with_text_encoder and not adapter.trains_text_encoder:
         config.target_modules = target_pattern(targets_of(adapter, with_text_encoder=True), with_text_encoder=True)
     return config
+
+
+def name_base(path: Path, checkpoint: Checkpoint) -> None:
+    """Names the base in an adapter's configuration, by transformers' own class instead of ours.
+
+    Args:
+        path: `adapter_config.json`.
+        checkpoint: the base.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = str(Path(checkpoint.name).resolve()) if checkpoint.is_local else checkpoint.name
+    config["revision"] = checkpoint.revision
+    family = "musicgen_melody" if checkpoint.is_melody else "musicgen"
+    config["auto_mapping"] = {
+        "base_model_class": checkpoint.model_class.__name__,
+        "parent_library": f"transformers.models.{family}.modeling_{family}",
+    }
+    write_json(path, config)

@@ -92,7 +92,7 @@ def write_stereo_checkpoint(
     save_processor(mono, folder)
     for name in PROCESSOR_FILES:
         _set_channels(folder / name)
-    _write_shards(_stereo_weights(weights, embedding_scale), folder, shard_bytes)
+    write_shards(_stereo_weights(weights, embedding_scale), folder, shard_bytes)
 
 
 def _set_channels(path: Path) -> None:
@@ -119,8 +119,14 @@ def _stereo_weights(weights: Mapping[str, Any], embedding_scale: float) -> Itera
             yield f"{before}{len(SIDES) * int(codebook) + side}{after}", weight[...] * scale
 
 
-def _write_shards(weights: Iterable[tuple[str, torch.Tensor]], folder: Path, shard_bytes: int) -> None:
-    """One file, or several with an index."""
+def write_shards(weights: Iterable[tuple[str, torch.Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes safetensors: one file, or several with an index.
+
+    Args:
+        weights: names and tensors, each in memory of its own.
+        folder: where to; it exists.
+        shard_bytes: size of a file.
+    """
     names, total = [], 0
     for number, shard in enumerate(_shards(weights, shard_bytes)):
         save_file(shard, folder / f"shard-{number}", metadata={"format": "pt"})

@@ -139,7 +139,7 @@ def _open_safetensors(path: Path, convert: bool) -> dict[str, Any]:
         file = safe_open(path, framework="pt", backend="pread" if convert else "mmap")
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _open_pickled(path: Path, convert: bool) -> dict[str, Any]:
@@ -156,28 +156,28 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except UnpicklingError as error:
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise UserError(f"{path} holds something else than a dictionary of tensors; take a checkpoint in safetensors")
     return tensors
 
 
-def _refused(path: Path, error: UnpicklingError) -> UserError:
-    """Names the import that a file was refused for."""
+def refused(path: Path, error: UnpicklingError, advice: str = "Take the checkpoint in safetensors") -> UserError:
+    """Names the import that a file was refused for, and what to do instead."""
     reason = str(error).rpartition("WeightsUnpickler error: ")[2]
     named = re.search(r"GLOBAL ([\w.]+)", reason)
-    imports = [named[1]] if named else [name for name in _imports(path) if not TENSOR_IMPORTS.match(name)]
-    if not imports:
-        return _damaged(path, UnpicklingError(reason))
+    names = [named[1]] if named else [name for name in imports(path) if not TENSOR_IMPORTS.match(name)]
+    if not names:
+        return damaged(path, UnpicklingError(reason))
     return UserError(
-        f"{path} is refused: it asks for {imports[0]}, and a pickle with more than tensors could run any program; "
-        "nothing of it was executed. Take the checkpoint in safetensors"
+        f"{path} is refused: it asks for {names[0]}, and a pickle with more than tensors could run any program; "
+        f"nothing of it was executed. {advice}"
     )
 
 
-def _imports(path: Path) -> list[str]:
+def imports(path: Path) -> list[str]:
     """The imports of a pickle, from its opcodes, without running it."""
     names: list[str] = []
     strings: list[str] = []
@@ -205,7 +205,8 @@ def _pickle_stream(path: Path) -> Iterator[IO[bytes]]:
             yield file
 
 
-def _damaged(path: Path, error: BaseException) -> UserError:
+def damaged(path: Path, error: BaseException) -> UserError:
+    """Says why a file cannot be read."""
     reason = re.split(r"\.\s", first_line(error))[0]
     if not os.access(path, os.R_OK):
         return UserError(f"{path} cannot be read ({reason}); change its permissions")

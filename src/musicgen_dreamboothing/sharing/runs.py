@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from musicgen_dreamboothing.sharing import repository
@@ -24,13 +25,19 @@ SHARED = (
 )
 
 
-def open_repository(name: str, *, token: str | None, private: bool | None) -> Repository:
+def open_repository(
+    name: str, *, token: str | None, private: bool | None, private_option: str = "--hub_private_repo"
+) -> Repository:
     """Makes sure that a model repository exists, may be written to and is ours or empty; else a UserError."""
-    options = ("--hub_model_id", "--hub_private_repo")
-    return repository.open_repository(Repository(name, "model", private, token, *options))
+    return repository.open_repository(Repository(name, "model", private, token, "--hub_model_id", private_option))
 
 
 def upload(folder: Path, target: Repository) -> str:
     """Uploads a run and returns its address."""
     paths = [path for pattern in SHARED for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return repository.upload(target, {path.name: path for path in paths}, "Fine-tuned MusicGen")
+    return upload_files({path.name: path for path in paths}, target)
+
+
+def upload_files(files: Mapping[str, Path], target: Repository) -> str:
+    """Uploads files by their paths in the repository, and returns its address."""
+    return repository.upload(target, files, "Fine-tuned MusicGen")

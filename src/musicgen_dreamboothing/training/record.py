@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,14 @@ def result_options(options: TrainArguments) -> dict[str, Any]:
 
 def changed_options(options: TrainArguments) -> dict[str, Any]:
     """The options of `result_options` that differ from the defaults of a LoRA training, for the card."""
+    return changed_values(result_options(options))
+
+
+def changed_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`changed_options` of a record's options."""
     defaults = {entry.name: entry.default for entry in dataclasses.fields(TrainArguments)} | LORA_DEFAULTS
     defaults["melody"] = NONE
-    return {name: value for name, value in result_options(options).items() if value != _plain(defaults.get(name))}
+    return {name: value for name, value in values.items() if value != _plain(defaults.get(name))}
 
 
 def check_same_data(folder: Path, record: RunRecord) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -12,10 +11,11 @@ import torch
 from peft import PeftModel
 
 from musicgen_dreamboothing.console import UserError, best_effort
-from musicgen_dreamboothing.files import write_json
 from musicgen_dreamboothing.model.adapter import has_learned, save_adapter
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_whole, save_processor
+from musicgen_dreamboothing.model.saved_adapter import name_base
 from musicgen_dreamboothing.sharing.card import CardFacts, write_card
+from musicgen_dreamboothing.sharing.header import header_of
 from musicgen_dreamboothing.training.record import changed_options
 from musicgen_dreamboothing.training.settings import Settings
 from musicgen_dreamboothing.training.trainer import CodebookTrainer
@@ -38,8 +38,9 @@ def save_run(trainer: CodebookTrainer, settings: Settings, metrics: dict[str, fl
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     if isinstance(model, PeftModel):
-        save_adapter(model, staging)
-        _name_base(staging / "adapter_config.json", checkpoint)
+        base = Path(checkpoint.name).resolve().name if checkpoint.is_local else checkpoint.name
+        save_adapter(model, staging, header_of(checkpoint, base, settings.options.instance_prompt, licence))
+        name_base(staging / "adapter_config.json", checkpoint)
         (staging / "README.md").unlink(missing_ok=True)  # PEFT's; ours is next
     else:
         _save_whole(model, staging, checkpoint)
@@ -67,19 +68,6 @@ def _check_weights(model: torch.nn.Module) -> None:
     if isinstance(model, PeftModel) and not has_learned(model):
         unchanged = "all its updates are zero" if model.initial_digest is None else "it is still the initial adapter"
         raise UserError(f"the adapter learned nothing: {unchanged}; train for more updates")
-
-
-def _name_base(path: Path, checkpoint: Checkpoint) -> None:
-    """Names the base so that it is found again, and by transformers' own class instead of ours."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = str(Path(checkpoint.name).resolve()) if checkpoint.is_local else checkpoint.name
-    config["revision"] = checkpoint.revision
-    family = "musicgen_melody" if checkpoint.is_melody else "musicgen"
-    config["auto_mapping"] = {
-        "base_model_class": checkpoint.model_class.__name__,
-        "parent_library": f"transformers.models.{family}.modeling_{family}",
-    }
-    write_json(path, config)
 
 
 def _save_whole(model: torch.nn.Module, folder: Path, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,1 @@
+"""audiocraft's checkpoint format: names of weights, `xp.cfg`, and files that are read without running their code."""
