@@ -8,13 +8,13 @@ rounded once. Besides the model there is only one such matrix in memory.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from musicgen_dreamboothing.model import seams
@@ -43,13 +43,18 @@ class Merger:
         self._layers = {
             f"{name.removeprefix(PREFIX)}.weight": layer
             for name, layer in model.named_modules()
-            if isinstance(layer, LoraLayer)
+            if isinstance(layer, BaseTunerLayer)
         }
         self._lock = threading.Lock()  # transformers reads weights in several threads
 
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the weights that the adapter changes."""
+        return self._layers.keys()
+
     def wrap(self, weights: dict[str, Any]) -> dict[str, Any]:
         """The weights of `weight_files.open_weights`, merged when they are indexed."""
-        return weights | {name: _Merged(self, name, weights[name]) for name in self._layers if name in weights}
+        return weights | {name: LazilyMerged(self, name, weights[name]) for name in self._layers if name in weights}
 
     @torch.no_grad()
     def merged(self, name: str, entry: Any) -> torch.Tensor:
@@ -67,10 +72,20 @@ class Merger:
                 seams.forget_merge(layer)
 
 
-class _Merged:
+class Merges(Protocol):
+    """What merges one weight: a `Merger`, or a `Mixer` of several."""
+
+    active_layers: tuple[int, int]
+
+    def wrap(self, weights: dict[str, Any]) -> dict[str, Any]: ...
+
+    def merged(self, name: str, entry: Any) -> torch.Tensor: ...
+
+
+class LazilyMerged:
     """One adapted weight, merged when it is indexed, as slices of `safetensors` are read then."""
 
-    def __init__(self, merger: Merger, name: str, entry: Any) -> None:
+    def __init__(self, merger: Merges, name: str, entry: Any) -> None:
         self._merger, self._name, self._entry = merger, name, entry
 
     def __getitem__(self, place: Any) -> torch.Tensor:
@@ -92,7 +107,7 @@ def merged_in_place(model: PeftModel, checkpoint: Checkpoint) -> Iterator[nn.Mod
     layers = {
         f"{name.removeprefix(PREFIX)}.weight": layer.get_base_layer()
         for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer)
+        if isinstance(layer, BaseTunerLayer)
     }
     if any(map(seams.is_bitsandbytes, layers.values())):
         yield model.get_base_model()
