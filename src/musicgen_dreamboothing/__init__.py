@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from musicgen_dreamboothing.console import UserError, quiet_loggers
 
 if TYPE_CHECKING:
-    from musicgen_dreamboothing.api import doctor, evaluate, generate, prepare, train, warm_start
+    from musicgen_dreamboothing.api import doctor, evaluate, generate, merge, prepare, train, warm_start
     from musicgen_dreamboothing.generation.generator import Generator
     from musicgen_dreamboothing.generation.requests import GenerationRequest
 
@@ -27,6 +27,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "generate",
+    "merge",
     "prepare",
     "train",
     "warm_start",

@@ -15,6 +15,7 @@ from musicgen_dreamboothing.arguments import (
     DoctorArguments,
     EvaluateArguments,
     GenerateArguments,
+    MergeArguments,
     PrepareArguments,
     TrainArguments,
     WarmStartArguments,
@@ -23,6 +24,7 @@ from musicgen_dreamboothing.data.doctor import checkup
 from musicgen_dreamboothing.data.prepare import prepare as run_prepare
 from musicgen_dreamboothing.evaluation.evaluate import evaluate as run_evaluate
 from musicgen_dreamboothing.generation.generate import generate as run_generate
+from musicgen_dreamboothing.sharing.merge import merge as run_merge
 from musicgen_dreamboothing.training.train import train as run_train
 from musicgen_dreamboothing.training.warm_start import warm_start as run_warm_start
 
@@ -50,4 +52,5 @@ doctor = _with_keywords(DoctorArguments, checkup.doctor)
 train = _with_keywords(TrainArguments, run_train)
 generate = _with_keywords(GenerateArguments, run_generate)
 evaluate = _with_keywords(EvaluateArguments, run_evaluate)
+merge = _with_keywords(MergeArguments, run_merge)
 warm_start = _with_keywords(WarmStartArguments, run_warm_start)

@@ -20,6 +20,7 @@ FUNCTIONS = {
     "train": "training.train",
     "generate": "generation.generate",
     "evaluate": "evaluation.evaluate",
+    "merge": "sharing.merge",
     "warm-start": "training.warm_start",
     "demo": "demo.chain",
 }  # the module of each verb's function, which has the verb's name, with _ for -
@@ -29,6 +30,7 @@ ABOUT = {
     "train": "Fine-tune MusicGen on songs or a prepared folder; options may stand in a JSON or YAML file.",
     "generate": "Make new music with an adapter, a full fine-tune or a base checkpoint.",
     "evaluate": "Compare a run with its base: did it learn the style, does it still follow prompts, is it original?",
+    "merge": "Merge adapters, each with a strength, into their base: a model that transformers plays without PEFT.",
     "warm-start": "Make a stereo base of a mono checkpoint, where no stereo checkpoint is published.",
     "demo": "Teach the built-in tiny checkpoint a new style, offline, and show before and after on one page.",
 }
@@ -38,6 +40,7 @@ USAGE = {
     "train": "train [FILE.json|FILE.yaml] [--option value ...]",
     "generate": 'generate MODEL "prompt" ["prompt" ...] [--option value ...]',
     "evaluate": "evaluate RUN [--option value ...]",
+    "merge": "merge RUN [ADAPTER:STRENGTH ...] --output_dir DIR [--option value ...]",
     "warm-start": "warm-start BASE --output_dir DIR [--option value ...]",
     "demo": "demo [--output_dir DIR]",
 }
@@ -49,6 +52,7 @@ STOPPED = {
     "train": "stopped; the same command resumes from the last checkpoint",
     "generate": "stopped; the finished clips are saved",
     "evaluate": "stopped; the finished clips are saved, and the same command resumes from there",
+    "merge": "stopped; nothing was written",
     "warm-start": "stopped; nothing was written",
     "demo": "stopped; what is done is saved, and the same command resumes from there",
 }
@@ -63,6 +67,7 @@ SMALLER = {
     ),
     "generate": "try --batch_size 1, shorter clips (--seconds 10), or --quantization int8",
     "evaluate": "try --batch_size 1, or shorter clips (--seconds 5)",
+    "merge": "close other programs, and run the same command again",
     "warm-start": "close other programs, and run the same command again",
     "demo": "close other programs, and run the same command again",
 }

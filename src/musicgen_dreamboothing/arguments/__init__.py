@@ -17,6 +17,7 @@ from musicgen_dreamboothing.arguments.demo import DemoArguments
 from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
 from musicgen_dreamboothing.arguments.fields import WAIT
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
+from musicgen_dreamboothing.arguments.merge import MergeArguments
 from musicgen_dreamboothing.arguments.old_names import RENAMED, RETIRED, WITHOUT_SUCCESSOR
 from musicgen_dreamboothing.arguments.parsing import VERBS, parse, parser, words_of_file
 from musicgen_dreamboothing.arguments.train import (
@@ -58,6 +59,7 @@ __all__ = [
     "EvaluateArguments",
     "GenerateArguments",
     "LoraArguments",
+    "MergeArguments",
     "ModelArguments",
     "PrepareArguments",
     "RunArguments",

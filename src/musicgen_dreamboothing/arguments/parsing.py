@@ -18,6 +18,7 @@ from musicgen_dreamboothing.arguments.data import DataArguments, DoctorArguments
 from musicgen_dreamboothing.arguments.demo import DemoArguments
 from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
+from musicgen_dreamboothing.arguments.merge import MergeArguments
 from musicgen_dreamboothing.arguments.old_names import modernise
 from musicgen_dreamboothing.arguments.train import LoraArguments, RunArguments, TrainArguments
 from musicgen_dreamboothing.arguments.trainer_options import GROUPS
@@ -34,6 +35,7 @@ VERBS: dict[str, type[Any]] = {
     "train": TrainArguments,
     "generate": GenerateArguments,
     "evaluate": EvaluateArguments,
+    "merge": MergeArguments,
     "warm-start": WarmStartArguments,
     "demo": DemoArguments,
 }

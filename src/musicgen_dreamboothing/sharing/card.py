@@ -63,6 +63,19 @@ def write_stereo_card(folder: Path, name: str, origin: Origin, mono: Checkpoint,
     write_text(folder / "README.md", text)
 
 
+def write_merged_card(folder: Path, name: str, provenance: Any, checkpoint: Checkpoint, licence: str | None) -> None:
+    """Writes `README.md` of a merged model of this name; `provenance`: a `merge.Provenance`."""
+    text = _template("merged_card.md.jinja").render(
+        name=name,
+        provenance=provenance,
+        base_on_hub=None if checkpoint.is_local else checkpoint.name,
+        is_melody=checkpoint.is_melody,
+        licence=licence,
+        notice=licence_notice(provenance.base, licence),
+    )
+    write_text(folder / "README.md", text)
+
+
 def _template(name: str) -> Template:
     text = files("musicgen_dreamboothing.assets").joinpath(name).read_text(encoding="utf-8")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
