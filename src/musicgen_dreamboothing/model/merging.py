@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -55,6 +57,16 @@ class Merger:
     def wrap(self, weights: dict[str, Any]) -> dict[str, Any]:
         """The weights of `weight_files.open_weights`, merged when they are indexed."""
         return weights | {name: LazilyMerged(self, name, weights[name]) for name in self._layers if name in weights}
+
+    def low_rank(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The update ΔW = B·A as B `[out, r]`, scaled, and A `[r, in]`; None for what is no product of two matrices."""
+        layer = self._layers[name]
+        if not isinstance(layer, LoraLinear | LoraEmbedding) or layer.lora_variant or layer.fan_in_fan_out:
+            return None
+        (adapter,) = layer.active_adapters
+        if isinstance(layer, LoraEmbedding):  # its rows are the inputs
+            return layer.lora_embedding_A[adapter].T * layer.scaling[adapter], layer.lora_embedding_B[adapter].T
+        return layer.lora_B[adapter].weight * layer.scaling[adapter], layer.lora_A[adapter].weight
 
     @torch.no_grad()
     def merged(self, name: str, entry: Any) -> torch.Tensor:

@@ -40,6 +40,7 @@ class Mixer:
     def __init__(self, checkpoint: Checkpoint, adapters: Sequence[SavedAdapter], strengths: Sequence[Strength]) -> None:
         self._checkpoint, self.adapters, self.strengths = checkpoint, tuple(adapters), tuple(strengths)
         self._mergers = [Merger(checkpoint, saved) for saved in adapters]
+        self._keeps_updates, self._updates = False, dict[tuple[Merger, str], torch.Tensor]()
         for saved, merger in zip(adapters, self._mergers, strict=True):
             if not merger.active_layers[0]:
                 raise UserError(f"the adapter {saved.name} changes nothing: all its updates are zero. Was it trained?")
@@ -66,10 +67,25 @@ class Mixer:
         if len(parts) == 1 and parts[0][0] == 1:
             return parts[0][1].merged(name, entry)
         base = entry[...].to(torch.float32)
-        update = torch.zeros_like(base)
+        pairs = [(factor, *pair) for factor, merger in parts if (pair := merger.low_rank(name)) is not None]
+        if pairs:  # all of LoRA in one product, which is faster than merging each
+            up = torch.cat([factor * up for factor, up, _ in pairs], dim=1)
+            total = torch.addmm(base, up, torch.cat([down for *_, down in pairs]))
+        else:
+            total = base.clone()
         for factor, merger in parts:
-            update.add_(merger.merged(name, _Held(base)).sub_(base), alpha=factor)
-        return base + update if parts else base.clone()
+            if merger.low_rank(name) is None:
+                total.add_(self._dense_update(merger, name, base), alpha=factor)
+        return total
+
+    def _dense_update(self, merger: Merger, name: str, base: torch.Tensor) -> torch.Tensor:
+        """merge(W₀) - W₀ of an adapter that is not LoRA, which takes long for DoRA."""
+        if (merger, name) in self._updates:
+            return self._updates[merger, name]
+        update = merger.merged(name, _Held(base)).sub_(base)
+        if self._keeps_updates:
+            self._updates[merger, name] = update
+        return update
 
     def _parts(self, name: str) -> list[tuple[float, Merger]]:
         """Factors and mergers of the adapters that change a weight, in the order of their names."""
@@ -82,9 +98,11 @@ class Mixer:
     def apply(self, model: nn.Module, strengths: Sequence[Strength]) -> None:
         """Gives a loaded model other strengths: its weights are written anew where they change.
 
-        The weights of the base are read again from the checkpoint, which the system holds in memory as far as it can;
-        adapters stay in memory as the matrices that they are.
+        The weights of the base are read again from the checkpoint, which the system holds in memory as far as it can.
+        Updates of LoRA stay in memory as its two matrices; those of other types in fp32, from the first call on, which
+        is 4 bytes for each adapted weight.
         """
+        self._keeps_updates = True
         before = {name: self._factors(name) for name in self.names}
         self.strengths = tuple(strengths)
         changed = {name for name in before if self._factors(name) != before[name]}
