@@ -152,6 +152,12 @@ def test_a_prompt_that_leaves_nothing_is_refused(generators: Generators) -> None
         codes_of(generators("text"), [request(generators("text"))], frames=STEPS)
 
 
+def test_codes_of_another_model_are_refused(generators: Generators) -> None:
+    mono = request(generators("text"))
+    with pytest.raises(UserError, match=r"prompt codes of 4 codebooks for .*, which has 8: encode the sound with"):
+        codes_of(generators("text-stereo"), [mono])
+
+
 def test_a_model_that_ignores_its_audio_prompt_is_refused(checkpoints: Folders) -> None:
     generator = Generator(checkpoints("text"), device="cpu", dtype="float32")
     with torch.no_grad():

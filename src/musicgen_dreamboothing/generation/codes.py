@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
 
-LARGEST_CPU_BATCH, LARGEST_GPU_BATCH = 16, 64  # more clips at once are not faster
+LARGEST_CPU_BATCH, LARGEST_GPU_BATCH = 24, 64  # more clips at once are not faster
 SHARE_OF_MEMORY = 0.5  # of free memory, for keys and values; the rest is for the tensors of a step
 
 AnyClip = TypeVar("AnyClip", Clip, GenerationRequest)
@@ -99,6 +100,7 @@ class CodeGenerator:
     ) -> Iterator[torch.Tensor]:
         """Codes `[K, T]` of clips with the same windows, batch by batch."""
         size = batch_size or self._fitting_batch(max(window.frames for window in plan), sampling)
+        size = ceil(len(left) / ceil(len(left) / size))  # batches of one size: a last small one takes as many steps
         while left:
             batch = left[:size]
             before = bar.n
@@ -223,6 +225,11 @@ class CodeGenerator:
                 f"models with one are {', '.join(MELODY_CHECKPOINTS)} and what is trained on them"
             )
         for request in requests:
+            if request.prompt_codes is not None and len(request.prompt_codes) != self.checkpoint.codebooks:
+                raise UserError(
+                    f"prompt codes of {len(request.prompt_codes)} codebooks for {self.checkpoint.name}, "
+                    f"which has {self.checkpoint.codebooks}: encode the sound with this model"
+                )
             if request.negative_prompt in {part.prompt for part in request.parts(0)}:
                 raise UserError(
                     f"the negative prompt {request.negative_prompt!r} is the prompt itself; describe something else"

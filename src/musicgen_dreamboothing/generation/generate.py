@@ -57,8 +57,10 @@ def generate(options: GenerateArguments) -> Generation:
     play = _clips if options.loop_bars is None else _loops
     files = {(number, variation): path for number, variation, path in play(generator, entries, options, writer)}
     elapsed = time.perf_counter() - started
-    speed, length = writer.seconds / elapsed, round(writer.seconds / len(files), 2)
-    log(f"{plural(len(files), 'clip')} of {length:g} s in {elapsed:.1f} s: {speed:.2f}x real time")
+    speed, length = writer.seconds / elapsed, writer.seconds / len(files)
+    if abs(length - options.seconds) * generator.checkpoint.frame_rate <= 1:
+        length = options.seconds  # it was rounded to whole frames
+    log(f"{plural(len(files), 'clip')} of {round(length, 2):g} s in {elapsed:.1f} s: {speed:.2f}x real time")
     in_order = [files[place] for place in sorted(files)]
     for path in in_order:
         log(f"  {path}")
