@@ -1,4 +1,4 @@
-"""`merge`: the merged model is base and adapters on logits, plays in plain transformers, and says what it was made from."""
+"""`merge`: the merged model has the logits of base and adapters, and plays in plain transformers."""
 
 from __future__ import annotations
 

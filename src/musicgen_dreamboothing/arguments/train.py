@@ -42,11 +42,28 @@ LORA, PRESERVING, STYLE = ("--use_lora",), ("--with_prior_preservation",), ("--m
 SAMPLING = ("--sample_prompts", "--add_audio_samples_to_wandb")
 
 
+ADAPTER_TYPES = ("lora", "dora", "loha", "lokr")
+
+
 @dataclass
 class LoraArguments:
     """Which adapter is trained."""
 
     use_lora: bool = option(True, "Train a LoRA adapter; false trains all weights of the decoder.")
+    adapter_type: str = option(
+        "lora",
+        "lora; dora (LoRA with --use_dora true); or loha or lokr, whose few weights give updates of a high rank, on "
+        "linear layers only.",
+        choices=ADAPTER_TYPES,
+        needs=LORA,
+    )
+    loraplus_lr_ratio: float = option(
+        1.0,
+        "LoRA+: the learning rate of the matrices B is so many times that of A; 16 is usual, with half the usual rate.",
+        above=0,
+        at_most=10_000,
+        needs=("--adapter_type lora",),
+    )
     lora_r: int = option(16, "Rank of the adapter.", at_least=1, at_most=2048, needs=LORA)
     lora_alpha: int = option(16, "The update is scaled by alpha / r.", at_least=1, at_most=65536, needs=LORA)
     lora_dropout: float = option(0.0, "Dropout before the adapter.", at_least=0, below=1, needs=LORA)
@@ -253,6 +270,8 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         if isinstance(self.report_to, str):  # as transformers takes it, too
             self.report_to = [self.report_to]
         check_values(self)
+        if self.adapter_type == "dora":  # one name in the record of a run
+            self.adapter_type, self.use_dora = "lora", True
         if not (self.output_dir or "").strip() and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("give an output folder: --output_dir DIR")
         check_trainer_options(self)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from peft import LoraConfig
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.device import return_freed_memory
@@ -89,7 +90,12 @@ def load_for_generation(
     """
     return_freed_memory()  # otherwise the process keeps what is freed while loading
     rounds = quantization == "int8" and device.type != "cuda"
-    beside = adapter is not None and quantization != "none" and not (rounds and adapter.config.use_dora)
+    beside = adapter is not None and quantization != "none" and not (rounds and not adapter.is_plain_lora)
+    if adapter is not None and beside and not isinstance(adapter.config, LoraConfig):
+        raise UserError(
+            f"--quantization {quantization} takes LoRA adapters beside its weights, and {adapter.name} is none; "
+            "merge it first"
+        )
     if mixer is not None and quantization != "none":
         raise UserError(
             f"--quantization {quantization} has one adapter, at full strength, beside its weights; merge yours first: "

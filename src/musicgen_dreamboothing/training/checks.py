@@ -16,7 +16,7 @@ from musicgen_dreamboothing.console import UserError, log, one_line
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.prepare import check_durations
 from musicgen_dreamboothing.device import check_device
-from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
+from musicgen_dreamboothing.model.adapter import LYCORIS, SPLITTING, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import sides_of
 from musicgen_dreamboothing.model.quantized import base_quantization
@@ -41,6 +41,8 @@ def check_options(options: TrainArguments) -> None:
         _check_resumption(options)
     check_settings(lora_settings(options))
     _check_quantization(options)
+    if options.init_adapter and options.adapter_type in LYCORIS:
+        raise UserError(f"--init_adapter takes LoRA adapters; leave out --adapter_type {options.adapter_type}")
     check_prior(options)
     _check_samples(options)
     _check_trackers(options.report_to)
@@ -92,6 +94,11 @@ def _check_quantization(options: TrainArguments) -> None:
         return
     if not options.use_lora:
         raise UserError(f"--quantization {options.quantization} freezes the base, which --use_lora false would train")
+    if options.adapter_type in LYCORIS:
+        raise UserError(
+            f"--quantization {options.quantization} takes LoRA adapters; "
+            f"leave out --adapter_type {options.adapter_type}"
+        )
     if SPLITTING.fullmatch(options.lora_init):
         raise UserError(
             f"--lora_init {options.lora_init} changes the base, which --quantization has rounded; choose one"
@@ -101,6 +108,30 @@ def _check_quantization(options: TrainArguments) -> None:
 def _check_samples(options: TrainArguments) -> None:
     if options.sample_prompts:
         read_prompts(options.sample_prompts)
+
+
+# Packages of transformers' optimizers, by how their names begin.
+OPTIMIZER_PACKAGES = {
+    "schedule_free": "schedulefree",
+    "adamw_torch_8bit": "torchao",
+    "adamw_torch_4bit": "torchao",
+    "lomo": "lomo-optim",
+    "adalomo": "lomo-optim",
+    "grokadamw": "grokadamw",
+    "apollo": "apollo-torch",
+    "galore": "galore-torch",
+    "stable_adamw": "torch-optimi",
+}
+
+
+def _install_hint(optimizer: str) -> str:
+    """The package that an optimizer needs, if it is not here."""
+    if "8bit" in optimizer or "paged" in optimizer or "bnb" in optimizer:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            return "; install it: pip install 'musicgen-dreamboothing[quantization]'"
+        return ""
+    package = next((name for start, name in OPTIMIZER_PACKAGES.items() if optimizer.startswith(start)), "")
+    return f"; install it: pip install {package}" if package else ""
 
 
 def _check_optimizer(options: TrainArguments) -> None:
@@ -115,6 +146,7 @@ def _check_optimizer(options: TrainArguments) -> None:
             f"--optim {getattr(options.optim, 'value', options.optim)} with --optim_args {options.optim_args}, or "
             f"--lr_scheduler_type {getattr(options.lr_scheduler_type, 'value', options.lr_scheduler_type)} with "
             f"--lr_scheduler_kwargs {options.lr_scheduler_kwargs}, is invalid: {one_line(str(error))}"
+            f"{_install_hint(str(getattr(options.optim, 'value', options.optim)))}"
         ) from error
 
 

@@ -25,6 +25,7 @@ from musicgen_dreamboothing.model.seams import switch_autocast_off
 from musicgen_dreamboothing.signals import Stopped
 from musicgen_dreamboothing.training.collator import IS_PRIOR
 from musicgen_dreamboothing.training.dataset import EpochSampler
+from musicgen_dreamboothing.training.loraplus import raise_rates
 from musicgen_dreamboothing.training.stopping import StoppableTrainer
 
 SPLIT = "split"  # in a checkpoint's state: how micro-batches are computed
@@ -62,6 +63,14 @@ class CodebookTrainer(StoppableTrainer):
         super().create_accelerator_and_postprocess()
         if self.args.use_lora:
             switch_autocast_off(self.accelerator)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' optimizer, with the rates of LoRA+ where they are asked for."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.args.loraplus_lr_ratio != 1:
+            raise_rates(optimizer, self.model, self.args.loraplus_lr_ratio)
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
