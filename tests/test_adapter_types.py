@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -164,11 +165,45 @@ def test_a_run_with_lora_plus_is_resumed_and_learns_faster(
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("schedule_free_adamw", "schedulefree"), ("adamw_torch_8bit", "torchao"), ("grokadamw", "grokadamw")],
+    [
+        ("prodigy", "prodigyopt"),
+        ("schedule_free_adamw", "schedulefree"),
+        ("adamw_torch_8bit", "torchao"),
+        ("grokadamw", "grokadamw"),
+    ],
 )
 def test_a_missing_optimizer_names_its_package(name: str, package: str, tiny: Path, tmp_path: Path, cli: Cli) -> None:
-    if __import__("importlib").util.find_spec(package):
+    if importlib.util.find_spec(package):
         pytest.skip(f"{package} is here")
     ran = cli(*train_words(tmp_path, tmp_path / "run", tiny), "--optim", name)
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert f"pip install {package}" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("bitsandbytes", ("--optim", "adamw_8bit")),
+        (
+            "schedulefree",
+            ("--optim", "schedule_free_adamw", "--lr_scheduler_type", "constant", "--learning_rate", 1e-2),
+        ),
+        ("prodigyopt", ("--optim", "prodigy", "--lr_scheduler_type", "constant", "--optim_args", "d0=1e-4,d_coef=2")),
+    ],
+)
+def test_the_optimizers_of_the_docs_train_and_resume(
+    package: str, words: tuple[object, ...], tiny: Path, prepared: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """A run that was saved behind its first update ends with the weights of a run at one go, to the last bit."""
+    pytest.importorskip(package)
+
+    def trained(name: str, steps: int) -> dict[str, torch.Tensor]:
+        common = (*train_words(prepared, tmp_path / name, tiny), "--max_steps", steps, "--save_strategy", "steps")
+        ran = cli(*common, "--save_steps", 1, "--eval_strategy", "no", "--eval_on_start", "false", *words)
+        assert ran.code == 0, ran.err
+        return weights_of(Generator(tmp_path / name, device="cpu", dtype="float32"))
+
+    whole = trained("whole", 3)
+    assert distance(whole, weights_of(Generator(tiny, device="cpu", dtype="float32"))) > 1e-4
+    trained("parts", 1)
+    assert same(trained("parts", 3), whole)

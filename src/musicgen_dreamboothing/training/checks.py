@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import Trainer, get_scheduler
+from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from musicgen_dreamboothing.arguments import TrainArguments, check_values, note_unused
+from musicgen_dreamboothing.arguments.train import PRODIGY
 from musicgen_dreamboothing.console import UserError, log, one_line
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.prepare import check_durations
@@ -22,6 +23,7 @@ from musicgen_dreamboothing.model.delay import sides_of
 from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.model import lora_settings
+from musicgen_dreamboothing.training.optimizers import install_hint, optimizer_name, optimizer_of
 from musicgen_dreamboothing.training.prior import check_prior
 from musicgen_dreamboothing.training.samples import read_prompts
 
@@ -110,43 +112,23 @@ def _check_samples(options: TrainArguments) -> None:
         read_prompts(options.sample_prompts)
 
 
-# Packages of transformers' optimizers, by how their names begin.
-OPTIMIZER_PACKAGES = {
-    "schedule_free": "schedulefree",
-    "adamw_torch_8bit": "torchao",
-    "adamw_torch_4bit": "torchao",
-    "lomo": "lomo-optim",
-    "adalomo": "lomo-optim",
-    "grokadamw": "grokadamw",
-    "apollo": "apollo-torch",
-    "galore": "galore-torch",
-    "stable_adamw": "torch-optimi",
-}
-
-
-def _install_hint(optimizer: str) -> str:
-    """The package that an optimizer needs, if it is not here."""
-    if "8bit" in optimizer or "paged" in optimizer or "bnb" in optimizer:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            return "; install it: pip install 'musicgen-dreamboothing[quantization]'"
-        return ""
-    package = next((name for start, name in OPTIMIZER_PACKAGES.items() if optimizer.startswith(start)), "")
-    return f"; install it: pip install {package}" if package else ""
-
-
 def _check_optimizer(options: TrainArguments) -> None:
     """Makes optimizer and schedule for a weight that nobody trains: their errors would come after the preparation."""
+    if optimizer_name(options) == PRODIGY and options.loraplus_lr_ratio != 1:
+        raise UserError("--optim prodigy finds one rate for all weights; leave out --loraplus_lr_ratio")
     try:
-        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(options, nn.Identity())
+        optimizer_class, settings = optimizer_of(options, nn.Identity())
         optimizer = optimizer_class([nn.Parameter(torch.zeros(1, device=options.device))], **settings)
         kwargs = options.lr_scheduler_kwargs
         get_scheduler(options.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=kwargs)
+    except UserError:
+        raise
     except Exception as error:  # each of transformers' optimizers and schedules has its own
         raise UserError(
-            f"--optim {getattr(options.optim, 'value', options.optim)} with --optim_args {options.optim_args}, or "
+            f"--optim {optimizer_name(options)} with --optim_args {options.optim_args}, or "
             f"--lr_scheduler_type {getattr(options.lr_scheduler_type, 'value', options.lr_scheduler_type)} with "
             f"--lr_scheduler_kwargs {options.lr_scheduler_kwargs}, is invalid: {one_line(str(error))}"
-            f"{_install_hint(str(getattr(options.optim, 'value', options.optim)))}"
+            f"{install_hint(optimizer_name(options))}"
         ) from error
 
 
