@@ -38,6 +38,8 @@ def generate(options: GenerateArguments) -> Generation:
     note_unused(options)
     generator = Generator(
         options.model,
+        adapters=options.adapter,
+        blend=options.blend,
         base_model=options.base_model,
         revision=options.model_revision,
         cache_dir=options.cache_dir,
@@ -134,15 +136,17 @@ def _describe(generator: Generator, model: str) -> str:
     if generator.quantization != "none":
         where += f", weights in {generator.quantization}"
     facts = f"{family} model, {channels}, {base.sampling_rate} Hz, {where}"
-    if generator.active_layers is None:
+    if generator.active_layers is None or generator.mix is None:
         return f"loaded {model}: {facts}"
     active, total = generator.active_layers
-    return f"loaded {base.name}: {facts}\nadapter {model}: active in {active} of {total} layers"
+    mix = generator.mix
+    named = f"adapter{'s' if len(mix.adapters) > 1 else ''} {model if mix.single is not None else mix}"
+    return f"loaded {base.name}: {facts}\n{named}: active in {active} of {total} layers"
 
 
 def _warn(generator: Generator, entries: Sequence[Entry], options: GenerateArguments) -> None:
     if options.base_model is not None and generator.active_layers is None:
-        log("note: --base_model has no effect: MODEL is not an adapter")
+        log("note: --base_model has no effect: there is no adapter")
     texts = dict.fromkeys(text for entry in entries for text in entry.request.texts())
     for prompt in generator.cut_prompts(list(texts)):
         log(f"prompt of {len(prompt)} characters is cut to what the text encoder reads: {prompt[:60]!r}…")
