@@ -28,7 +28,7 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
 from musicgen_dreamboothing.training.samples import Sampler
 
-TAKES = 1  # of each prompt; the report has two, which would double the time of every evaluation
+TAKES = 2  # of each prompt, as many as the report has: with one, checkpoints are ranked otherwise
 WORST = float("inf")  # never the best evaluation, nor better than another one
 
 
