@@ -305,6 +305,7 @@ def test_paired_without_pairs_is_refused(prepared: Path, base: Path) -> None:
         load_tables(prepared, rows, read_checkpoint(base), eval_fraction=0, seed=0, melody=MelodySource(PAIRED))
 
 
+@pytest.mark.slow
 def test_a_plan_counts_a_prefix_for_each_clip(base: Path, tmp_path: Path) -> None:
     def kept(melody: str) -> float:
         options = TrainArguments(

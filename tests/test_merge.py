@@ -84,6 +84,7 @@ def test_plain_transformers_plays_it(tiny: Path, tmp_path: Path) -> None:
     assert (merged.generation_config.guidance_scale, merged.generation_config.decoder_start_token_id) == (3.0, 64)
 
 
+@pytest.mark.slow
 def test_published_files_keep_their_precision_and_lose_little(checkpoints: Folders, tmp_path: Path) -> None:
     """A base in 16-bit shards of .bin files: the share that rounding leaves is that of the weights on the disk."""
     layout = Layout("text", "4.31", "absent", "weight_g", "present", "bin shards", "float16", "spiece.model", "both")
@@ -128,6 +129,7 @@ def test_large_models_are_written_in_shards(tiny: Path, tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], weight) for name, weight in expected.items() if name in loaded)
 
 
+@pytest.mark.slow
 def test_a_trained_text_encoder_is_merged_too(tiny: Path, tmp_path: Path, prepared: Path, cli: Cli) -> None:
     once = ("--max_steps", 1, "--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no")
     words = (*train_words(prepared, tmp_path / "run", tiny), *once, "--learning_rate", 0.01)

@@ -108,6 +108,7 @@ def test_nothing_goes_up_without_being_listed(cli: Cli, run: Path) -> None:
     assert not any(name.endswith(("run.json", ".html", ".flac")) for name in listed)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_published_with_players(run: Path, tiny: Path, old_adapter: Path, tmp_path: Path) -> None:
     licence = "my own, CC BY 4.0"
     words = [run, "--hub_model_id", "someone/punk", "--private", "--songs_licence", licence]

@@ -246,6 +246,7 @@ def test_the_card_says_what_it_was_made_from(bases: Folders, checkpoints: Folder
     assert "needs torchaudio" in front_matter(bases("melody"))[1]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_on_it(bases: Folders, tmp_path: Path, cli: Cli) -> None:
     """Its card says how others get the base."""
     (tmp_path / "songs").mkdir()

@@ -1,7 +1,7 @@
 """The distance of a model in training to its songs, for `--metric_for_best_model style`.
 
-It is the `style_distance` of the report: the same prompts, seeds, lengths, excerpts of songs and embedding, with fewer
-takes of each prompt. So the checkpoint that it keeps is, but for chance, the one that the report would rank first.
+It is the `style_distance` of the report: the same prompts, takes, seeds, excerpts of songs and embedding. With fewer takes
+it ranked the checkpoints of the demo otherwise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.codec import decode_clip
 from musicgen_dreamboothing.training.samples import Sampler
 
-TAKES = 2  # of each prompt, as many as the report has: with one, checkpoints are ranked otherwise
 WORST = float("inf")  # never the best evaluation, nor better than another one
 
 
@@ -52,7 +51,7 @@ def style_meter(
 
     def measure(model: Any) -> float:
         try:
-            return distance(sampler.make(model, prompts, TAKES, seconds, report.seed))
+            return distance(sampler.make(model, prompts, report.variations, seconds, report.seed))
         except (UserError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
