@@ -53,8 +53,8 @@ def music(generator: Generator, prompts: Sequence[str], options: argparse.Namesp
     joined: list[torch.Tensor] = []
     targets: list[float] = []
     for number in range(options.windows):
-        found = generator.codes(requests, seconds=options.window, seed=options.seed + number, progress=False)
-        by_request = {id(request): codes for request, codes in found}
+        pairs = generator.codes(requests, seconds=options.window, seed=options.seed + number, progress=False)
+        by_request = {id(request): codes for request, codes in pairs}
         drawn = [by_request[id(request)] for request in requests]
         new = [codes[:, overlap:] for codes in drawn]
         joined = [torch.cat(pair, dim=1) for pair in zip(joined, new, strict=True)] if joined else drawn

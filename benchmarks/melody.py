@@ -1,12 +1,13 @@
-"""Whether a fine-tuned melody checkpoint still follows melodies: the tiny one, with LoRA on the built-in songs.
+"""Whether a fine-tuned melody checkpoint still follows melodies: the tiny one, with LoRA on music it does not know.
 
     python benchmarks/melody.py --folder WORK      # makes the checkpoint there, once: about 20 minutes on one core
-    python benchmarks/melody.py --folder WORK --updates 60
+    python benchmarks/melody.py --folder WORK --material songs
 
-Two adapters learn the songs in assets/songs: one with each clip's melody (`--melody self`), one without (`none`). Base
-and adapters then generate the same clips: of melodies that the base never had, with its captions (`tunes`), and of
-held-out songs with theirs (`songs`). The table has the chroma cosine with the melody that was asked for, and with those
-of the other clips (`shuffled`): what clips have that follow none.
+Two adapters learn the same clips: one with each clip's melody (`--melody self`), one without (`none`). The clips are
+tunes of an instrument that the base does not know (`style`), or the songs in assets/songs (`songs`), which are so far
+from its tunes that it has to learn everything anew. Base and adapters then generate the same clips: of melodies that
+the base never had, with its captions (`tunes`), and of held-out clips of the new music. The table has the chroma cosine
+with the melody that was asked for, and with those of the other clips (`shuffled`): what clips have that follow none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import importlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ BASE, SELF, NONE = "base", "LoRA, --melody self", "LoRA, --melody none"
 MODES = {SELF: "self", NONE: "none"}
 ENOUGH = 0.9  # of the base's margin over shuffled melodies
 TOOL = Path(__file__).parents[1] / "tools" / "tiny" / "make_melody.py"
-HELD_OUT_SEED = 1  # of tunes that the checkpoint was not trained on
-LEARNING_RATE, BATCH = 2e-3, 4
+HELD_OUT_SEED, STYLE_TUNES = 1, 96
+LEARNING_RATE, BATCH, MELODY_DROPOUT = 5e-4, 4, 0.2
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def _options() -> argparse.Namespace:
         "--steps", type=int, help="updates of the checkpoint; by default those of tools/tiny/melody.yaml"
     )
     parser.add_argument("--tunes", type=int, help="that it is trained on; by default as many as the tool makes")
-    parser.add_argument("--updates", type=int, default=120, help="of each adapter")
+    parser.add_argument("--material", choices=("style", "songs"), default="style", help="what the adapters learn")
+    parser.add_argument("--updates", type=int, default=60, help="of each adapter")
     parser.add_argument("--clips", type=int, default=24, help="generated for each set of melodies")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -68,7 +71,7 @@ def _compare(options: argparse.Namespace) -> None:
         result = _common.run_variant(__file__, MELODY, "--folder", options.folder or scratch)
     _common.show(f"chroma cosine, on {about['device']}", result["rows"])
     print("\n".join(result["conclusions"]))
-    path = _common.keep(about, MELODY, f"{options.updates} updates", result)
+    path = _common.keep(about, MELODY, f"{options.material}, {options.updates} updates", result)
     print(f"kept in {path.parent.name}/{path.name}")
 
 
@@ -79,12 +82,17 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     tool = _tool()
     made = {"tunes": options.tunes} if options.tunes else {}
     base = tool.make(folder / "tiny", steps=options.steps, seed=options.seed, **made)
-    runs = {name: _trained(folder / mode, base, mode, options) for name, mode in MODES.items()}
-    sets = {"tunes": _tunes(tool, base, options.clips), "songs": _songs(runs[SELF], base, options.clips)}
+    place = folder / options.material
+    runs = {name: _trained(place / mode, base, mode, options) for name, mode in MODES.items()}
+    sets = {"tunes": _tunes(tool.TIMBRES, HELD_OUT_SEED, options.clips)}
+    if options.material == "style":
+        sets["style"] = _tunes((_style(),), HELD_OUT_SEED + 1, options.clips)
+    else:
+        sets["songs"] = _songs(runs[SELF], base, options.clips)
     rows = []
     for name, model in {BASE: base, **runs}.items():
         generator = Generator(model, device=options.device)
-        rows += [_scored(generator, folder, name, kind, asked, options.seed) for kind, asked in sets.items()]
+        rows += [_scored(generator, place, name, kind, asked, options.seed) for kind, asked in sets.items()]
     return {"rows": [asdict(row) for row in rows], "conclusions": conclusions(rows)}
 
 
@@ -96,24 +104,30 @@ def _tool() -> Any:
 
 
 def _trained(run: Path, base: Path, mode: str, options: argparse.Namespace) -> Path:
-    """An adapter on the built-in songs, as far as it is not trained already."""
+    """An adapter on the new music, as far as it is not trained already."""
     from musicgen_dreamboothing.arguments import TrainArguments
     from musicgen_dreamboothing.demo.recipe import VALIDATION, Recipe
     from musicgen_dreamboothing.training.train import train
 
     tool, recipe = _tool(), Recipe()
+    songs = recipe.songs
+    if options.material == "style":
+        songs = run.parent / "music"
+        tool.write_tunes(songs, STYLE_TUNES, HELD_OUT_SEED + 2, (_style(),))
+    held_out = {"eval_split_name": VALIDATION} if options.material == "songs" else {"eval_fraction": 0.0}
     train(
         TrainArguments(
-            dataset_name=str(recipe.songs),
-            prepared_dir=str(run.parent / "songs"),
+            dataset_name=str(songs),
+            prepared_dir=str(run.parent / "prepared"),
             output_dir=str(run),
             model_name_or_path=str(base),
             instance_prompt=recipe.word,
-            eval_split_name=VALIDATION,
+            **held_out,
             max_duration_in_seconds=tool.SECONDS,
             min_duration_in_seconds=tool.SECONDS / 2,
-            normalize_loudness=False,  # the codec was trained on music at the level of these songs
+            normalize_loudness=options.material == "style",  # as of the base's tunes; the codec knows the songs' level
             melody=mode,
+            melody_dropout=MELODY_DROPOUT,
             max_steps=options.updates,
             learning_rate=LEARNING_RATE,
             per_device_train_batch_size=BATCH,
@@ -129,18 +143,24 @@ def _trained(run: Path, base: Path, mode: str, options: argparse.Namespace) -> P
     return run
 
 
-def _tunes(tool: Any, base: Path, number: int) -> list[Any]:
-    """Melodies of tunes that the checkpoint was not trained on, with their captions."""
+def _style() -> Any:
+    """The instrument that the adapters learn."""
+    return _tool().Timbre("lead guitar", (1.0, 0.4, 0.3, 0.2, 0.15), 0.4)
+
+
+def _tunes(timbres: Sequence[Any], seed: int, number: int) -> list[Any]:
+    """Melodies of tunes that no model was trained on, with their captions."""
     import numpy as np
     import torch
 
     from musicgen_dreamboothing.evaluation.melodies import AskedMelody
     from musicgen_dreamboothing.model.chroma import chroma_classes
 
+    tool = _tool()
     asked, bpms = [], list(tool.NOTE_FRAMES)
     for index in range(number):
-        timbre, bpm = tool.TIMBRES[index % len(tool.TIMBRES)], bpms[index // len(tool.TIMBRES) % len(bpms)]
-        wave = tool.tune(np.random.default_rng([HELD_OUT_SEED, index]), timbre, tool.NOTE_FRAMES[bpm])
+        timbre, bpm = timbres[index % len(timbres)], bpms[index // len(timbres) % len(bpms)]
+        wave = tool.tune(np.random.default_rng([seed, index]), timbre, tool.NOTE_FRAMES[bpm])
         classes = chroma_classes(torch.from_numpy(wave)[None], tool.RATE).numpy()
         asked.append(AskedMelody(tool.caption(timbre, bpm), f"tune {index}", classes))
     return asked

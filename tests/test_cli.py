@@ -46,7 +46,7 @@ def test_nothing_heavy_is_imported_for_help() -> None:
     ran = python("-c", LIGHT)
     assert ran.err == (
         "musicgen-dreamboothing: unknown command 'trian'; did you mean train? "
-        "Commands: prepare, doctor, train, generate, evaluate, warm-start, export, import, extract, push, demo\n"
+        "Commands: prepare, doctor, train, generate, evaluate, merge, warm-start, export, import, extract, push, demo\n"
     )
     assert ran.out.splitlines()[-2:] == ["[0, 0, 0, 0, 0, 1]", "[]"]
 
@@ -103,7 +103,8 @@ def test_the_version(run: Cli) -> None:
         (
             ["generat"],
             "unknown command 'generat'; did you mean generate? "
-            "Commands: prepare, doctor, train, generate, evaluate, warm-start, export, import, extract, push, demo",
+            "Commands: prepare, doctor, train, generate, evaluate, merge, warm-start, export, import, extract, push, "
+            "demo",
         ),
         (
             ["demo", "--sed", "1"],

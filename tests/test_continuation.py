@@ -21,6 +21,7 @@ from musicgen_dreamboothing.generation.decoding import CodeStream, GraphedCodeSt
 from musicgen_dreamboothing.generation.engine import Decoder
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.generation.guidance import Sampling, TextRows, guided, guided_conditioning
+from musicgen_dreamboothing.generation.melodies import read_melody
 from musicgen_dreamboothing.generation.requests import GenerationRequest
 from musicgen_dreamboothing.model import codec, text
 
@@ -152,6 +153,12 @@ def test_a_prompt_that_leaves_nothing_is_refused(generators: Generators) -> None
         codes_of(generators("text"), [request(generators("text"))], frames=STEPS)
 
 
+def test_codes_of_another_model_are_refused(generators: Generators) -> None:
+    mono = request(generators("text"))
+    with pytest.raises(UserError, match=r"prompt codes of 4 codebooks for .*, which has 8: encode the sound with"):
+        codes_of(generators("text-stereo"), [mono])
+
+
 def test_a_model_that_ignores_its_audio_prompt_is_refused(checkpoints: Folders) -> None:
     generator = Generator(checkpoints("text"), device="cpu", dtype="float32")
     with torch.no_grad():
@@ -199,6 +206,23 @@ def test_a_short_sound_is_cut_to_whole_frames_from_the_left(tmp_path: Path, gene
     assert np.abs(prompt.wave - wave[:, 37:]).max() < 1e-4
 
 
+def test_a_prompt_has_a_frame_at_least(song: Path, generators: Generators) -> None:
+    assert generators("text").audio_prompt(song, 0.001).codes.shape[-1] == 1
+
+
+def test_damage_of_a_continued_file_is_named(
+    tmp_path: Path, generators: Generators, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio.write(tmp_path / "cut.flac", tone_song(3.0, 2), SAMPLING_RATE)
+    content = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
+    generators("text").audio_prompt(tmp_path / "cut.flac", 0.1)
+    read_melody(tmp_path / "cut.flac")
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2
+    assert all("cut.flac: " in line and "s decoded of the 3.0 s" in line for line in printed)
+
+
 def test_a_kept_prompt_is_the_original_and_fades_into_the_decoded_sound() -> None:
     rng = np.random.default_rng(0)
     original, decoded = rng.standard_normal((2, 2, 3000)).astype(np.float32)
@@ -242,10 +266,11 @@ def test_many_songs_with_one_prompt_and_a_prompt_for_each(
 ) -> None:
     other = tmp_path / "other.wav"
     audio.write(other, tone_song(0.5, 3), SAMPLING_RATE)  # shorter than the prompt that is asked for
-    short = ("--prompt_seconds", 0.6, "--seconds", 0.8, "--continue_from", song, other)
+    short = ("--prompt_seconds", 0.6, "--seconds", 0.8, "--keep_prompt", "false", "--continue_from", song, other)
     ran = cli("generate", tiny, *prompts, "--output_dir", tmp_path / "out", *short)
     assert ran.code == 0, ran.err
     first, second = sorted((tmp_path / "out").glob("*.wav"))
+    assert "2 clips of 0.2 to 0.3 s in " in ran.out
     assert (first.name[:7], second.name[:6]) == ("00_punk", f"01_{prompts[-1][:3]}")
     assert first.read_bytes() != second.read_bytes()
 
@@ -254,7 +279,7 @@ def test_many_songs_with_one_prompt_and_a_prompt_for_each(
     ("words", "message"),
     [
         (["punk", "--continue_from", "nowhere.wav"], "no file at nowhere.wav; --continue_from takes sound files"),
-        (["a", "b", "c", "--continue_from", "s.wav", "s.wav"], "2 --continue_from don't fit to 3 of the others"),
+        (["a", "b", "c", "--continue_from", "s.wav", "s.wav"], "--continue_from has 2 values, and another option 3"),
         (["punk", "--continue_from", "silent.wav"], "the last 1 s of silent.wav are silent"),
         (
             ["punk", "--continue_from", "s.wav", "--seconds", "1"],

@@ -325,9 +325,26 @@ def test_the_batch_fits_into_free_memory(
     for clips in (0.5, 3, 1000):
         monkeypatch.setattr(drawing, "free_memory", lambda device, clips=clips: int(a_clip * clips / 0.5) + 1)
         longest = max(len(generator._states[prompt]) for prompt in PROMPTS)
-        expected = {0.5: 1, 3: 3 if not generator.checkpoint.is_melody or longest == 1 else None, 1000: 16}[clips]
+        expected = {0.5: 1, 3: 3 if not generator.checkpoint.is_melody or longest == 1 else None, 1000: 24}[clips]
         found = generator._fitting_batch(50, Sampling())
         assert found == expected if expected is not None else found in (2, 3)
+
+
+def test_batches_have_one_size(loaded: Callable[[str], Generator], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A last batch of one clip would take as many steps as a full one."""
+    generator, sizes = loaded("text"), list[int]()
+    made = generator._code_stream
+
+    def recording(*words: Any, **options: Any) -> Any:
+        sizes.append(len(words[3]))
+        return made(*words, **options)
+
+    monkeypatch.setattr(generator, "_code_stream", recording)
+    clips = [(PROMPTS[0], number) for number in range(25)]
+    assert len(list(generator.codes(clips, seconds=0.1, progress=False))) == 25
+    assert sizes == [13, 12]
+    list(generator.codes(clips[:5], seconds=0.1, batch_size=4, progress=False))
+    assert sizes[2:] == [3, 2]
 
 
 # Streaming

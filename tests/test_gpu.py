@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import KINDS, read_checkpoint
 
 from musicgen_dreamboothing.device import release_memory
+from musicgen_dreamboothing.generation import windows
 from musicgen_dreamboothing.generation.decoding import CodeStream, GraphedCodeStream
 from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.generation.guidance import Sampling
+from musicgen_dreamboothing.generation.requests import GenerationRequest
 from musicgen_dreamboothing.model import text
 from musicgen_dreamboothing.model.adapter import LoraSettings, add_adapter
 from musicgen_dreamboothing.model.footprint import Estimator, Step
@@ -105,3 +108,24 @@ def test_the_estimate_is_what_a_step_takes(
         (outputs.nll.sum(0) / outputs.count.sum(0)).mean().backward()
         peak = torch.cuda.max_memory_allocated() - before
     assert abs(peak - expected.kept - expected.scratch) < 0.15 * peak
+
+
+@pytest.mark.parametrize("kind", ["text", "melody-stereo"])
+def test_captured_steps_continue_a_prompt_over_windows(
+    kind: str, checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "TRAINED_SECONDS", 1.0)
+    monkeypatch.setattr(windows, "STRIDE_SECONDS", 0.6)
+    plain, captured = (
+        Generator(checkpoints(kind), device="cuda", dtype="float32", cuda_graphs=graphs) for graphs in (False, True)
+    )
+    codes = torch.randint(plain.checkpoint.codebook_size, (plain.checkpoint.codebooks, 15))
+    melody = np.array([9, 4, 7], np.uint8) if plain.checkpoint.is_melody else None
+    requests = [
+        GenerationRequest(PROMPTS[0], prompt_codes=codes, melody=melody, negative_prompt="dub"),
+        GenerationRequest(PROMPTS[1], prompt_codes=codes, melody=melody),
+    ]
+    ours, theirs = (list(generator.codes(requests, seconds=1.5, progress=False)) for generator in (captured, plain))
+    for (_, one), (_, other) in zip(ours, theirs, strict=True):
+        assert torch.equal(one[:, :15], codes)
+        assert torch.equal(one, other)

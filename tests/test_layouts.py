@@ -449,7 +449,8 @@ def test_an_adapter_is_trained_and_makes_music(
     assert wave.shape[1] == (2 if "stereo" in layout.kind else 1)
 
 
-@pytest.mark.parametrize("layout", first_and_slow(FULL), ids=lambda layout: layout.label)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", FULL, ids=lambda layout: layout.label)
 def test_a_full_fine_tune_is_trained_and_makes_music(
     layout: Layout, cli: Cli, songs: Path, checkpoints: Folders, tmp_path: Path
 ) -> None:

@@ -108,7 +108,7 @@ def test_an_adapter_merged_in_training_equals_the_loaded_one(kind: str, tiny: Pa
         ("melody", ("--dtype", "bfloat16", "--use_dora", "true")),
         pytest.param("text-stereo", ("--dtype", "bfloat16", "--lora_init", "pissa", "--lora_r", "4"), marks=SLOW),
         pytest.param("text", ("--dtype", "float32", "--freeze_text_encoder", "false"), marks=SLOW),
-        ("text", ("--dtype", "bfloat16", "--quantization", "nf4")),
+        pytest.param("text", ("--dtype", "bfloat16", "--quantization", "nf4"), marks=SLOW),
         pytest.param("text", ("--dtype", "bfloat16", "--quantization", "int8"), marks=SLOW),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def test_the_stretch_that_repeats_itself_is_chosen() -> None:
     assert 47 <= int(loop.codes[0, 0]) <= 67
     assert loop.join < 0.1
     assert best_loop(codes, np.zeros_like(wave, np.float32), length).join == 0
+
+
+def test_the_search_holds_no_spectra_of_all_the_music() -> None:
+    hop, frames = 320, 4000
+    wave = np.random.default_rng(0).standard_normal((1, frames * hop)).astype(np.float32)
+    tracemalloc.start()
+    best_loop(torch.zeros(4, frames), wave, LoopLength(1500, 25, 120.0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * wave.nbytes
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -27,7 +27,7 @@ from musicgen_dreamboothing.data.songs.song import Columns
 from musicgen_dreamboothing.data.songs.sources import find_songs
 from musicgen_dreamboothing.data.songs.stems import keep_stems
 from musicgen_dreamboothing.data.tokens.melodies import PAIRED, SELF, MelodySource, melody_source
-from musicgen_dreamboothing.data.tokens.store import clip_rows
+from musicgen_dreamboothing.data.tokens.store import clip_rows, tokenize_clips
 from musicgen_dreamboothing.data.tokens.tables import Tables, load_tables
 from musicgen_dreamboothing.evaluation.references import clip_losses
 from musicgen_dreamboothing.generation.generator import Generator
@@ -286,6 +286,17 @@ def test_the_source_of_melodies(
 def test_a_text_checkpoint_takes_no_melodies(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--melody self needs a melody checkpoint.*--melody none"):
         melody_source(TrainArguments(output_dir=str(tmp_path), melody="self"), read_checkpoint(tiny))
+
+
+def test_clips_without_another_recording_are_counted(
+    prepared: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tokenize_clips(prepared, read_checkpoint(base), melody=MelodySource(PAIRED)).rows
+    missing = sum(row["source"] == "two.wav" for row in rows)
+    expected = f"{missing} of {len(rows)} clips without another recording are trained without a melody"
+    assert expected in capsys.readouterr().out
+    tokenize_clips(prepared, read_checkpoint(base), melody=MelodySource(SELF))
+    assert "without a melody" not in capsys.readouterr().out
 
 
 def test_paired_without_pairs_is_refused(prepared: Path, base: Path) -> None:

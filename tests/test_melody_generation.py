@@ -164,6 +164,15 @@ def test_a_model_that_ignores_its_melody_is_refused(checkpoints: Folders) -> Non
         codes_of(generator, [following(TUNE)])
 
 
+def test_a_model_that_ignores_its_prompt_is_refused_with_a_melody_too(checkpoints: Folders) -> None:
+    generator = Generator(checkpoints("melody"), device="cpu", dtype="float32")
+    with torch.no_grad():
+        for weight in generator._model.enc_to_dec_proj.parameters():
+            weight.zero_()
+    with pytest.raises(UserError, match="the prompt changes nothing in this model"):
+        codes_of(generator, [following(TUNE)])
+
+
 # The command
 
 
@@ -221,7 +230,7 @@ def test_a_section_names_its_melody(
 def test_a_text_model_takes_no_melody(tunes: list[Path], tiny: Path, tmp_path: Path, cli: Callable[..., Ran]) -> None:
     ran = cli("generate", tiny, "punk", "--melody", tunes[0], "--output_dir", tmp_path / "out")
     assert (ran.code, ran.err.count("\n")) == (1, 1)
-    assert "takes no melody: it is a text model; models with one are facebook/musicgen-melody" in ran.err
+    assert "takes no melody: it is a text model; take facebook/musicgen-melody" in ran.err
     assert list(tmp_path.glob("out/*.wav")) == []
 
 

@@ -394,7 +394,7 @@ def song(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "policy"),
     [
-        (("--memory", "452MB"), "full"),  # a process alone takes 450
+        pytest.param(("--memory", "452MB"), "full", marks=pytest.mark.slow),  # a process alone takes 450
         (("--memory", "8GB"), "none"),
         (("--recompute", "light"), "light"),
     ],

@@ -197,7 +197,7 @@ def test_options_for_songs_have_no_effect_on_a_prepared_folder(
 
 def test_base_model_of_a_base_has_no_effect(cli: Callable[..., Ran], tiny: Path, tmp_path: Path) -> None:
     words = ["generate", tiny, "punk", "--seconds", 0.1, "--output_dir", tmp_path, "--base_model"]
-    assert "note: --base_model has no effect: MODEL is not an adapter\n" in cli(*words, "nonsense").out
+    assert "note: --base_model has no effect: there is no adapter\n" in cli(*words, "nonsense").out
 
 
 @pytest.mark.parametrize("verb", list(VERBS))

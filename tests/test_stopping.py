@@ -250,11 +250,11 @@ def test_a_second_signal_stops_at_once(
     [
         pytest.param(["--save_strategy", "no", "--load_best_model_at_end", "false"], "on_step_begin", 1, 2, marks=SLOW),
         pytest.param(["--max_steps", 4], "on_step_end", 4, 4, marks=SLOW),  # in the middle of an epoch
-        ([*PATIENT, 1], "on_step_begin", 4, 5),
+        pytest.param([*PATIENT, 1], "on_step_begin", 4, 5, marks=SLOW),
         pytest.param([*PATIENT, 2], "on_step_begin", 7, 8, marks=SLOW),
         pytest.param(["--dataloader_num_workers", 1], "on_step_begin", 3, 4, marks=SLOW),
         pytest.param(["--dataloader_num_workers", 1], "on_prediction_step", 3, 3, marks=SLOW),
-        (["--save_total_limit", 1], "on_step_begin", 3, 4),
+        pytest.param(["--save_total_limit", 1], "on_step_begin", 3, 4, marks=SLOW),
         pytest.param([*OVERFITTING, "--crop_seconds", 2], "on_step_begin", 4, 5, marks=SLOW),
         ([*BY_STEPS, "--eval_steps", 2, "--save_steps", 2], "on_save", 2, 2),
     ],
@@ -392,7 +392,8 @@ def settings_of(folder: Path, options: dict[str, Any], held_out: int) -> Setting
 # --- memory that runs out
 
 
-@pytest.mark.parametrize("sizes", [None, pytest.param([1], marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("sizes", [None, [1]])
 def test_a_run_whose_batch_was_halved_resumes_as_it_was(
     cli: Cli, prepared: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int] | None
 ) -> None:

@@ -336,7 +336,7 @@ def tables_of(*rows: tuple[int, float, float]) -> Tables:
         codes = np.tile(np.arange(first, first + round(seconds * 50)), (4, 1)).tolist()
         place = {"source": f"song {song}", "start": start, "seconds": seconds}
         clips.append({**place, "text": f"clip at {start}", "variants": [], "digest": "", "codes": codes})
-    columns = {name: feature for name, feature in ROW_FEATURES.items() if name != "file_name"}
+    columns = {name: feature for name, feature in ROW_FEATURES.items() if name not in ("file_name", "melody")}
     codes_column = {"codes": datasets.List(datasets.List(datasets.Value("uint16")))}
     features = datasets.Features({**columns, "digest": datasets.Value("string"), **codes_column})
     captions = sorted({clip["text"] for clip in clips})

@@ -185,6 +185,14 @@ def test_a_folder_of_something_else_is_refused(cli: Cli, tiny: Path, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_file_is_never_replaced(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "song.wav").write_bytes(b"mine")
+    ran = cli("warm-start", tiny, "--output_dir", tmp_path / "song.wav")
+    assert ran.code == 1
+    assert f"{tmp_path / 'song.wav'} is a file; choose another --output_dir" in ran.err
+    assert (tmp_path / "song.wav").read_bytes() == b"mine"
+
+
 def test_an_empty_folder_is_filled(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     assert (warm_start(base=str(tiny), output_dir=str(tmp_path / "base")).folder / "config.json").is_file()

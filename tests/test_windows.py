@@ -16,6 +16,7 @@ from random_checkpoint import SAMPLING_RATE
 
 from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.analysis.loudness import loudness
+from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.demo.recipe import ASSETS
 from musicgen_dreamboothing.generation import windows
 from musicgen_dreamboothing.generation.decoding import CodeStream, clip_seed
@@ -156,9 +157,7 @@ def test_memory_of_decoding_does_not_grow_with_the_length(generators: Callable[[
     for _ in range(6):
         decoder.push(torch.randint(generator.checkpoint.codebook_size, (4, 100)), last=False)
         (side,) = decoder._sides
-        assert side._codes is not None
-        assert side._hidden is not None
-        kept.append(side._codes.shape[-1] + side._hidden.shape[-1])
+        kept.append(sum(frames._latest.shape[-1] for frames in (side._codes, side._hidden)))  # type: ignore[union-attr]
     assert len(set(kept[1:])) == 1
 
 
@@ -186,8 +185,10 @@ def test_a_plan_of_sections_is_one_clip(tiny: Path, tmp_path: Path, cli: Callabl
     plan.write_text("- {text: punk, seconds: 0.4}\n- {text: a waltz, seconds: 0.5, seed: 7}\n")
     audio.write(tmp_path / "song.wav", tone_song(1.0, 0), SAMPLING_RATE)
     folder, words = tmp_path / "out", ("--continue_from", tmp_path / "song.wav", "--prompt_seconds", 0.2)
-    ran = cli("generate", tiny, "--sections", plan, "--output_dir", folder, "--variations", 2, *words)
+    words += ("--variations", 2, "--melody_guidance", 2)
+    ran = cli("generate", tiny, "--sections", plan, "--output_dir", folder, *words)
     assert ran.code == 0, ran.err
+    assert f"note: --melody_guidance has no effect: no section in {plan} has a melody" in ran.out
     first, second = sorted(folder.glob("*.wav"))
     assert [path.name for path in (first, second)] == [f"00_my-plan_seed0_{number}.wav" for number in range(2)]
     assert soundfile.info(first).frames == 45 * 320
@@ -203,9 +204,9 @@ def test_a_plan_of_sections_is_one_clip(tiny: Path, tmp_path: Path, cli: Callabl
         ("", "must hold a list of sections"),
         ("text: punk", "must hold a list of sections"),
         ("- punk", "section 1 in plan.yaml is 'punk'; it takes text, seconds, melody, seed"),
-        ("- {text: a, seconds: 1, tempo: 3}", "section 1 in plan.yaml has an unknown 'tempo'"),
-        ("- {seconds: 1}", "section 1 in plan.yaml: text None must be a text"),
-        ("- {text: a, seconds: 1}\n- {text: b}", "section 2 in plan.yaml: seconds None must be a number above 0"),
+        ("- {text: a, seconds: 1, tempo: 3}", "section 1 in plan.yaml has an unknown key 'tempo'"),
+        ("- {seconds: 1}", "section 1 in plan.yaml: text is missing; it must be a text"),
+        ("- {text: a, seconds: 1}\n- {text: b}", "section 2 in plan.yaml: seconds is missing; it must be a number"),
         ("- {text: a, seconds: 3000}\n- {text: b, seconds: 3000}", "take 6000 s; they may take 3600 s together"),
         ("- {text: a, seconds: 1, melody: no.wav}", "melody 'no.wav' must be a sound file"),
         ("- {text: a, seconds: 1, seed: -1}", "seed -1 must be a whole number from 0"),
@@ -220,6 +221,13 @@ def test_a_plan_with_a_mistake_is_refused(
     ran = cli("generate", "no-model", "--sections", "plan.yaml")
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert message in ran.err
+
+
+def test_a_prompt_as_long_as_the_first_section_is_refused(generators: Callable[[str], Generator]) -> None:
+    codes = torch.zeros(generators("text").checkpoint.codebooks, 10, dtype=torch.long)
+    request = GenerationRequest("plan", prompt_codes=codes, sections=(Section("a", 0.2), Section("b", 1)))
+    with pytest.raises(UserError, match=r"shorten it with --prompt_seconds, or make the first section longer"):
+        next(generators("text").codes([request], seconds=1, progress=False))
 
 
 def test_sections_exclude_other_prompts(tmp_path: Path, cli: Callable[..., Ran]) -> None:

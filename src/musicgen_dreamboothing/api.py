@@ -18,6 +18,7 @@ from musicgen_dreamboothing.arguments import (
     ExtractArguments,
     GenerateArguments,
     ImportArguments,
+    MergeArguments,
     PrepareArguments,
     PushArguments,
     TrainArguments,
@@ -30,6 +31,7 @@ from musicgen_dreamboothing.generation.generate import generate as run_generate
 from musicgen_dreamboothing.sharing.export import export as run_export
 from musicgen_dreamboothing.sharing.extract import extract as run_extract
 from musicgen_dreamboothing.sharing.import_checkpoint import import_checkpoint as run_import
+from musicgen_dreamboothing.sharing.merge import merge as run_merge
 from musicgen_dreamboothing.training.push import push as run_push
 from musicgen_dreamboothing.training.train import train as run_train
 from musicgen_dreamboothing.training.warm_start import warm_start as run_warm_start
@@ -58,6 +60,7 @@ doctor = _with_keywords(DoctorArguments, checkup.doctor)
 train = _with_keywords(TrainArguments, run_train)
 generate = _with_keywords(GenerateArguments, run_generate)
 evaluate = _with_keywords(EvaluateArguments, run_evaluate)
+merge = _with_keywords(MergeArguments, run_merge)
 warm_start = _with_keywords(WarmStartArguments, run_warm_start)
 export = _with_keywords(ExportArguments, run_export)
 import_checkpoint = _with_keywords(ImportArguments, run_import)

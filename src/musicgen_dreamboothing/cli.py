@@ -20,6 +20,7 @@ FUNCTIONS = {
     "train": "training.train",
     "generate": "generation.generate",
     "evaluate": "evaluation.evaluate",
+    "merge": "sharing.merge",
     "warm-start": "training.warm_start",
     "export": "sharing.export",
     "import": "sharing.import_checkpoint",
@@ -34,6 +35,7 @@ ABOUT = {
     "train": "Fine-tune MusicGen on songs or a prepared folder; options may stand in a JSON or YAML file.",
     "generate": "Make new music with an adapter, a full fine-tune or a base checkpoint.",
     "evaluate": "Compare a run with its base: did it learn the style, does it still follow prompts, is it original?",
+    "merge": "Merge adapters, each with a strength, into their base: a model that transformers plays without PEFT.",
     "warm-start": "Make a stereo base of a mono checkpoint, where no stereo checkpoint is published.",
     "export": "Write a model, or a base with an adapter merged in, in audiocraft's format, which other players read.",
     "import": "Turn a checkpoint of audiocraft into a model to train on and to play; nothing in it is executed.",
@@ -47,6 +49,7 @@ USAGE = {
     "train": "train [FILE.json|FILE.yaml] [--option value ...]",
     "generate": 'generate MODEL "prompt" ["prompt" ...] [--option value ...]',
     "evaluate": "evaluate RUN [--option value ...]",
+    "merge": "merge RUN [ADAPTER:STRENGTH ...] --output_dir DIR [--option value ...]",
     "warm-start": "warm-start BASE --output_dir DIR [--option value ...]",
     "export": "export MODEL --output_dir DIR [--option value ...]",
     "import": "import CHECKPOINT --base BASE --output_dir DIR [--option value ...]",
@@ -62,7 +65,7 @@ STOPPED = {
     "train": "stopped; the same command resumes from the last checkpoint",
     "generate": "stopped; the finished clips are saved",
     "evaluate": "stopped; the finished clips are saved, and the same command resumes from there",
-    **dict.fromkeys(("warm-start", "export", "import", "extract"), "stopped; nothing was written"),
+    **dict.fromkeys(("merge", "warm-start", "export", "import", "extract"), "stopped; nothing was written"),
     "push": "stopped; the same command continues the upload",
     "demo": "stopped; what is done is saved, and the same command resumes from there",
 }
@@ -78,7 +81,7 @@ SMALLER = {
     "generate": "try --batch_size 1, shorter clips (--seconds 10), or --quantization int8",
     "evaluate": "try --batch_size 1, or shorter clips (--seconds 5)",
     **dict.fromkeys(
-        ("warm-start", "export", "import", "extract", "push", "demo"),
+        ("merge", "warm-start", "export", "import", "extract", "push", "demo"),
         "close other programs, and run the same command again",
     ),
 }

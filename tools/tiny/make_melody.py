@@ -11,6 +11,7 @@ those of the text checkpoint. Same seed, same result; a call that was stopped go
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +75,12 @@ def caption(timbre: Timbre, bpm: int) -> str:
     return f"{timbre.word} at {bpm} bpm"
 
 
-def write_tunes(folder: Path, number: int, seed: int) -> None:
-    """Tunes, each with its caption."""
+def write_tunes(folder: Path, number: int, seed: int, timbres: Sequence[Timbre] = TIMBRES) -> None:
+    """Tunes of these instruments in turns, each with its caption."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(number):
         rng = np.random.default_rng([seed, index])
-        timbre, bpm = TIMBRES[index % len(TIMBRES)], list(NOTE_FRAMES)[index // len(TIMBRES) % len(NOTE_FRAMES)]
+        timbre, bpm = timbres[index % len(timbres)], list(NOTE_FRAMES)[index // len(timbres) % len(NOTE_FRAMES)]
         path = folder / f"{timbre.word}_{bpm}_{index:04d}.flac"
         if not path.with_suffix(".txt").exists():
             audio.write(path, tune(rng, timbre, NOTE_FRAMES[bpm])[None], RATE)

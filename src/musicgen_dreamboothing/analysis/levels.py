@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter, lfilter_zi
 
 from musicgen_dreamboothing.audio import Wave, blocks
 
@@ -114,6 +113,8 @@ class _Weighting:
 
     def __call__(self, wave: Wave) -> Array:
         """`[C, n]` -> `[C, n]`; filters start settled on the first sample, so that an offset is no step."""
+        from scipy.signal import lfilter, lfilter_zi  # takes a second to import, and trainings measure no levels
+
         weighted: Array = wave.astype(np.float64)
         is_first, before = not self._states, self._states
         self._states = []

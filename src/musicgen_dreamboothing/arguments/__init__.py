@@ -18,6 +18,7 @@ from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
 from musicgen_dreamboothing.arguments.export import ExportArguments, ExtractArguments, ImportArguments
 from musicgen_dreamboothing.arguments.fields import WAIT
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
+from musicgen_dreamboothing.arguments.merge import MergeArguments
 from musicgen_dreamboothing.arguments.old_names import RENAMED, RETIRED, WITHOUT_SUCCESSOR
 from musicgen_dreamboothing.arguments.parsing import VERBS, parse, parser, words_of_file
 from musicgen_dreamboothing.arguments.push import PushArguments
@@ -63,6 +64,7 @@ __all__ = [
     "GenerateArguments",
     "ImportArguments",
     "LoraArguments",
+    "MergeArguments",
     "ModelArguments",
     "PrepareArguments",
     "PushArguments",

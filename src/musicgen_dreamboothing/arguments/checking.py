@@ -52,8 +52,10 @@ def _check_type(name: str, value: Any, expected: Any) -> None:
     """Values from Python may be of any type; those of a command line are converted."""
     kind = _without_none(expected)
     if get_origin(kind) is list:
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str | os.PathLike) for item in value):
-            raise UserError(f"{name} {shown(value)} must be a list of texts")
+        of_numbers = get_args(kind) == (float,)
+        items: Any = Real if of_numbers else str | os.PathLike
+        if not isinstance(value, list | tuple) or not all(isinstance(item, items) for item in value):
+            raise UserError(f"{name} {shown(value)} must be a list of {'numbers' if of_numbers else 'texts'}")
         return
     accepted = {int: Integral, float: Real, bool: bool, str: str | os.PathLike}.get(kind, object)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind in (int, float)):

@@ -52,6 +52,13 @@ class EvaluateArguments:
         "CLAP model that compares sounds, or none for statistics of the signal.",
         unless=COUNTING,
     )
+    strengths: list[float] = option(
+        [],
+        "Write a page with clips of the adapter at these strengths, such as 0 0.5 1 1.5: 0 is the base, 1 the run.",
+        at_least=-2,
+        at_most=3,
+        unless=COUNTING,
+    )
     blind: bool = option(False, "Write a page to listen to both without knowing which is which.", unless=COUNTING)
     save_embeddings: str | None = option(
         None,

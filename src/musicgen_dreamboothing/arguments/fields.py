@@ -58,15 +58,16 @@ class Rule:
         )
 
 
-def option(default: Any, text: str, *, positional: bool = False, **rule: Any) -> Any:
+def option(default: Any, text: str, *, positional: bool = False, repeated: bool = False, **rule: Any) -> Any:
     """A field with its default, its line in `--help`, and its `Rule`, whose attributes are the other arguments.
 
     Args:
         default: value without the option; a list is copied.
         text: what it means.
         positional: whether it is given by its place instead of `--name`.
+        repeated: whether a list is given as `--name a --name b` instead of `--name a b`.
     """
-    metadata = {"help": text, "positional": positional, RULE: Rule(**rule)}
+    metadata = {"help": text, "positional": positional, "repeated": repeated, RULE: Rule(**rule)}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata, kw_only=not positional)
     return field(default=default, metadata=metadata, kw_only=not positional)

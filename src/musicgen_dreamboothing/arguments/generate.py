@@ -17,11 +17,23 @@ class GenerateArguments:
 
     model: str = option(
         "",
-        "Adapter, full fine-tune or base: folder or Hub id.",
+        "Adapter (with a strength as you like: RUN:0.7), full fine-tune or base: folder or Hub id.",
         positional=True,
         required='give a model: generate MODEL "fast punk with loud guitars"',
     )
     prompts: list[str] = option([], "Descriptions of the music.", positional=True, may_be_empty=True)
+    adapter: list[str] = option(
+        [],
+        "An adapter on the base that MODEL is or has: folder or Hub id, with its strength: punk:0.8, jazz:-0.3, or by "
+        "groups of layers punk:0.8,heads=0 (attention, ffn, heads, embeddings). 0 is the base, 1 the adapter as "
+        "trained. May be given several times.",
+        repeated=True,
+    )
+    blend: bool = option(
+        False,
+        "Scale strengths so that their absolute values add up to 1, instead of adding all up.",
+        needs=("--adapter",),
+    )
     output_dir: str = option("generated", "Where the audio goes.")
     prompts_file: str | None = option(None, "Text file with one prompt a line.")
     seconds: float = option(

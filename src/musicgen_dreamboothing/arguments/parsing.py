@@ -19,6 +19,7 @@ from musicgen_dreamboothing.arguments.demo import DemoArguments
 from musicgen_dreamboothing.arguments.evaluate import EvaluateArguments
 from musicgen_dreamboothing.arguments.export import ExportArguments, ExtractArguments, ImportArguments
 from musicgen_dreamboothing.arguments.generate import GenerateArguments
+from musicgen_dreamboothing.arguments.merge import MergeArguments
 from musicgen_dreamboothing.arguments.old_names import modernise
 from musicgen_dreamboothing.arguments.push import PushArguments
 from musicgen_dreamboothing.arguments.train import LoraArguments, RunArguments, TrainArguments
@@ -36,6 +37,7 @@ VERBS: dict[str, type[Any]] = {
     "train": TrainArguments,
     "generate": GenerateArguments,
     "evaluate": EvaluateArguments,
+    "merge": MergeArguments,
     "warm-start": WarmStartArguments,
     "export": ExportArguments,
     "import": ImportArguments,
@@ -92,13 +94,20 @@ def parser(target: type[Any], verb: str, about: str, *, show_all: bool = False) 
         if entry.metadata.get("positional"):
             many = "list" in str(entry.type)
             made.add_argument(entry.name, nargs="*" if many else None, help=entry.metadata["help"])
+        elif entry.metadata.get("repeated"):
+            made.add_argument(f"--{entry.name}", action="append", default=[], help=entry.metadata["help"])
     made.dataclass_types = [target]
     return made
 
 
 def _groups(target: type[Any]) -> dict[str, list[str]]:
     """The options of a verb by the titles under which `--help` lists them; those of most verbs need no title."""
-    names = [entry.name for entry in dataclasses.fields(target) if entry.init and not entry.metadata.get("positional")]
+    own = ("positional", "repeated")  # declared by `parser` itself
+    names = [
+        entry.name
+        for entry in dataclasses.fields(target)
+        if entry.init and not any(entry.metadata.get(kind) for kind in own)
+    ]
     if target is not TrainArguments:
         return {"": names}
     ours = {title: [entry.name for entry in dataclasses.fields(kind)] for title, kind in OURS.items()}

@@ -21,6 +21,7 @@ from musicgen_dreamboothing.console import UserError, log, one_line, quiet_libra
 
 with quiet_loggers("bitsandbytes"):  # transformers imports it by way of peft, and it says which kernels it lacks
     from transformers import Seq2SeqTrainingArguments
+    from transformers.training_args import OptimizerNames
 
     from musicgen_dreamboothing.arguments.trainer_options import check_trainer_options
 
@@ -42,11 +43,30 @@ LORA, PRESERVING, STYLE = ("--use_lora",), ("--with_prior_preservation",), ("--m
 SAMPLING = ("--sample_prompts", "--add_audio_samples_to_wandb")
 
 
+PRODIGY = "prodigy"  # an optimizer that transformers does not know
+OPTIMIZERS = (*(name.value for name in OptimizerNames), PRODIGY)
+ADAPTER_TYPES = ("lora", "dora", "loha", "lokr")
+
+
 @dataclass
 class LoraArguments:
     """Which adapter is trained."""
 
     use_lora: bool = option(True, "Train a LoRA adapter; false trains all weights of the decoder.")
+    adapter_type: str = option(
+        "lora",
+        "lora; dora (LoRA with --use_dora true); or loha or lokr, whose few weights give updates of a high rank, on "
+        "linear layers only.",
+        choices=ADAPTER_TYPES,
+        needs=LORA,
+    )
+    loraplus_lr_ratio: float = option(
+        1.0,
+        "LoRA+: the learning rate of the matrices B is so many times that of A; 16 is usual, with half the usual rate.",
+        above=0,
+        at_most=10_000,
+        needs=("--adapter_type lora",),
+    )
     lora_r: int = option(16, "Rank of the adapter.", at_least=1, at_most=2048, needs=LORA)
     lora_alpha: int = option(16, "The update is scaled by alpha / r.", at_least=1, at_most=65536, needs=LORA)
     lora_dropout: float = option(0.0, "Dropout before the adapter.", at_least=0, below=1, needs=LORA)
@@ -214,6 +234,11 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     gradient_accumulation_steps: int = option(
         8, "Batches added up before each update.", at_least=1, at_most=LARGEST_BATCH
     )
+    optim: str = option(
+        Seq2SeqTrainingArguments.default_optim,
+        "Optimizer, by transformers' name; or prodigy, which finds the learning rate itself.",
+        choices=OPTIMIZERS,
+    )
     adam_beta2: float = option(0.99, "Beta2 of AdamW.", at_least=0, below=1)
     weight_decay: float | None = option(
         None, "Weight decay of AdamW; by default 0.1, without LoRA 0.01.", at_least=0, at_most=10
@@ -253,6 +278,8 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         if isinstance(self.report_to, str):  # as transformers takes it, too
             self.report_to = [self.report_to]
         check_values(self)
+        if self.adapter_type == "dora":  # one name in the record of a run
+            self.adapter_type, self.use_dora = "lora", True
         if not (self.output_dir or "").strip() and not self.plan:  # transformers would choose "trainer_output"
             raise UserError("give an output folder: --output_dir DIR")
         check_trainer_options(self)
@@ -260,6 +287,8 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
         backend = {"backend": self.ddp_backend} if self.ddp_backend else {}
         on_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         PartialState(cpu=on_cpu, timeout=timedelta(seconds=self.ddp_timeout), **backend)
+        if self.optim == PRODIGY and self.learning_rate is None:
+            self.learning_rate = 1.0  # of the rate that it finds
         for name, value in (LORA_DEFAULTS if self.use_lora else FULL_DEFAULTS).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -282,11 +311,16 @@ class TrainArguments(Seq2SeqTrainingArguments, LoraArguments, DataArguments, Mod
     @quiet_libraries()
     def _check_by_transformers(self) -> None:
         """transformers' own checks, whose errors are of any type: it parses JSON, looks up names, imports packages."""
+        optimizer = self.optim
+        if optimizer == PRODIGY:
+            self.optim = "adamw_torch"
         try:
             super().__post_init__()
         except Exception as error:
             reason = one_line(str(error)) or type(error).__name__
             raise UserError(f"transformers refuses these options: {reason}") from error
+        if optimizer == PRODIGY:
+            self.optim = optimizer
 
     @property
     def measures_style(self) -> bool:

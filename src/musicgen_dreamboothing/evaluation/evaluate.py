@@ -27,10 +27,12 @@ from musicgen_dreamboothing.evaluation.plan import style_prompts, usual_prompts
 from musicgen_dreamboothing.evaluation.references import prepared_folder, tables_of
 from musicgen_dreamboothing.evaluation.report import PAGE, read_report, write_report
 from musicgen_dreamboothing.evaluation.result import NEUTRAL, STYLE, Curve, Evaluation, Pair
+from musicgen_dreamboothing.evaluation.strengths import write_strengths
 from musicgen_dreamboothing.evaluation.verdict import verdict
 from musicgen_dreamboothing.files import folder_lock
+from musicgen_dreamboothing.generation.generator import Generator
 from musicgen_dreamboothing.generation.guidance import Sampling
-from musicgen_dreamboothing.hub import Source
+from musicgen_dreamboothing.hub import Source, weights_fingerprint
 from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint
 from musicgen_dreamboothing.model.quantized import base_quantization
 
@@ -45,11 +47,12 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The page, its content, and the result of the blind page if `answers` were given."""
+    """The page, its content, the result of the blind page if `answers` were given, and the page of `strengths`."""
 
     page: Path
     evaluation: Evaluation
     blind: BlindResult | None = None
+    strengths: Path | None = None
 
 
 @quiet_libraries()
@@ -73,6 +76,7 @@ def evaluate(options: EvaluateArguments) -> Evaluated:
     note_unused(options)
     run = Path(options.run)
     record = _record(run)
+    _check_strengths(options)
     folder, word = Path(options.output_dir or run / "evaluation"), record.key_phrase or "your style"
     if options.answers is not None:
         blind = score_blind(folder, Path(options.answers))
@@ -128,7 +132,47 @@ def _evaluate(
     if options.blind:
         blind = write_blind(folder, evaluation.pairs, word, options.seed)
         log(f"blind listening: {blind}; then: musicgen-dreamboothing evaluate {options.run} --answers FILE")
-    return Evaluated(page, evaluation)
+    strengths = _strengths(options, record, folder, plan, data) if options.strengths else None
+    return Evaluated(page, evaluation, strengths=strengths)
+
+
+def _check_strengths(options: EvaluateArguments) -> None:
+    """Refuses `--strengths` before anything is generated where they cannot be set."""
+    if not options.strengths:
+        return
+    if not (Path(options.run) / "adapter_config.json").is_file():
+        raise UserError(f"--strengths needs an adapter; {options.run} is a full fine-tune, which has no strength")
+    if options.quantization != "none":
+        raise UserError(
+            f"--strengths needs weights that are not quantised, without --quantization {options.quantization}"
+        )
+
+
+def _strengths(
+    options: EvaluateArguments, record: RunRecord, folder: Path, plan: ClipPlan, data: EvaluationData
+) -> Path:
+    base, revision = base_of(options, record)
+    page = write_strengths(
+        lambda strength: Generator(
+            base,
+            adapters=[(options.run, strength)],
+            base_model=base,
+            revision=revision,
+            cache_dir=options.cache_dir,
+            token=options.token,
+            device=options.device,
+            dtype=options.dtype,
+        ),
+        folder,
+        plan,
+        options.strengths,
+        data,
+        run=Path(options.run).resolve().name,
+        weights=weights_fingerprint(Path(options.run)),
+        batch_size=options.batch_size,
+    )
+    log(f"strengths to compare: {page}")
+    return page
 
 
 def _record(run: Path) -> RunRecord:

@@ -87,7 +87,7 @@ class Span(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """Pieces of clips, all of so many frames."""
+    """Pieces of clips, all of so many frames, in the order of the clips."""
 
     frames: int
     places: list[Span]
@@ -131,20 +131,15 @@ def decode_songs(
     begins: dict[int, list[int]] = {row: [] for row in searched}
     for row, begin in spans.places:
         begins.setdefault(row, []).append(begin)
-    rate, hop = checkpoint.sampling_rate, checkpoint.hop_length
-    cut: dict[Span, Wave] = {}
-    spectra: dict[int, Spectrogram] = {}
+    rate, hop, waves = checkpoint.sampling_rate, checkpoint.hop_length, list[tuple[Wave, int]]()
+    spectra: dict[int, Spectrogram | None] = dict.fromkeys(searched)
     for row in progress_bar(sorted(begins), unit="clip", desc="decoding songs", leave=False):
-        codes = torch.from_numpy(np.asarray(clips[row]["codes"], np.int64))
-        if row in searched:
-            wave = decode(codes)
+        wave = decode(torch.from_numpy(np.asarray(clips[row]["codes"], np.int64)))
+        if row in spectra:
             spectra[row] = spectrogram(wave, rate).astype(np.float16)
-            parts = {begin: wave[:, begin * hop : (begin + spans.frames) * hop].copy() for begin in begins[row]}
-        else:
-            parts = {begin: decode(codes[:, begin : begin + spans.frames]) for begin in begins[row]}
-        cut |= {Span(row, begin): part for begin, part in parts.items()}
-    waves = [(cut[span], rate) for span in spans.places]
-    return Excerpts(waves, [clips["source"][span.row] for span in spans.places]), [spectra[row] for row in searched]
+        waves += [(wave[:, begin * hop : (begin + spans.frames) * hop].copy(), rate) for begin in begins[row]]
+    songs = [clips["source"][span.row] for span in spans.places]
+    return Excerpts(waves, songs), [one for one in spectra.values() if one is not None]
 
 
 def searched_rows(clips: datasets.Dataset, device: str) -> list[int]:

@@ -18,7 +18,9 @@ from musicgen_dreamboothing.model.language_model import Conditioning
 
 @torch.inference_mode()
 def check_melody(stack: Stack, checkpoint: Checkpoint, states: torch.Tensor, melody: torch.Tensor) -> None:
-    """Raises a `UserError` if a melody and the null melody give the same logits.
+    """Raises a `UserError` if a melody and the null melody give the same logits, or a caption and none.
+
+    With a melody the branches of guidance differ even in a model that ignores captions.
 
     Args:
         stack: of the melody family.
@@ -26,11 +28,13 @@ def check_melody(stack: Stack, checkpoint: Checkpoint, states: torch.Tensor, mel
         states: a caption `[1, L, D_text]`.
         melody: chroma classes `[1, C]`, not all of the null melody.
     """
-    start = _start_codes(stack, checkpoint)
-    melodies = torch.cat([melody, torch.full_like(melody, NULL_CLASS)])
-    decoder = Decoder(stack, _conditioning(stack, states, melodies), 1, static_cache=False)
-    if torch.equal(*decoder.logits(start, 0)):
-        raise UserError("the melody changes nothing in this model: logits with and without it are the same")
+    melodies = torch.cat([melody, torch.full_like(melody, NULL_CLASS), melody])
+    conditioning = _conditioning(stack, states, torch.tensor([True, True, False]), melodies)
+    decoder = Decoder(stack, conditioning, 1, static_cache=False)
+    both, captioned, followed = decoder.logits(_start_codes(stack, checkpoint, 3), 0)
+    for condition, without in {"melody": captioned, "prompt": followed}.items():
+        if torch.equal(both, without):
+            raise UserError(f"the {condition} changes nothing in this model: logits with and without it are the same")
 
 
 @torch.inference_mode()
@@ -43,23 +47,26 @@ def check_prompt_codes(stack: Stack, checkpoint: Checkpoint, states: torch.Tenso
         states: a caption `[1, L, D_text]`.
         codes: of the prompt `[K, P]`, P at least 2.
     """
-    start, steps = _start_codes(stack, checkpoint), codes.shape[-1]
+    start, steps = _start_codes(stack, checkpoint, 2), codes.shape[-1]
     pair = torch.stack([codes, (codes + 1) % checkpoint.codebook_size]).to(stack.model.device)
     delayed = apply_delay(pair, checkpoint.delay, checkpoint.pad_token_id)[..., :steps]
-    decoder = Decoder(stack, _conditioning(stack, states, None), steps + 1, static_cache=False)
+    conditioning = _conditioning(stack, states, torch.tensor([True, True]), None)
+    decoder = Decoder(stack, conditioning, steps + 1, static_cache=False)
     decoder.fill(torch.cat([start[..., None], delayed[..., :-1]], dim=-1))
     if torch.equal(*decoder.logits(delayed[:1, :, -1].repeat(2, 1), steps)):
         raise UserError("the audio prompt changes nothing in this model: logits with and without it are the same")
 
 
-def _start_codes(stack: Stack, checkpoint: Checkpoint) -> torch.Tensor:
-    """Codes of the first input of two clips `[2, K]`."""
-    return torch.full((2, checkpoint.codebooks), checkpoint.start_token_id, device=stack.model.device)
+def _start_codes(stack: Stack, checkpoint: Checkpoint, clips: int) -> torch.Tensor:
+    """Codes of the first input of so many clips `[B, K]`."""
+    return torch.full((clips, checkpoint.codebooks), checkpoint.start_token_id, device=stack.model.device)
 
 
-def _conditioning(stack: Stack, states: torch.Tensor, melodies: torch.Tensor | None) -> Conditioning:
-    """Of two clips with the same caption."""
-    pair = states.repeat(2, 1, 1).to(stack.model.device)
-    places = torch.ones(pair.shape[:2], dtype=torch.long, device=pair.device)
-    melody = None if melodies is None else melodies.to(pair.device)
-    return stack.model.condition(pair, places, torch.ones(2, dtype=torch.bool, device=pair.device), melody)
+def _conditioning(
+    stack: Stack, states: torch.Tensor, keep_caption: torch.Tensor, melodies: torch.Tensor | None
+) -> Conditioning:
+    """Of clips with the same caption, which is dropped where `keep_caption` is False."""
+    repeated, device = states.repeat(len(keep_caption), 1, 1), stack.model.device
+    places = torch.ones(repeated.shape[:2], dtype=torch.long)
+    melody = None if melodies is None else melodies.to(device)
+    return stack.model.condition(repeated.to(device), places.to(device), keep_caption.to(device), melody)

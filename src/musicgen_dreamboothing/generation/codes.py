@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,14 +21,14 @@ from musicgen_dreamboothing.generation.decoding import (
 )
 from musicgen_dreamboothing.generation.guidance import Sampling, TextRows
 from musicgen_dreamboothing.generation.layers import Stack
-from musicgen_dreamboothing.generation.melodies import MELODY_CHECKPOINTS, melody_window
+from musicgen_dreamboothing.generation.melodies import melody_window
 from musicgen_dreamboothing.generation.requests import Clip, GenerationRequest, Section, as_request
 from musicgen_dreamboothing.generation.windows import Window, continued, steps_of, window_frames, window_plan
 from musicgen_dreamboothing.model import text
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_text_encoder, load_tokenizer
+from musicgen_dreamboothing.model.checkpoint import EXAMPLES, Checkpoint, load_text_encoder, load_tokenizer
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
 
-LARGEST_CPU_BATCH, LARGEST_GPU_BATCH = 16, 64  # more clips at once are not faster
+LARGEST_CPU_BATCH, LARGEST_GPU_BATCH = 24, 64  # more clips at once are not faster
 SHARE_OF_MEMORY = 0.5  # of free memory, for keys and values; the rest is for the tensors of a step
 
 AnyClip = TypeVar("AnyClip", Clip, GenerationRequest)
@@ -99,6 +100,7 @@ class CodeGenerator:
     ) -> Iterator[torch.Tensor]:
         """Codes `[K, T]` of clips with the same windows, batch by batch."""
         size = batch_size or self._fitting_batch(max(window.frames for window in plan), sampling)
+        size = ceil(len(left) / ceil(len(left) / size))  # batches of one size: a last small one takes as many steps
         while left:
             batch = left[:size]
             before = bar.n
@@ -120,10 +122,10 @@ class CodeGenerator:
         lengths = [max(1, round(part.seconds * rate)) for part in request.parts(seconds)]
         given, longest = request.prompt_frames, window_frames(rate)
         if given >= min(lengths[0], longest):
+            alternative = "make the first section longer" if request.sections else "raise --seconds"
             raise UserError(
                 f"the audio prompt of {given / rate:g} s leaves nothing to generate "
-                f"in {min(lengths[0], longest) / rate:g} s; "
-                "shorten it with --prompt_seconds, or raise --seconds"
+                f"in {min(lengths[0], longest) / rate:g} s; shorten it with --prompt_seconds, or {alternative}"
             )
         return window_plan(lengths, given, rate)
 
@@ -220,9 +222,14 @@ class CodeGenerator:
         if melodies and not self.checkpoint.is_melody:
             raise UserError(
                 f"{self.checkpoint.name} takes no melody: it is a text model; "
-                f"models with one are {', '.join(MELODY_CHECKPOINTS)} and what is trained on them"
+                f"take {EXAMPLES[-1]}, or a model that was trained on a melody checkpoint"
             )
         for request in requests:
+            if request.prompt_codes is not None and len(request.prompt_codes) != self.checkpoint.codebooks:
+                raise UserError(
+                    f"prompt codes of {len(request.prompt_codes)} codebooks for {self.checkpoint.name}, "
+                    f"which has {self.checkpoint.codebooks}: encode the sound with this model"
+                )
             if request.negative_prompt in {part.prompt for part in request.parts(0)}:
                 raise UserError(
                     f"the negative prompt {request.negative_prompt!r} is the prompt itself; describe something else"

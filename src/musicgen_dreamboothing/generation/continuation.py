@@ -14,7 +14,7 @@ from musicgen_dreamboothing import audio
 from musicgen_dreamboothing.analysis.levels import Levels
 from musicgen_dreamboothing.analysis.loudness import gain_to
 from musicgen_dreamboothing.audio import Wave
-from musicgen_dreamboothing.console import UserError
+from musicgen_dreamboothing.console import UserError, log
 from musicgen_dreamboothing.model import codec as codecs
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 
@@ -73,7 +73,7 @@ def read_audio_prompt(path: Path, seconds: float, codec: EncodecModel, checkpoin
     if not path.is_file():
         raise UserError(f"no file at {path} to continue; --continue_from takes audio files")
     rate, hop = checkpoint.sampling_rate, checkpoint.hop_length
-    tail = _Tail(audio.stream(path, rate), round(seconds * checkpoint.frame_rate) * hop)
+    tail = _Tail(audio.stream(path, rate, on_damage=log), max(1, round(seconds * checkpoint.frame_rate)) * hop)
     levels = Levels(tail, rate)
     frames = tail.wave.shape[1] // hop
     wave = tail.wave[:, tail.wave.shape[1] - frames * hop :]

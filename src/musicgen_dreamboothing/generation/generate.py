@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,8 @@ def generate(options: GenerateArguments) -> Generation:
     note_unused(options)
     generator = Generator(
         options.model,
+        adapters=options.adapter,
+        blend=options.blend,
         base_model=options.base_model,
         revision=options.model_revision,
         cache_dir=options.cache_dir,
@@ -55,8 +57,9 @@ def generate(options: GenerateArguments) -> Generation:
     play = _clips if options.loop_bars is None else _loops
     files = {(number, variation): path for number, variation, path in play(generator, entries, options, writer)}
     elapsed = time.perf_counter() - started
-    speed, length = writer.seconds / elapsed, round(writer.seconds / len(files), 2)
-    log(f"{plural(len(files), 'clip')} of {length:g} s in {elapsed:.1f} s: {speed:.2f}x real time")
+    speed = writer.seconds / elapsed
+    lengths = _range(writer.lengths, options.seconds, 1 / generator.checkpoint.frame_rate)
+    log(f"{plural(len(files), 'clip')} of {lengths} s in {elapsed:.1f} s: {speed:.2f}x real time")
     in_order = [files[place] for place in sorted(files)]
     for path in in_order:
         log(f"  {path}")
@@ -115,6 +118,15 @@ def _loops(generator: Generator, entries: Sequence[Entry], options: GenerateArgu
             yield *place, writer.write(*place, [wave], facts)
 
 
+def _range(lengths: Iterable[float], asked: float, frame: float) -> str:
+    """The shortest and the longest of some lengths in seconds; one number where they are the same.
+
+    What is within a frame of the length that was asked for was rounded to whole frames, and counts as that.
+    """
+    rounded = [round(asked if abs(length - asked) <= frame else length, 2) for length in lengths]
+    return " to ".join(f"{length:g}" for length in sorted({min(rounded), max(rounded)}))
+
+
 def _describe(generator: Generator, model: str) -> str:
     """One or two lines on what was loaded, and whether the adapter is active."""
     base = generator.checkpoint
@@ -124,15 +136,17 @@ def _describe(generator: Generator, model: str) -> str:
     if generator.quantization != "none":
         where += f", weights in {generator.quantization}"
     facts = f"{family} model, {channels}, {base.sampling_rate} Hz, {where}"
-    if generator.active_layers is None:
+    if generator.active_layers is None or generator.mix is None:
         return f"loaded {model}: {facts}"
     active, total = generator.active_layers
-    return f"loaded {base.name}: {facts}\nadapter {model}: active in {active} of {total} layers"
+    mix = generator.mix
+    named = f"adapter{'s' if len(mix.adapters) > 1 else ''} {model if mix.single is not None else mix}"
+    return f"loaded {base.name}: {facts}\n{named}: active in {active} of {total} layers"
 
 
 def _warn(generator: Generator, entries: Sequence[Entry], options: GenerateArguments) -> None:
     if options.base_model is not None and generator.active_layers is None:
-        log("note: --base_model has no effect: MODEL is not an adapter")
+        log("note: --base_model has no effect: there is no adapter")
     texts = dict.fromkeys(text for entry in entries for text in entry.request.texts())
     for prompt in generator.cut_prompts(list(texts)):
         log(f"prompt of {len(prompt)} characters is cut to what the text encoder reads: {prompt[:60]!r}…")
@@ -143,5 +157,8 @@ def _warn(generator: Generator, entries: Sequence[Entry], options: GenerateArgum
             f"note: {longest:g} s is longer than the {TRAINED_SECONDS:g} s the models were trained on; "
             f"it is made in windows that continue the last {overlap:.0f} s before them"
         )
+    with_melody = any(part.melody is not None for entry in entries for part in entry.request.parts(0))
+    if options.sections is not None and options.melody_guidance != 1 and not with_melody:
+        log(f"note: --melody_guidance has no effect: no section in {options.sections} has a melody")
     if options.loop_bars is not None and suffix_of(options.format) != ".wav":
         log(f"note: {options.format} files have no loop points; the loop is the whole file")

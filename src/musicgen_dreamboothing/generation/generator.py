@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import EncodecModel
 
-from musicgen_dreamboothing.console import UserError, quiet_libraries
+from musicgen_dreamboothing.console import UserError, plural, quiet_libraries
 from musicgen_dreamboothing.device import parse_device, parse_dtype
 from musicgen_dreamboothing.generation.codes import CodeGenerator, prompt_codes_of
 from musicgen_dreamboothing.generation.continuation import AudioPrompt, read_audio_prompt
@@ -19,11 +19,14 @@ from musicgen_dreamboothing.generation.guidance import Sampling
 from musicgen_dreamboothing.generation.requests import GeneratedClip, GenerationRequest, variations_of
 from musicgen_dreamboothing.generation.windows import continued, window_frames
 from musicgen_dreamboothing.hub import Source
-from musicgen_dreamboothing.model import adapter, codec
-from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_checkpoint, load_codec
+from musicgen_dreamboothing.model import codec
+from musicgen_dreamboothing.model.checkpoint import Checkpoint, load_codec
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM
 from musicgen_dreamboothing.model.loading import load_for_generation
+from musicgen_dreamboothing.model.mix_sources import AdapterName, Mix, read_mix
+from musicgen_dreamboothing.model.mixing import Mixer
 from musicgen_dreamboothing.model.quantized import QUANTIZATIONS
+from musicgen_dreamboothing.model.strengths import AnyStrength, as_strength, blended
 
 PIECES = 6  # of 30 s, in which longer music is decoded
 
@@ -32,8 +35,11 @@ class Generator(CodeGenerator):
     """Loads a model once and generates any number of clips.
 
     Args:
-        model: adapter folder or Hub id, fully fine-tuned folder, or base checkpoint.
-        base_model: the adapter's base, if it is not where adapter_config.json says (a moved folder).
+        model: adapter folder or Hub id, fully fine-tuned folder, or base checkpoint. An adapter may have a strength
+            behind its name: `punk:0.7`.
+        adapters: adapters on the base that `model` is or has, with their strengths: `("punk", 0.8)` or `"punk:0.8"`.
+        blend: whether strengths are scaled so that their absolute values add up to 1, instead of summed as they are.
+        base_model: the adapters' base, if it is not where adapter_config.json says (a moved folder).
         revision: Hub revision of `model`.
         cache_dir: where Hub downloads are kept.
         token: Hub token, instead of the stored login.
@@ -48,13 +54,19 @@ class Generator(CodeGenerator):
         device, dtype, quantization: of the language model.
         active_layers: numbers of adapted layers with an update that is not zero, and of all adapted layers; None
             without an adapter.
+        mix: base, adapters and strengths; None for a model in memory.
     """
+
+    mix: Mix | None = None
+    _mixer: Mixer | None = None
 
     @quiet_libraries()
     def __init__(
         self,
         model: str | Path,
         *,
+        adapters: Sequence[AdapterName] = (),
+        blend: bool = False,
         base_model: str | None = None,
         revision: str | None = None,
         cache_dir: str | None = None,
@@ -68,16 +80,22 @@ class Generator(CodeGenerator):
             raise UserError(f"--quantization {quantization!r} is unknown; it takes {', '.join(QUANTIZATIONS)}")
         chosen = parse_device(device)
         precision = parse_dtype(dtype, chosen)
-        source = Source(str(model), revision, cache_dir, token)
-        saved = adapter.read_adapter(source.name, **source.arguments())
-        if saved is None:
-            checkpoint = load_checkpoint(source)
-        else:
-            base = base_model or str(saved.config.base_model_name_or_path)
-            checkpoint = _adapter_base(source, base, saved.config.revision if base_model is None else None)
-        loaded, active = load_for_generation(checkpoint, precision, chosen, adapter=saved, quantization=quantization)
+        mix = read_mix(Source(str(model), revision, cache_dir, token), adapters, base_model)
+        if blend:
+            mix = replace(mix, strengths=tuple(blended(mix.strengths)))
+        checkpoint = mix.checkpoint
+        mixed = bool(mix.adapters) and (mix.single is None or bool(adapters))
+        self._mixer = Mixer(checkpoint, mix.adapters, mix.strengths) if mixed else None
+        loaded, active = load_for_generation(
+            checkpoint,
+            precision,
+            chosen,
+            adapter=None if mixed else mix.single,
+            mixer=self._mixer,
+            quantization=quantization,
+        )
         self._set(loaded, checkpoint, {}, uses_graphs=chosen.type == "cuda" and cuda_graphs)
-        self.dtype, self.quantization, self.active_layers = precision, quantization, active
+        self.dtype, self.quantization, self.active_layers, self.mix = precision, quantization, active, mix
 
     @classmethod
     def around(
@@ -101,6 +119,32 @@ class Generator(CodeGenerator):
     def _set(self, *loaded: Any, uses_graphs: bool) -> None:
         CodeGenerator.__init__(self, *loaded, uses_graphs=uses_graphs)
         self._codec: EncodecModel | None = None  # loaded when there are codes to decode
+
+    def set_strengths(self, *strengths: AnyStrength, blend: bool = False) -> None:
+        """Gives the adapters other strengths, without loading the model again.
+
+        The model is then the one that a new `Generator` with these strengths loads, bit by bit.
+
+        Args:
+            strengths: of each adapter, in the order in which they were named: a number, `"0.8,heads=0"` or
+                `{"heads": 0}`.
+            blend: as in the constructor.
+
+        Raises:
+            UserError: there are not as many adapters, or the model was loaded without `adapters`.
+        """
+        if self.mix is None or self._mixer is None:
+            raise UserError("strengths can be changed of adapters that were given as Generator(base, adapters=[...])")
+        if len(strengths) != len(self.mix.adapters):
+            raise UserError(
+                f"{len(strengths)} strengths for {plural(len(self.mix.adapters), 'adapter')}: give one each"
+            )
+        values = tuple(as_strength(strength) for strength in strengths)
+        self.mix = replace(self.mix, strengths=tuple(blended(values)) if blend else values)
+        self._mixer.apply(self._model, self.mix.strengths)
+        self._checked.clear()
+        if self._mixer.trains_text_encoder:
+            self._states.clear()
 
     def generate(
         self,
@@ -202,12 +246,3 @@ class Generator(CodeGenerator):
         if self._codec is None:
             self._codec = load_codec(self.checkpoint, self.device)
         return self._codec
-
-
-def _adapter_base(source: Source, base: str, revision: str | None) -> Checkpoint:
-    try:
-        return load_checkpoint(replace(source, name=base, revision=revision))
-    except UserError as error:
-        raise UserError(
-            f"the adapter {source.name} needs its base: {error}; or name the base with --base_model"
-        ) from error

@@ -73,8 +73,12 @@ def read_inputs(options: GenerateArguments) -> list[Input]:
     melodies = [_existing(name, "--melody") for name in options.melody]
     prompts = _prompts(options)
     count = max(len(prompts), len(songs), len(melodies))
-    columns = (prompts, _spread(songs, count, "--continue_from"), _spread(melodies, count, "--melody"))
-    rows = zip(_spread(prompts, count, "prompts"), *columns[1:], strict=True)
+    columns = (
+        _spread(prompts, count, "prompts"),
+        _spread(songs, count, "--continue_from"),
+        _spread(melodies, count, "--melody"),
+    )
+    rows = zip(*columns, strict=True)
     return list(dict.fromkeys(Input(*row) for row in rows))
 
 
@@ -125,7 +129,7 @@ def _spread(values: Sequence[Any], count: int, name: str) -> Sequence[Any]:
     """One value for each of `count` inputs, from as many, from a single one, or from none."""
     if len(values) not in (0, 1, count):
         raise UserError(
-            f"{len(values)} {name} don't fit to {count} of the others; give one for all, or as many of each"
+            f"{name} has {len(values)} values, and another option {count}; give one for all clips, or one for each"
         )
     return values if len(values) == count else list(values or [None]) * count
 

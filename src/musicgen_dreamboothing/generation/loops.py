@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 
 BEATS = 4  # of a bar
 BANDS, LOWEST_BIN = 32, 3  # of windows of four frames: 37.5 Hz at 50 frames a second
+FRAMES_AT_ONCE = 256  # their spectra take 10 MB
 FLOOR = 1e-3  # of the loudest band: what is 30 dB softer counts as silence
 
 
@@ -45,10 +46,11 @@ class LoopLength:
             UserError: the loop and what it is chosen from are longer than `longest` seconds.
         """
         beats = bars * BEATS
-        length = cls(round(beats * 60 / bpm * frame_rate), max(1, round(60 / bpm * frame_rate)), 0.0)
+        frames = round(beats * 60 / bpm * frame_rate)
+        length = cls(frames, max(1, round(60 / bpm * frame_rate)), beats * 60 * frame_rate / frames)
         if length.searched / frame_rate > longest:
             raise UserError(f"{bars} bars at {bpm:g} bpm are too long for a loop; take fewer bars or a faster --bpm")
-        return cls(length.frames, length.beat, beats * 60 * frame_rate / length.frames)
+        return length
 
     @property
     def searched(self) -> int:
@@ -79,11 +81,12 @@ def best_loop(codes: torch.Tensor, wave: Wave, length: LoopLength) -> Loop:
         length: of the loop.
     """
     bands = _bands(wave, codes.shape[-1])
-    apart = np.abs(bands[: len(bands) - length.frames] - bands[length.frames :]).mean(axis=1)
-    around = np.convolve(apart, np.full(2 * length.beat, 1 / (2 * length.beat)), mode="valid")  # from start - beat on
-    start = int(around.argmin()) + length.beat
-    mean = float(apart.mean())
-    return Loop(codes[:, start : start + length.frames], float(around.min()) / mean if mean else 0.0)
+    distances = np.abs(bands[: len(bands) - length.frames] - bands[length.frames :]).mean(axis=1)
+    window = np.full(2 * length.beat, 1 / (2 * length.beat))
+    joins = np.convolve(distances, window, mode="valid")  # number n is that of a loop from frame n + beat on
+    start = int(joins.argmin()) + length.beat
+    mean = float(distances.mean())
+    return Loop(codes[:, start : start + length.frames], float(joins.min()) / mean if mean else 0.0)
 
 
 def _bands(wave: Wave, frames: int) -> Array:
@@ -91,9 +94,12 @@ def _bands(wave: Wave, frames: int) -> Array:
     hop = wave.shape[1] // frames
     padded = np.pad(wave.astype(np.float64), ((0, 0), (2 * hop, 2 * hop)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, 4 * hop, axis=1)[:, : frames * hop : hop]
-    energy = np.stack([np.abs(np.fft.rfft(side * np.hanning(4 * hop), axis=-1)) ** 2 for side in windows])
-    edges = np.unique(np.geomspace(LOWEST_BIN, energy.shape[-1] - 1, BANDS + 1).astype(int))
-    summed = np.add.reduceat(energy, edges[:-1], axis=-1)  # [C, frames, bands]
+    edges = np.unique(np.geomspace(LOWEST_BIN, 2 * hop, BANDS + 1).astype(int))
+    parts = []
+    for first in range(0, frames, FRAMES_AT_ONCE):
+        spectra = np.fft.rfft(windows[:, first : first + FRAMES_AT_ONCE] * np.hanning(4 * hop), axis=-1)
+        parts.append(np.add.reduceat(np.abs(spectra) ** 2, edges[:-1], axis=-1))
+    summed = np.concatenate(parts, axis=1)  # [C, frames, bands]
     levels = np.log10(summed + FLOOR * (summed.max() or 1.0))
     return np.concatenate(list(levels), axis=-1)
 

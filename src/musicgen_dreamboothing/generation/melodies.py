@@ -13,8 +13,6 @@ from musicgen_dreamboothing.console import UserError, log
 from musicgen_dreamboothing.generation.requests import Classes
 from musicgen_dreamboothing.model.chroma import HOP, NULL_CLASS, SAMPLING_RATE, chroma_of_pieces
 
-MELODY_CHECKPOINTS = tuple(f"facebook/musicgen-{name}" for name in ("melody", "melody-large", "stereo-melody"))
-
 
 def read_melody(path: Path, start: float = 0.0, seconds: float | None = None) -> Classes:
     """Chroma classes `[T]` of a sound file, 7.8125 a second, from `start` on, for so many seconds or to its end.
@@ -26,7 +24,7 @@ def read_melody(path: Path, start: float = 0.0, seconds: float | None = None) ->
     if not path.is_file():
         raise UserError(f"no file at {path} with a melody; --melody takes audio files")
     end = None if seconds is None else start + seconds
-    waves = audio.stream(path, SAMPLING_RATE, start=start, end=end)
+    waves = audio.stream(path, SAMPLING_RATE, start=start, end=end, on_damage=log)
     classes = chroma_of_pieces(torch.from_numpy(audio.to_channels(wave, 1)[0]) for wave in waves).numpy()
     if is_null(classes):
         log(f"note: the strongest note of {path} is a C throughout, or it is silent; for the model that is no melody")
@@ -39,7 +37,10 @@ def is_null(classes: Classes) -> bool:
 
 
 def melody_window(classes: Classes | None, first: int, frame_rate: float, length: int) -> torch.Tensor:
-    """The melody from a codec frame on, `[length]` int64: it repeats without end, as audiocraft reads it in windows.
+    """The melody from a codec frame on, `[length]` int64: it repeats without end, by whole chroma frames.
+
+    Up to 30 s this is audiocraft's repetition; beyond, audiocraft repeats samples, with a period that is up to a frame
+    shorter.
 
     Args:
         classes: of the melody `[T]`; None for the null melody.

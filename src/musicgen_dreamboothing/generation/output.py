@@ -48,14 +48,14 @@ class ClipWriter:
         checkpoint: the model's rate and channels.
 
     Attributes:
-        seconds: of sound that was written.
+        lengths: of the clips that were written, in seconds.
     """
 
     def __init__(self, entries: Sequence[Entry], options: GenerateArguments, checkpoint: Checkpoint) -> None:
         self._entries, self._options, self._checkpoint = entries, options, checkpoint
         self._folder, self._suffix = Path(options.output_dir), suffix_of(options.format)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.seconds = 0.0
+        self.lengths: list[float] = []
 
     def write(self, number: int, variation: int, pieces: Iterable[Wave], facts: dict[str, Any] | None = None) -> Path:
         """Writes one clip of an entry, piece by piece; `facts` are added to its line in the list.
@@ -71,9 +71,15 @@ class ClipWriter:
         audio.write_pieces(path, self._counted(pieces), checkpoint.sampling_rate, checkpoint.audio_channels, loop=loop)
         return path
 
+    @property
+    def seconds(self) -> float:
+        """Of all clips together."""
+        return sum(self.lengths)
+
     def _counted(self, pieces: Iterable[Wave]) -> Iterator[Wave]:
+        self.lengths.append(0.0)
         for piece in pieces:
-            self.seconds += piece.shape[1] / self._checkpoint.sampling_rate
+            self.lengths[-1] += piece.shape[1] / self._checkpoint.sampling_rate
             yield piece
 
     def _list(self, path: Path, entry: Entry, variation: int, facts: dict[str, Any]) -> None:

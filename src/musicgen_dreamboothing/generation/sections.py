@@ -60,7 +60,7 @@ def read_sections(path: Path) -> list[PlannedSection]:
 
 def _section(row: Any, label: str, folder: Path) -> PlannedSection:
     if not isinstance(row, dict) or (unknown := [str(key) for key in row if key not in KEYS]):
-        what = f"has an unknown {unknown[0]!r}" if isinstance(row, dict) else f"is {row!r}"
+        what = f"has an unknown key {unknown[0]!r}" if isinstance(row, dict) else f"is {row!r}"
         raise UserError(f"{label} {what}; it takes {', '.join(KEYS)}")
     text = _value(row, "text", label, "a text", lambda value: isinstance(value, str))
     seconds = _value(row, "seconds", label, f"a number above 0 and at most {LONGEST_SECONDS}", _is_length)
@@ -76,7 +76,8 @@ def _value(
     if value is None and optional:
         return None
     if not is_valid(value):
-        raise UserError(f"{label}: {key} {value!r} must be {kind}")
+        problem = f"{key} is missing; it" if value is None else f"{key} {value!r}"
+        raise UserError(f"{label}: {problem} must be {kind}")
     return value
 
 

@@ -12,8 +12,18 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from peft.tuners import loha, lokr
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import nn
 from torch.nn import functional
@@ -32,6 +42,9 @@ PRESETS = {
     "all": (ATTENTION, FEED_FORWARD, HEADS, EMBEDDINGS, PROJECTIONS),
     "attention": (ATTENTION,),
 }
+LORA, LOHA, LOKR = "lora", "loha", "lokr"
+LYCORIS = {LOHA: LoHaConfig, LOKR: LoKrConfig}  # of linear layers only, not of embeddings
+WEIGHTS = ("lora_", "hada_", "lokr_")  # how the names of an adapter's own weights begin, below those of their layers
 INITIALISATIONS = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_16")
 # Initialisations that leave the base as it is. Others (PiSSA, OLoRA, CorDA, LoftQ, ...) change it: their raw
 # weights do not fit the original one.
@@ -43,9 +56,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The options of PEFT's `LoraConfig` that can be chosen.
+    """The options of PEFT's configurations that can be chosen.
 
     Attributes:
+        kind: `lora`; or `loha` or `lokr`, for which only rank, alpha and targets count.
         targets: `all`, `attention`, or a regular expression over full module names.
         init: one of `INITIALISATIONS`; `pissa_niter_` with any number. PEFT's others need data (EVA, CorDA, LoRA-GA) or
             a quantised base (LoftQ).
@@ -58,6 +72,22 @@ class LoraSettings:
     use_dora: bool = False
     use_rslora: bool = False
     init: str = "default"
+    kind: str = LORA
+
+
+def _configuration(settings: LoraSettings, *, with_text_encoder: bool) -> PeftConfig:
+    pattern = target_pattern(settings.targets, with_text_encoder=with_text_encoder, kind=settings.kind)
+    if settings.kind in LYCORIS:
+        return LYCORIS[settings.kind](r=settings.r, alpha=settings.alpha, target_modules=pattern)
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=pattern,
+        use_dora=settings.use_dora,
+        use_rslora=settings.use_rslora,
+        init_lora_weights=True if settings.init == "default" else settings.init,
+    )
 
 
 def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: bool = False) -> PeftModel:
@@ -67,18 +97,10 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, with_text_encoder: 
         UserError: PEFT refuses the settings: targets that match no layer, a rank that is not positive, ...
     """
     check_settings(settings)
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=target_pattern(settings.targets, with_text_encoder=with_text_encoder),
-        use_dora=settings.use_dora,
-        use_rslora=settings.use_rslora,
-        init_lora_weights=True if settings.init == "default" else settings.init,
-    )
+    config = _configuration(settings, with_text_encoder=with_text_encoder)
     try:
         wrapped = get_peft_model(model, config)
-    except (ValueError, re.error) as error:
+    except (TypeError, ValueError, re.error) as error:  # TypeError: LoHa or LoKr on embeddings
         raise UserError(
             f"such an adapter is invalid: {' '.join(str(error).split())} (--lora_targets takes "
             f"{', '.join(PRESETS)}, or a regular expression over names such as decoder.model.decoder.layers.0.fc1)"
@@ -111,14 +133,17 @@ def attach_adapter(
     Raises:
         UserError: names or sizes of the adapter's weights do not fit this base.
     """
-    if saved.config.init_lora_weights not in PLAIN_INITIALISATIONS:
+    is_lora = isinstance(saved.config, LoraConfig)
+    if is_lora and saved.config.init_lora_weights not in PLAIN_INITIALISATIONS:
         raise UserError(
             f"the adapter {saved.name} belongs to a base that {saved.config.init_lora_weights} has changed, as a "
             "checkpoint of an unfinished training does; use the finished run, which holds it for the original base"
         )
     trains, config = config is not None, copy.deepcopy(config or saved.config)
     # With a task PEFT would add a wrapper that expects the inputs of another kind of model.
-    config.task_type, config.init_lora_weights, config.base_model_name_or_path = None, True, None
+    config.task_type, config.base_model_name_or_path = None, None
+    if is_lora:
+        config.init_lora_weights = True
     config.inference_mode = not trains
     made_for = f"; it was made for {base}" if (base := saved.config.base_model_name_or_path) else ""
     option = "--model_name_or_path" if trains else "--base_model"
@@ -127,7 +152,7 @@ def attach_adapter(
         f"names or sizes{made_for}. Name its base with {option}"
     )
     # Adapters made elsewhere may hold copies of embeddings too; the base has those itself.
-    weights = {name: weight for name, weight in saved.weights.items() if "lora_" in name}
+    weights = {name: weight for name, weight in saved.weights.items() if is_adapter_weight(name)}
     try:
         wrapped = get_peft_model(model, config, **options)
         sizes = {
@@ -162,7 +187,17 @@ class SavedAdapter:
     @property
     def trains_text_encoder(self) -> bool:
         """Whether it holds weights for the text encoder."""
-        return any(".text_encoder." in key and "lora_" in key for key in self.weights)
+        return any(".text_encoder." in key and is_adapter_weight(key) for key in self.weights)
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """Whether it adds s·B·A·x beside a layer: LoRA without DoRA."""
+        return isinstance(self.config, LoraConfig) and not self.config.use_dora
+
+
+def is_adapter_weight(name: str) -> bool:
+    """Whether a weight in the file of an adapter is its own, and not a copy of the base's."""
+    return any(f".{part}" in name for part in WEIGHTS)
 
 
 def read_adapter(name: str, **hub: Any) -> SavedAdapter | None:
@@ -224,6 +259,13 @@ def check_settings(settings: LoraSettings) -> None:
     """Refuses, before a model is loaded, an unknown initialisation or a broken regular expression."""
     if settings.init not in INITIALISATIONS and not SPLITTING.fullmatch(settings.init):
         raise UserError(f"--lora_init {settings.init!r} is unknown; it takes {', '.join(INITIALISATIONS)}")
+    if settings.kind in LYCORIS and (
+        settings.dropout or settings.use_dora or settings.use_rslora or settings.init != "default"
+    ):
+        raise UserError(
+            f"--adapter_type {settings.kind} has rank, alpha and targets only; leave out --lora_dropout, --use_dora, "
+            "--use_rslora and --lora_init"
+        )
     if settings.use_dora and SPLITTING.fullmatch(settings.init):
         raise UserError(f"--lora_init {settings.init} changes the base, whose norms --use_dora true needs; choose one")
     try:
@@ -232,11 +274,12 @@ def check_settings(settings: LoraSettings) -> None:
         raise UserError(f"--lora_targets {settings.targets!r} is no regular expression: {error}") from error
 
 
-def target_pattern(targets: str, *, with_text_encoder: bool = False) -> str:
-    """The regular expression of a preset; any other text is taken as one."""
+def target_pattern(targets: str, *, with_text_encoder: bool = False, kind: str = LORA) -> str:
+    """The regular expression of a preset, for LoHa and LoKr without embeddings; any other text is taken as one."""
     if targets not in PRESETS:
         return targets
-    parts = PRESETS[targets] + ((TEXT_ENCODER[targets],) if with_text_encoder else ())
+    parts = tuple(part for part in PRESETS[targets] if kind == LORA or part != EMBEDDINGS)
+    parts += (TEXT_ENCODER[targets],) if with_text_encoder else ()
     return "|".join(f"({part})" for part in parts)
 
 
@@ -247,12 +290,39 @@ class _CastLinear(nn.Linear):
         return functional.linear(x, self.weight.to(x.dtype))
 
 
+class _LycorisLinear:
+    """LoHa or LoKr with weights in fp32, whose update is multiplied in the input's precision.
+
+    PEFT's own draws a random number at each call for a dropout of modules, which is not an option here and cannot be
+    drawn where memory is estimated.
+    """
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.base_layer(x)
+        if self.disable_adapters or self.merged:
+            return output
+        (adapter,) = self.active_adapters
+        return output + functional.linear(x, self.get_delta_weight(adapter).to(x.dtype))
+
+
+class _LoHaLinear(_LycorisLinear, loha.Linear):
+    pass
+
+
+class _LoKrLinear(_LycorisLinear, lokr.Linear):
+    pass
+
+
 def compute_in_base_precision(model: nn.Module) -> None:
     """Stops PEFT from making an fp32 copy of every input of every adapted layer: a fifth of the peak memory.
 
     The weights stay fp32. DoRA normalises the merged weight, so it computes as PEFT does.
     """
     for layer in model.modules():
+        if type(layer) is loha.Linear:
+            seams.replace_class(layer, _LoHaLinear)
+        if type(layer) is lokr.Linear:
+            seams.replace_class(layer, _LoKrLinear)
         if not isinstance(layer, LoraLayer) or any(layer.use_dora.values()):
             continue
         seams.leave_input_precision(layer)
@@ -272,12 +342,15 @@ def adapter_config(name: str, **arguments: Any) -> PeftConfig | None:
 
 
 def count_active(model: nn.Module) -> tuple[int, int]:
-    """Numbers of adapted layers with an update B·A that is not zero, and of all adapted layers."""
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    """Numbers of adapted layers with an update that is not zero, and of all adapted layers."""
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     return sum(_has_update(layer) for layer in layers), len(layers)
 
 
-def _has_update(layer: LoraLayer) -> bool:
+def _has_update(layer: Any) -> bool:
+    if not isinstance(layer, LoraLayer):
+        with torch.no_grad():
+            return any(bool(layer.get_delta_weight(name).any()) for name in layer.active_adapters)
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for name in layer.lora_A]
     pairs += [(layer.lora_embedding_A[name], layer.lora_embedding_B[name]) for name in layer.lora_embedding_A]
     return any(has_update(a, b) for a, b in pairs)
@@ -295,12 +368,12 @@ def has_update(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def without_adapter(layer: nn.Module) -> nn.Module:
     """The base layer of an adapted one, or the layer itself."""
-    return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 def computing_layer(layer: nn.Module) -> nn.Module:
     """The base layer where an adapter is merged or switched off, else the layer itself."""
-    idle = isinstance(layer, LoraLayer) and (layer.merged or layer.disable_adapters)
+    idle = isinstance(layer, BaseTunerLayer) and (layer.merged or layer.disable_adapters)
     return without_adapter(layer) if idle else layer
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from peft import LoraConfig
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.device import return_freed_memory
@@ -13,7 +14,8 @@ from musicgen_dreamboothing.model.adapter import SavedAdapter, attach_adapter, c
 from musicgen_dreamboothing.model.building import build_model
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.language_model import MelodyLM, TextLM, empty_language_model, language_model_of
-from musicgen_dreamboothing.model.merging import Merger
+from musicgen_dreamboothing.model.merging import Merger, Merges
+from musicgen_dreamboothing.model.mixing import Mixer
 from musicgen_dreamboothing.model.quantized import LAYERS, base_quantization, keep_trainable, to_int8
 from musicgen_dreamboothing.model.weight_files import open_weights
 
@@ -25,7 +27,7 @@ def load_language_model(
     *,
     with_text_encoder: bool = False,
     quantization: str = "none",
-    merger: Merger | None = None,
+    merger: Merges | None = None,
     left_out: Mapping[str, torch.Size] = {},
 ) -> TextLM | MelodyLM:
     """Loads the language model and, if asked for, the text encoder, which stays in fp32; the codec never.
@@ -37,7 +39,7 @@ def load_language_model(
         dtype: of the weights, or of the arithmetic on quantised ones.
         device: where they go.
         quantization: `none`, `nf4` or `int8` (`quantized.base_quantization`), which can be trained by an adapter only.
-        merger: of an adapter to merge into the weights.
+        merger: of one or more adapters to merge into the weights.
         left_out: names and sizes of weights that are not read; they are zeros that take no memory.
     """
     model_class, placeholders = language_model_of(checkpoint, with_text_encoder=with_text_encoder)
@@ -70,29 +72,45 @@ def load_for_generation(
     device: torch.device,
     *,
     adapter: SavedAdapter | None = None,
+    mixer: Mixer | None = None,
     quantization: str = "none",
 ) -> tuple[TextLM | MelodyLM, tuple[int, int] | None]:
     """The language model with an adapter: merged into it, or beside its weights where these are quantised.
+
+    A mixer of several adapters, or of one with a strength, needs weights that are not quantised.
 
     On GPUs of NVIDIA and AMD `int8` is that of bitsandbytes, as in training; elsewhere torch's kernel, which is fast on
     a CPU and does not know DoRA.
 
     Returns:
-        The model, and `count_active` of the adapter.
+        The model, and `count_active` of the adapter or of all adapters.
 
     Raises:
-        UserError: the adapter does not fit, or changes nothing; bitsandbytes is missing.
+        UserError: the adapter does not fit, or changes nothing; bitsandbytes is missing, or cannot take a mixer.
     """
     return_freed_memory()  # otherwise the process keeps what is freed while loading
     rounds = quantization == "int8" and device.type != "cuda"
-    beside = adapter is not None and quantization != "none" and not (rounds and adapter.config.use_dora)
-    merger = Merger(checkpoint, adapter) if adapter is not None and not beside else None
+    beside = adapter is not None and quantization != "none" and not (rounds and not adapter.is_plain_lora)
+    if adapter is not None and beside and not isinstance(adapter.config, LoraConfig):
+        raise UserError(
+            f"--quantization {quantization} takes LoRA adapters beside its weights, and {adapter.name} is none; "
+            "merge it first"
+        )
+    if mixer is not None and quantization != "none":
+        raise UserError(
+            f"--quantization {quantization} has one adapter, at full strength, beside its weights; merge yours first: "
+            "musicgen-dreamboothing merge MODEL ADAPTER:STRENGTH --output_dir MERGED, then generate MERGED "
+            f"--quantization {quantization}"
+        )
+    merger: Merges | None = mixer
+    if adapter is not None and not beside:
+        merger = Merger(checkpoint, adapter)
     matrices = _layer_matrices(checkpoint) if rounds else {}
     model = load_language_model(
         checkpoint,
         dtype,
         device,
-        with_text_encoder=adapter is not None and adapter.trains_text_encoder,
+        with_text_encoder=any(part is not None and part.trains_text_encoder for part in (adapter, mixer)),
         quantization="none" if rounds else quantization,
         merger=merger,
         left_out=matrices,
@@ -116,7 +134,7 @@ def _layer_matrices(checkpoint: Checkpoint) -> dict[str, torch.Size]:
 
 
 def _round_layers(
-    model: Any, checkpoint: Checkpoint, names: Collection[str], dtype: torch.dtype, merger: Merger | None
+    model: Any, checkpoint: Checkpoint, names: Collection[str], dtype: torch.dtype, merger: Merges | None
 ) -> None:
     """Reads the matrices of the layers one by one and rounds each to 8 bits."""
     weights = open_weights(

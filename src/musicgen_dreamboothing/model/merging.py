@@ -8,13 +8,15 @@ rounded once. Besides the model there is only one such matrix in memory.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from musicgen_dreamboothing.model import seams
@@ -43,13 +45,28 @@ class Merger:
         self._layers = {
             f"{name.removeprefix(PREFIX)}.weight": layer
             for name, layer in model.named_modules()
-            if isinstance(layer, LoraLayer)
+            if isinstance(layer, BaseTunerLayer)
         }
         self._lock = threading.Lock()  # transformers reads weights in several threads
 
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the weights that the adapter changes."""
+        return self._layers.keys()
+
     def wrap(self, weights: dict[str, Any]) -> dict[str, Any]:
         """The weights of `weight_files.open_weights`, merged when they are indexed."""
-        return weights | {name: _Merged(self, name, weights[name]) for name in self._layers if name in weights}
+        return weights | {name: LazilyMerged(self, name, weights[name]) for name in self._layers if name in weights}
+
+    def low_rank(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The update ΔW = B·A as B `[out, r]`, scaled, and A `[r, in]`; None for what is no product of two matrices."""
+        layer = self._layers[name]
+        if not isinstance(layer, LoraLinear | LoraEmbedding) or layer.lora_variant or layer.fan_in_fan_out:
+            return None
+        (adapter,) = layer.active_adapters
+        if isinstance(layer, LoraEmbedding):  # its rows are the inputs
+            return layer.lora_embedding_A[adapter].T * layer.scaling[adapter], layer.lora_embedding_B[adapter].T
+        return layer.lora_B[adapter].weight * layer.scaling[adapter], layer.lora_A[adapter].weight
 
     @torch.no_grad()
     def merged(self, name: str, entry: Any) -> torch.Tensor:
@@ -67,10 +84,20 @@ class Merger:
                 seams.forget_merge(layer)
 
 
-class _Merged:
+class Merges(Protocol):
+    """What merges one weight: a `Merger`, or a `Mixer` of several."""
+
+    active_layers: tuple[int, int]
+
+    def wrap(self, weights: dict[str, Any]) -> dict[str, Any]: ...
+
+    def merged(self, name: str, entry: Any) -> torch.Tensor: ...
+
+
+class LazilyMerged:
     """One adapted weight, merged when it is indexed, as slices of `safetensors` are read then."""
 
-    def __init__(self, merger: Merger, name: str, entry: Any) -> None:
+    def __init__(self, merger: Merges, name: str, entry: Any) -> None:
         self._merger, self._name, self._entry = merger, name, entry
 
     def __getitem__(self, place: Any) -> torch.Tensor:
@@ -92,7 +119,7 @@ def merged_in_place(model: PeftModel, checkpoint: Checkpoint) -> Iterator[nn.Mod
     layers = {
         f"{name.removeprefix(PREFIX)}.weight": layer.get_base_layer()
         for name, layer in model.named_modules()
-        if isinstance(layer, LoraLayer)
+        if isinstance(layer, BaseTunerLayer)
     }
     if any(map(seams.is_bitsandbytes, layers.values())):
         yield model.get_base_model()

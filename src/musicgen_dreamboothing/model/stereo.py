@@ -11,14 +11,13 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from musicgen_dreamboothing.console import UserError
 from musicgen_dreamboothing.files import write_json
@@ -29,10 +28,10 @@ from musicgen_dreamboothing.model.checkpoint import (
     save_processor,
 )
 from musicgen_dreamboothing.model.delay import SIDES
-from musicgen_dreamboothing.model.weight_files import INDEX, LAYOUTS, open_weights
+from musicgen_dreamboothing.model.shards import SHARD_BYTES, write_shards
+from musicgen_dreamboothing.model.weight_files import open_weights
 
 ORIGIN = "warm_start.json"
-SHARD_BYTES = 4 * 10**9  # of a file of weights, which is in memory as a whole
 OF_CODEBOOK = re.compile(r"(decoder\.(?:lm_heads|model\.decoder\.(embed_tokens))\.)(\d+)(\.weight)")
 
 
@@ -80,10 +79,10 @@ def write_stereo_checkpoint(
         UserError: the checkpoint is incomplete.
     """
     weights = open_weights(mono.name, mono.source.arguments(), lambda name: name, convert=False)
-    found = [match for name in weights if (match := OF_CODEBOOK.fullmatch(name))]
-    if len(found) != 2 * mono.codebooks:
+    copied = sum(OF_CODEBOOK.fullmatch(name) is not None for name in weights)
+    if copied != 2 * mono.codebooks:
         raise UserError(
-            f"{mono.name} has {len(found)} heads and embeddings, not {2 * mono.codebooks}; take a complete checkpoint"
+            f"{mono.name} has {copied} heads and embeddings, not {2 * mono.codebooks}; take a complete checkpoint"
         )
     config = copy.deepcopy(mono.config)
     config.decoder.num_codebooks, config.decoder.audio_channels = len(SIDES) * mono.codebooks, len(SIDES)
@@ -117,41 +116,3 @@ def _stereo_weights(weights: Mapping[str, Any], embedding_scale: float) -> Itera
         scale = embedding_scale if embedding else 1.0
         for side in range(len(SIDES)):
             yield f"{before}{len(SIDES) * int(codebook) + side}{after}", weight[...] * scale
-
-
-def write_shards(weights: Iterable[tuple[str, torch.Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes safetensors: one file, or several with an index.
-
-    Args:
-        weights: names and tensors, each in memory of its own.
-        folder: where to; it exists.
-        shard_bytes: size of a file.
-    """
-    names, total = [], 0
-    for number, shard in enumerate(_shards(weights, shard_bytes)):
-        save_file(shard, folder / f"shard-{number}", metadata={"format": "pt"})
-        names.append(list(shard))
-        total += sum(weight.nbytes for weight in shard.values())
-        shard.clear()  # before the next one is collected
-    if len(names) == 1:
-        (folder / "shard-0").rename(folder / LAYOUTS[0])
-        return
-    stem, _, suffix = LAYOUTS[0].partition(".")
-    places: dict[str, str] = {}
-    for number, shard_names in enumerate(names):
-        file = f"{stem}-{number + 1:05}-of-{len(names):05}.{suffix}"
-        (folder / f"shard-{number}").rename(folder / file)
-        places |= dict.fromkeys(shard_names, file)
-    write_json(folder / f"{LAYOUTS[0]}{INDEX}", {"metadata": {"total_size": total}, "weight_map": places})
-
-
-def _shards(weights: Iterable[tuple[str, torch.Tensor]], shard_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-    shard: dict[str, torch.Tensor] = {}
-    size = 0
-    for name, weight in weights:
-        if shard and size + weight.nbytes > shard_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = weight
-        size += weight.nbytes
-    yield shard

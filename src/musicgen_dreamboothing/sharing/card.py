@@ -150,6 +150,19 @@ def write_audiocraft_card(
     write_text(folder / "README.md", text)
 
 
+def write_merged_card(folder: Path, name: str, provenance: Any, checkpoint: Checkpoint, licence: str | None) -> None:
+    """Writes `README.md` of a merged model of this name; `provenance`: a `merge.Provenance`."""
+    text = _template("merged_card.md.jinja").render(
+        name=name,
+        provenance=provenance,
+        base_on_hub=None if checkpoint.is_local else checkpoint.name,
+        is_melody=checkpoint.is_melody,
+        licence=licence,
+        notice=licence_notice(provenance.base, licence),
+    )
+    write_text(folder / "README.md", text)
+
+
 def write_imported_card(folder: Path, name: str, origin: dict[str, str], *, is_melody: bool) -> None:
     """Writes `README.md` of a model that was imported from audiocraft; its licence is not in such files.
 

@@ -8,20 +8,22 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import Trainer, get_scheduler
+from transformers import get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from musicgen_dreamboothing.arguments import TrainArguments, check_values, note_unused
+from musicgen_dreamboothing.arguments.train import PRODIGY
 from musicgen_dreamboothing.console import UserError, log, one_line
 from musicgen_dreamboothing.data.layout import is_prepared
 from musicgen_dreamboothing.data.prepare import check_durations
 from musicgen_dreamboothing.device import check_device
-from musicgen_dreamboothing.model.adapter import SPLITTING, check_settings
+from musicgen_dreamboothing.model.adapter import LYCORIS, SPLITTING, check_settings
 from musicgen_dreamboothing.model.checkpoint import Checkpoint
 from musicgen_dreamboothing.model.delay import sides_of
 from musicgen_dreamboothing.model.quantized import base_quantization
 from musicgen_dreamboothing.training.checkpoints import last_checkpoint
 from musicgen_dreamboothing.training.model import lora_settings
+from musicgen_dreamboothing.training.optimizers import install_hint, optimizer_name, optimizer_of
 from musicgen_dreamboothing.training.prior import check_prior
 from musicgen_dreamboothing.training.samples import read_prompts
 
@@ -41,6 +43,8 @@ def check_options(options: TrainArguments) -> None:
         _check_resumption(options)
     check_settings(lora_settings(options))
     _check_quantization(options)
+    if options.init_adapter and options.adapter_type in LYCORIS:
+        raise UserError(f"--init_adapter takes LoRA adapters; leave out --adapter_type {options.adapter_type}")
     check_prior(options)
     _check_samples(options)
     _check_trackers(options.report_to)
@@ -92,6 +96,11 @@ def _check_quantization(options: TrainArguments) -> None:
         return
     if not options.use_lora:
         raise UserError(f"--quantization {options.quantization} freezes the base, which --use_lora false would train")
+    if options.adapter_type in LYCORIS:
+        raise UserError(
+            f"--quantization {options.quantization} takes LoRA adapters; "
+            f"leave out --adapter_type {options.adapter_type}"
+        )
     if SPLITTING.fullmatch(options.lora_init):
         raise UserError(
             f"--lora_init {options.lora_init} changes the base, which --quantization has rounded; choose one"
@@ -105,16 +114,21 @@ def _check_samples(options: TrainArguments) -> None:
 
 def _check_optimizer(options: TrainArguments) -> None:
     """Makes optimizer and schedule for a weight that nobody trains: their errors would come after the preparation."""
+    if optimizer_name(options) == PRODIGY and options.loraplus_lr_ratio != 1:
+        raise UserError("--optim prodigy finds one rate for all weights; leave out --loraplus_lr_ratio")
     try:
-        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(options, nn.Identity())
+        optimizer_class, settings = optimizer_of(options, nn.Identity())
         optimizer = optimizer_class([nn.Parameter(torch.zeros(1, device=options.device))], **settings)
         kwargs = options.lr_scheduler_kwargs
         get_scheduler(options.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=kwargs)
+    except UserError:
+        raise
     except Exception as error:  # each of transformers' optimizers and schedules has its own
         raise UserError(
-            f"--optim {getattr(options.optim, 'value', options.optim)} with --optim_args {options.optim_args}, or "
+            f"--optim {optimizer_name(options)} with --optim_args {options.optim_args}, or "
             f"--lr_scheduler_type {getattr(options.lr_scheduler_type, 'value', options.lr_scheduler_type)} with "
             f"--lr_scheduler_kwargs {options.lr_scheduler_kwargs}, is invalid: {one_line(str(error))}"
+            f"{install_hint(optimizer_name(options))}"
         ) from error
 
 

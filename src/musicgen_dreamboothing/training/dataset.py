@@ -106,7 +106,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         piece = {"codes": inputs, "labels": labels, "caption": caption, "keep_caption": keep_caption}
         if self.captions is not None:
             piece["text_states"] = self.captions[self._caption_rows[caption]]["states"]
-        if self.melodies is not None:  # drawn last: everything else is the same without melodies
+        if self.melodies is not None:  # drawn last: caption and prompt are the same without melodies
             keep_melody = keep_caption and bool(rng.random() >= self.drawing.melody_dropout)
             piece["melody"] = self._melody_in(span, self.melodies, keep_melody)
         return piece
@@ -139,7 +139,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def _draw_span(self, clip: int, rng: np.random.Generator) -> _Span:
         """Where a piece lies. It is taken `max(delay)` frames longer, which the delay pattern eats.
 
-        With melodies, random pieces begin where a frame of chroma does, so that they have the stored classes.
+        With melodies, random pieces begin where a frame of chroma does, so that they have the stored classes: up to
+        `grid - 1` frames earlier.
         """
         passage, begin, length = self._passages[clip]
         if self.drawing.crop_frames is None and not self.drawing.random_crop:

@@ -98,4 +98,5 @@ def lora_settings(options: TrainArguments) -> LoraSettings:
         options.use_dora,
         options.use_rslora,
         options.lora_init,
+        options.adapter_type,
     )

@@ -25,6 +25,8 @@ from musicgen_dreamboothing.model.seams import switch_autocast_off
 from musicgen_dreamboothing.signals import Stopped
 from musicgen_dreamboothing.training.collator import IS_PRIOR
 from musicgen_dreamboothing.training.dataset import EpochSampler
+from musicgen_dreamboothing.training.loraplus import raise_rates
+from musicgen_dreamboothing.training.optimizers import SCHEDULE_FREE, AverageWeights, optimizer_name, optimizer_of
 from musicgen_dreamboothing.training.stopping import StoppableTrainer
 
 SPLIT = "split"  # in a checkpoint's state: how micro-batches are computed
@@ -53,6 +55,8 @@ class CodebookTrainer(StoppableTrainer):
         self._earlier_batches: list[dict[str, torch.Tensor]] = []  # micro-batches of this update before the one at hand
         self.style_of: Callable[[Any], float] | None = None  # how far the model's music is from the songs
         self.add_callback(_SetEpoch(self._sampler))
+        if optimizer_name(self.args).startswith(SCHEDULE_FREE):
+            self.add_callback(AverageWeights())  # before those that play and save
 
     def create_accelerator_and_postprocess(self) -> None:
         """A frozen 16-bit base computes in its own precision: of accelerate's fp16 it needs the loss scaler alone.
@@ -62,6 +66,19 @@ class CodebookTrainer(StoppableTrainer):
         super().create_accelerator_and_postprocess()
         if self.args.use_lora:
             switch_autocast_off(self.accelerator)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        """transformers' optimizers, and Prodigy."""
+        return optimizer_of(args, model)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' optimizer, with the rates of LoRA+ where they are asked for."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and self.args.loraplus_lr_ratio != 1:
+            raise_rates(optimizer, self.model, self.args.loraplus_lr_ratio)
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler

@@ -54,7 +54,9 @@ def warm_start(options: WarmStartArguments) -> WarmStartResult:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuses a folder that this verb did not write."""
+    """Refuses a file, and a folder that this verb did not write."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --output_dir")
     if folder.is_dir() and any(folder.iterdir()) and read_origin(folder) is None:
         raise UserError(f"{folder} holds something else (it has no valid {ORIGIN}); choose another --output_dir")
 

@@ -50,8 +50,8 @@ class MelodyFiles:
     def notes(self) -> list[str]:
         """One line on melody files without a song."""
         present = (folder / name for folder, names in self.files.items() for name in names if is_melody_file(name))
-        if lost := sorted(printable(path.name) for path in present if path not in self._used):
-            return [f"{plural(len(lost), 'melody file')} without a song of the same name: {first_names(lost)}"]
+        if unused := sorted(printable(path.name) for path in present if path not in self._used):
+            return [f"{plural(len(unused), 'melody file')} without a song of the same name: {first_names(unused)}"]
         return []
 
 

@@ -231,7 +231,10 @@ def _add_melodies(
     table, row_of = read_codes(folder, codes_name(checkpoint))
     frames = table["frames"][:]
     timed = [row | {"seconds": frames[row_of[row["digest"]]] / checkpoint.frame_rate} for row in rows]
-    add_melodies(folder, with_melodies(folder, timed, source), checkpoint, workers)
+    paired = with_melodies(folder, timed, source)
+    if missing := sum(not row["melody_file"] for row in paired):
+        log(f"{missing} of {plural(len(paired), 'clip')} without another recording are trained without a melody")
+    add_melodies(folder, paired, checkpoint, workers)
 
 
 def recordings_of(

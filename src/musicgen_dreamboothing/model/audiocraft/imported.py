@@ -34,7 +34,7 @@ from musicgen_dreamboothing.model.audiocraft.sizes import Sizes
 from musicgen_dreamboothing.model.checkpoint import META_GENERATION, Checkpoint
 from musicgen_dreamboothing.model.chroma import CLASSES, HOP, N_FFT
 from musicgen_dreamboothing.model.part_hash import current_name
-from musicgen_dreamboothing.model.stereo import write_shards
+from musicgen_dreamboothing.model.shards import write_shards
 from musicgen_dreamboothing.model.weight_files import first_line, open_weights
 
 VOCALS_AND_OTHER = [3, 2]  # stems of htdemucs that a melody is taken from
