@@ -1,7 +1,7 @@
 """The distance of a model in training to its songs, for `--metric_for_best_model style`.
 
-It is the `style_distance` of the report: the same prompts, takes, seeds, excerpts of songs and embedding. With fewer takes
-it ranked the checkpoints of the demo otherwise.
+It is the `style_distance` of the report: the same prompts, takes, seeds, excerpts of songs and embedding. With fewer
+takes it ranked the checkpoints of the demo otherwise.
 """
 
 from __future__ import annotations
