@@ -33,6 +33,7 @@ WORDS = {
     "train": ["--dataset_name", "songs", "--output_dir", "run"],
     "generate": ["model", "punk"],
     "evaluate": ["run"],
+    "merge": ["punk", "--output_dir", "merged"],
     "warm-start": ["base", "--output_dir", "stereo"],
     "export": ["model", "--output_dir", "out"],
     "import": ["state_dict.bin", "--output_dir", "out"],

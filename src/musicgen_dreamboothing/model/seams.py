@@ -41,7 +41,15 @@ class Seam(NamedTuple):
 TRAINER_METHODS = (
     *("_evaluate", "_finalize_training", "_get_dataloader", "_get_num_items_in_batch", "_get_train_sampler"),
     *("_load_callback_state", "_run_epoch", "_save", "_save_checkpoint", "_save_rng_state"),
-    *("compute_loss", "create_accelerator_and_postprocess", "evaluation_loop", "get_batch_samples", "log"),
+    *(
+        "compute_loss",
+        "create_accelerator_and_postprocess",
+        "create_optimizer",
+        "get_optimizer_cls_and_kwargs",
+        "evaluation_loop",
+        "get_batch_samples",
+        "log",
+    ),
     *("prediction_step", "training_step", "_maybe_log_save_evaluate", "_prepare_inputs"),
 )
 _TEXT = "transformers.models.musicgen.modeling_musicgen"
