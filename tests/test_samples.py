@@ -291,7 +291,7 @@ def test_the_end_is_played_with_the_weights_that_are_saved(
     """The best ones here: those of the first update."""
     losses = iter([1.0, 2.0, 3.0])
 
-    def found(prediction: Any) -> dict[str, float]:
+    def found(prediction: Any, **sides: Any) -> dict[str, float]:
         return {"loss": next(losses)}
 
     monkeypatch.setattr("musicgen_dreamboothing.training.trainer.evaluation_metrics", found)

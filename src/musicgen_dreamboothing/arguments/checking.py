@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import types
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from musicgen_dreamboothing.arguments.inherited import INHERITED
 from musicgen_dreamboothing.console import UserError, log
 
 SHOWN = 60  # characters of a value in a message
+MOST_LISTED = 16  # choices in a message
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -79,7 +81,15 @@ def _check_value(name: str, value: Any, rule: Rule, *, may_be_empty: bool) -> No
         if "\0" in value:
             raise UserError(f"{name} {shown(value)} contains a zero byte, which neither names nor texts may have")
         if rule.choices and value not in rule.choices:
-            raise UserError(f"{name} {shown(value)} is unknown; it takes {', '.join(rule.choices)}")
+            raise UserError(f"{name} {shown(value)} is unknown; it takes {_listed(value, rule.choices)}")
+
+
+def _listed(value: str, choices: tuple[str, ...]) -> str:
+    """The choices; of very many the nearest ones."""
+    if len(choices) <= MOST_LISTED:
+        return ", ".join(choices)
+    near = difflib.get_close_matches(value, choices, n=MOST_LISTED, cutoff=0.3) or list(choices[:MOST_LISTED])
+    return f"{', '.join(near)} and {len(choices) - len(near)} other names of transformers"
 
 
 def shown(value: Any) -> str:
