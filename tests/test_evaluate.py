@@ -82,6 +82,7 @@ def figures_of(run: Path) -> dict[str, dict[str, Any]]:
 def test_a_run_is_compared_with_its_base(finished: Path) -> None:
     said, report = (finished / "said.txt").read_text(), report_of(finished / "run")
     assert len(report["verdict"]) == 3
+    assert not (finished / "run" / "evaluation" / "melody").exists()  # the base takes no melodies
     assert all(f"- {sentence}" in said for sentence in report["verdict"])
     assert "Evaluate:  musicgen-dreamboothing evaluate" in said  # a CPU isn't kept busy with it unasked
     assert [(pair["prompt"], pair["kind"], pair["variation"]) for pair in report["pairs"]] == [

@@ -107,6 +107,8 @@ def generate_melody_clips(
         weights: a fingerprint of the model.
         batch_size: clips at once; None for as many as memory holds.
     """
+    if not asked:
+        return []
     requests = {
         f"{number:02d}.wav": GenerationRequest(one.caption, number, melody=one.classes)
         for number, one in enumerate(asked)
