@@ -95,33 +95,23 @@ def write_card(
         url: of the repository, which players need.
     """
     base = Path(checkpoint.name).name if checkpoint.is_local else checkpoint.name  # paths are private
-    text = _template("model_card.md.jinja").render(
+    _write_card(
+        folder,
+        "model_card.md.jinja",
+        base,
+        checkpoint,
+        licence,
         facts=facts,
         listening=listening,
         url=url,
         examples=facts.captions[:MAX_EXAMPLES],
-        base=base,
-        base_on_hub=None if checkpoint.is_local else checkpoint.name,
-        revision=checkpoint.revision,
         origin=read_origin(Path(checkpoint.name)),
-        is_melody=checkpoint.is_melody,
-        licence=licence,
-        notice=licence_notice(base, licence),
     )
-    write_text(folder / "README.md", text)
 
 
 def write_stereo_card(folder: Path, name: str, origin: Origin, mono: Checkpoint, licence: str | None) -> None:
     """Writes `README.md` of a stereo base of this name; only a mono checkpoint on the Hub is linked."""
-    text = _template("stereo_card.md.jinja").render(
-        name=name,
-        origin=origin,
-        base_on_hub=None if mono.is_local else mono.name,
-        is_melody=mono.is_melody,
-        licence=licence,
-        notice=licence_notice(origin.base, licence),
-    )
-    write_text(folder / "README.md", text)
+    _write_card(folder, "stereo_card.md.jinja", origin.base, mono, licence, name=name, origin=origin)
 
 
 def write_audiocraft_card(
@@ -137,30 +127,13 @@ def write_audiocraft_card(
         is_merged: whether there was an adapter.
     """
     base = Path(checkpoint.name).resolve().name if checkpoint.is_local else checkpoint.name  # paths are private
-    text = _template("audiocraft_card.md.jinja").render(
-        name=name,
-        base=base,
-        base_on_hub=None if checkpoint.is_local else checkpoint.name,
-        revision=checkpoint.revision,
-        is_merged=is_merged,
-        is_melody=checkpoint.is_melody,
-        licence=licence,
-        notice=licence_notice(base, licence),
-    )
-    write_text(folder / "README.md", text)
+    _write_card(folder, "audiocraft_card.md.jinja", base, checkpoint, licence, name=name, is_merged=is_merged)
 
 
 def write_merged_card(folder: Path, name: str, provenance: Any, checkpoint: Checkpoint, licence: str | None) -> None:
     """Writes `README.md` of a merged model of this name; `provenance`: a `merge.Provenance`."""
-    text = _template("merged_card.md.jinja").render(
-        name=name,
-        provenance=provenance,
-        base_on_hub=None if checkpoint.is_local else checkpoint.name,
-        is_melody=checkpoint.is_melody,
-        licence=licence,
-        notice=licence_notice(provenance.base, licence),
-    )
-    write_text(folder / "README.md", text)
+    base = provenance.base
+    _write_card(folder, "merged_card.md.jinja", base, checkpoint, licence, name=name, provenance=provenance)
 
 
 def write_imported_card(folder: Path, name: str, origin: dict[str, str], *, is_melody: bool) -> None:
@@ -173,6 +146,22 @@ def write_imported_card(folder: Path, name: str, origin: dict[str, str], *, is_m
         is_melody: whether it takes melodies.
     """
     text = _template("imported_card.md.jinja").render(name=name, origin=origin, is_melody=is_melody)
+    write_text(folder / "README.md", text)
+
+
+def _write_card(
+    folder: Path, template: str, base: str, checkpoint: Checkpoint, licence: str | None, **facts: Any
+) -> None:
+    """Writes `README.md` with what each card says of its base, and these facts."""
+    text = _template(template).render(
+        base=base,
+        base_on_hub=None if checkpoint.is_local else checkpoint.name,
+        revision=checkpoint.revision,
+        is_melody=checkpoint.is_melody,
+        licence=licence,
+        notice=licence_notice(base, licence),
+        **facts,
+    )
     write_text(folder / "README.md", text)
 
 
